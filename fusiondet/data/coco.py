@@ -1,0 +1,296 @@
+"""The annotations on disk: one COCO JSON per split, rasters untouched beside it. Write, read, validate.
+
+Layout: `ROOT/annotations/<split>.json`; every file name in it is relative to ROOT. Plain COCO tools read the file; the
+keys below are additions, and unknown is always null, never NaN.
+
+    bands          BandSpec.to_dict(): names in channel order and the SAR scale of the files
+    nodata         number that means "no data" in rasters that declare none, or null
+    images[]       id, file_name, width, height, sar_file_name, ndsm_file_name, building_height_file_name, gsd_m,
+                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}
+    annotations[]  id, image_id, category_id 1, bbox (x, y, w, h) px, area px², iscrowd 0, segmentation (polygons, or
+                   RLE where the building has holes or would become two by rasterising), height_m, height_source,
+                   height_stat, height_datum, outline, source_id
+
+Predictions are COCO results with `height_m, height_p16_m, height_p84_m`; see `prediction_record`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import shapely
+from pycocotools import mask as mask_api
+from shapely.geometry import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
+
+from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
+from fusiondet.data.bands import BandSpec
+from fusiondet.errors import InputError
+from fusiondet.files import read_json, safe_join, write_json
+
+CATEGORIES = [{"id": 1, "name": "building", "supercategory": "building"}]
+RASTER_KEYS = ("file_name", "sar_file_name", "ndsm_file_name", "building_height_file_name")
+_HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
+
+
+@dataclass
+class Dataset:
+    """One split: its tiles, what their bands are, and free-form facts (`info`: licence, counts, how it was made).
+
+    Attributes:
+        nodata: number that means "no data" where a raster declares none; None when there is no such number.
+        root: folder that the tiles' file names are relative to; set by `read_coco`.
+    """
+
+    tiles: list[Tile]
+    bands: BandSpec
+    info: dict = field(default_factory=dict)
+    nodata: float | None = None
+    root: Path | None = None
+
+
+def write_coco(dataset: Dataset, path: Path) -> None:
+    """Write `dataset` as `path`, whole or not at all. Tiles without an id are numbered from 1 on, in order."""
+    document = coco_document(dataset)
+    validate_coco(document, path)
+    write_json(document, path)
+
+
+def coco_document(dataset: Dataset) -> dict:
+    """`dataset` as the document that `write_coco` writes. Annotations are numbered from 1 on, in order."""
+    images, annotations = [], []
+    taken = {tile.id for tile in dataset.tiles if tile.id is not None}
+    free = iter(i for i in range(1, len(dataset.tiles) + len(taken) + 1) if i not in taken)
+    for tile in dataset.tiles:
+        image_id = tile.id if tile.id is not None else next(free)
+        images.append({**_image_record(tile), "id": image_id})
+        for building in tile.buildings:
+            record = annotation_record(building, tile.height, tile.width)
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **record})
+    return {
+        "info": dataset.info,
+        "licenses": [],
+        "bands": dataset.bands.to_dict(),
+        "nodata": dataset.nodata,
+        "categories": CATEGORIES,
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def read_coco(path: Path) -> Dataset:
+    """The split in `path`, checked. File names stay relative to `Dataset.root`, the folder above `annotations/`.
+
+    A file outside a folder named `annotations` has its own folder as root. A plain COCO file without our keys is read
+    too: heights unknown, GSD nan, and RGB assumed.
+
+    Raises:
+        InputError: missing, not JSON, or not valid by `validate_coco`.
+    """
+    path = Path(path)
+    document = read_json(path)
+    validate_coco(document, path)
+    tiles = {image["id"]: _tile(image) for image in document["images"]}
+    for annotation in document["annotations"]:
+        tile = tiles[annotation["image_id"]]
+        building = building_from_annotation(annotation, tile.height, tile.width)
+        if building is not None and not annotation.get("iscrowd"):
+            tile.buildings.append(building)
+    bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
+    return Dataset(list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path))
+
+
+def image_root(json_path: Path) -> Path:
+    """Folder that the file names of an annotation file are relative to."""
+    folder = Path(json_path).resolve().parent
+    return folder.parent if folder.name == "annotations" else folder
+
+
+def validate_coco(document: dict, path: Path) -> None:
+    """Check the keys that everything relies on.
+
+    Raises:
+        InputError: names the file, the record and the key; also for names that leave the image root, duplicated ids,
+            annotations of unknown images, and heights that are neither null nor in (0, 1000] m.
+    """
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise InputError(f"{path}: expected a COCO file with a list {key!r}. Make one with tools/prepare_dataset.py.")
+    ids = set()
+    for image in document["images"]:
+        where = f"{path}: image {image.get('id')!r}"
+        for key in ("id", "file_name", "width", "height"):
+            if image.get(key) is None:
+                raise InputError(f"{where}: {key!r} is missing.")
+        if image["id"] in ids:
+            raise InputError(f"{where}: this id occurs twice.")
+        ids.add(image["id"])
+        for key in RASTER_KEYS:
+            if image.get(key) is not None:
+                safe_join(image_root(path), str(image[key]))
+    for annotation in document["annotations"]:
+        where = f"{path}: annotation {annotation.get('id')!r}"
+        if annotation.get("image_id") not in ids:
+            raise InputError(f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list.")
+        height_m = annotation.get("height_m")
+        if height_m is not None and clean_height_m(height_m)[1]:
+            raise InputError(f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown.")
+
+
+def annotation_record(building: Building, height: int, width: int) -> dict:
+    """COCO annotation of `building` (pixels of a height x width image), without ids."""
+    x0, y0, x1, y1 = building.polygon.bounds
+    return {
+        "category_id": 1,
+        "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+        "area": round(building.polygon.area, 3),
+        "iscrowd": 0,
+        "segmentation": segmentation_from_polygon(building.polygon, height, width),
+        "height_m": None if building.height_m is None else round(float(building.height_m), 4),
+        **{key: getattr(building, key) for key in _HEIGHT_TEXT_KEYS},
+        "outline": building.outline,
+        "source_id": building.id,
+        # RLE rounds an outline to pixels; the exact one stays beside it, for pictures and vector metrics.
+        **({"outline_px": shapely.to_geojson(building.polygon)} if _has_holes(building.polygon) else {}),
+    }
+
+
+def building_from_annotation(annotation: dict, height: int, width: int) -> Building | None:
+    """Inverse of `annotation_record`; None when the segmentation encloses no area."""
+    if annotation.get("outline_px"):
+        polygon = clean_polygon(shapely.from_geojson(annotation["outline_px"]))
+    else:
+        polygon = polygon_from_segmentation(annotation["segmentation"], height, width)
+    if polygon is None:
+        return None
+    return Building(
+        polygon=polygon,
+        height_m=annotation.get("height_m"),
+        outline=annotation.get("outline") or "footprint",
+        id=annotation.get("source_id"),
+        **{key: annotation.get(key) for key in _HEIGHT_TEXT_KEYS},
+    )
+
+
+def segmentation_from_polygon(polygon_px: BaseGeometry, height: int, width: int) -> list | dict:
+    """COCO segmentation: a list of flat rings, or compressed RLE where rings alone would fill a hole."""
+    if _has_holes(polygon_px):
+        return encode_rle(polygon_to_mask(polygon_px, height, width))
+    return [_flat(part.exterior) for part in _parts(polygon_px)]
+
+
+def polygon_from_segmentation(segmentation, height: int, width: int) -> BaseGeometry | None:
+    """Outline in pixels of a COCO segmentation (polygons or RLE); None when it encloses no area.
+
+    An RLE becomes the union of its pixels' outer borders (exact area, stair-cased).
+    """
+    if isinstance(segmentation, dict):
+        return mask_to_polygon(decode_rle(segmentation, height, width))
+    rings = [Polygon(np.asarray(ring, dtype=float).reshape(-1, 2)) for ring in segmentation if len(ring) >= 6]
+    parts = [clean_polygon(ring) for ring in rings]
+    return clean_polygon(shapely.unary_union([p for p in parts if p is not None])) if any(parts) else None
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """(H, W) bool -> {"size": [H, W], "counts": str}."""
+    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(segmentation: dict, height: int, width: int) -> np.ndarray:
+    """Inverse of `encode_rle`, also of uncompressed counts -> (H, W) bool.
+
+    Raises:
+        InputError: the RLE's size is not (height, width).
+    """
+    if list(segmentation["size"]) != [height, width]:
+        raise InputError(f"RLE of size {segmentation['size']} in an image of size {[height, width]}.")
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_api.frPyObjects(segmentation, height, width)
+    return mask_api.decode(segmentation).astype(bool)
+
+
+def polygon_to_mask(polygon_px: BaseGeometry, height: int, width: int) -> np.ndarray:
+    """(H, W) bool: pixels whose centre lies inside `polygon_px` (holes are outside)."""
+    from rasterio.features import rasterize
+
+    return rasterize([(polygon_px, 1)], out_shape=(height, width), fill=0, dtype="uint8").astype(bool)
+
+
+def mask_to_polygon(mask: np.ndarray) -> BaseGeometry | None:
+    """Union of the true pixels' squares of (H, W) `mask`, in its pixels; None when there is none."""
+    from rasterio.features import shapes
+
+    rings = shapes(mask.astype(np.uint8), mask=mask.astype(bool), connectivity=4)
+    return clean_polygon(shapely.unary_union([shapely.geometry.shape(g) for g, _ in rings]))
+
+
+def prediction_record(image_id: int, score: float, box_xyxy, rle: dict, height_m: tuple[float, float, float] | None):
+    """COCO result of one detection.
+
+    Args:
+        box_xyxy: pixels. rle: of the mask in the image. height_m: (p16, median, p84) in metres, or None.
+    """
+    x0, y0, x1, y1 = (float(v) for v in box_xyxy)
+    p16, median, p84 = height_m if height_m is not None else (None, None, None)
+    return {
+        "image_id": image_id,
+        "category_id": 1,
+        "score": float(score),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "segmentation": rle,
+        "height_m": _plain(median),
+        "height_p16_m": _plain(p16),
+        "height_p84_m": _plain(p84),
+    }
+
+
+def read_predictions(path: Path) -> list[dict]:
+    """COCO results in `path`, checked.
+
+    Raises:
+        InputError: not a list of records with image_id, score and segmentation or bbox.
+    """
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"{path}: expected a list of COCO results, found {type(records).__name__}.")
+    for i, record in enumerate(records):
+        missing = [key for key in ("image_id", "score", "segmentation") if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise InputError(f"{path}: record {i} has no {missing[0]!r}; expected image_id, score, segmentation, height_m.")
+    return records
+
+
+def _plain(value) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _image_record(tile: Tile) -> dict:
+    record = {f.name: getattr(tile, f.name) for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor")}
+    record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
+    return {**record, "sensor": tile.sensor.to_dict()}
+
+
+def _tile(image: dict) -> Tile:
+    names = {f.name for f in dataclasses.fields(Tile)} - {"buildings", "sensor", "gsd_m", "transform"}
+    return Tile(
+        gsd_m=float("nan") if image.get("gsd_m") is None else float(image["gsd_m"]),
+        transform=None if image.get("transform") is None else tuple(image["transform"]),
+        sensor=SensorGeometry.from_dict(image.get("sensor")),
+        **{name: image.get(name) for name in names},
+    )
+
+
+def _parts(polygon: BaseGeometry) -> Iterable[Polygon]:
+    return polygon.geoms if isinstance(polygon, MultiPolygon) else [polygon]
+
+
+def _has_holes(polygon: BaseGeometry) -> bool:
+    return any(part.interiors for part in _parts(polygon))
+
+
+def _flat(ring) -> list[float]:
+    return [round(float(v), 3) for xy in list(ring.coords)[:-1] for v in xy[:2]]

@@ -1,0 +1,22 @@
+"""Scores of buildings, as pure functions on arrays: an IoU matrix, scores and heights in; numbers out.
+
+Every evaluation returns one flat dict with these keys; a number that is not defined (no truth, nothing matched) is
+None: AP without any truth is None, while AP with truth and no prediction is 0.
+
+    bbox/AP, bbox/AP50, bbox/AP75, segm/AP, segm/AP50, segm/AP75      0-100, COCO definition, maxDets of the dataset
+    joint/AP, joint/AP50, joint/AP75     0-100; true positive = mask IoU >= t *and* max(p/g, g/p) < 1.25
+    height/mae_m, rmse_m, bias_m, median_error_m, nmad_m, delta1, delta2, delta3     on buildings matched at IoU >= .5
+    height/skill                         1 - MAE / MAE of the best constant (the truth's median over the same buildings)
+    height/coverage                      matched with known height / truth with known height
+    height/n                             matched buildings with known height
+    height/interval_coverage             share of truth inside [p16, p84]; 0.68 is honest
+    height/crps_m                        metres; log-normal through the median with p84 / p16 as predicted
+    height/crps_constant_width_m         the same medians with one p84 - p16 for all, chosen best on this very truth
+    height/crps_constant_ratio_m         the same with one p84 / p16 for all: the harder of the two where tall is hard
+    height/bin_<a>_<b>_m/{n,mae_m,bias_m}                by true height: 0-3, 3-6, 6-12, 12-24, 24-50, 50-inf
+    height/width_q<k>/{n,mae_m,width_m}                  by quartile of the predicted p84 - p16
+    height_gt_boxes/...                  the same as height/ with ground-truth boxes and masks given to the height head
+    dataset/n_images, dataset/n_buildings, dataset/n_predictions, dataset/max_detections
+
+`instances` scores COCO results against annotations, `vectors` one GIS layer against another (keys `match/`, `height/`).
+"""

@@ -1,0 +1,256 @@
+"""Scores of predicted instances against annotated ones: COCO AP, heights of matched buildings, joint AP.
+
+All instances are buildings: category ids are not looked at.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from fusiondet.data.coco import Dataset, coco_document, validate_coco
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.evaluation import average_precision as ap
+from fusiondet.evaluation.heights import RATIO, height_metrics, height_ratio
+from fusiondet.evaluation.matching import NOTHING, mask_iou, match_greedily
+from fusiondet.files import read_json
+
+METRICS = ("coco", "height", "joint")
+HEIGHT_KEYS = ("height_m", "height_p16_m", "height_p84_m")
+
+
+@dataclass
+class _Image:
+    """Truth and best-scored predictions of one image, as arrays.
+
+    Attributes:
+        truth_rles, crowd, truth_m: G masks, (G,) bool, (G,) metres or NaN.
+        records, heights_m, iou: D predictions by descending score, (D, 3) median, p16, p84 or NaN, (D, G).
+    """
+
+    truth_rles: list[dict] = field(default_factory=list)
+    crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    truth_m: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    records: list[dict] = field(default_factory=list)
+    heights_m: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    iou: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+
+def evaluate_instances(
+    dataset: Dataset | Path | dict,
+    records: list[dict],
+    max_detections: int | None = None,
+    metrics: tuple[str, ...] = METRICS,
+) -> dict[str, float | int | None]:
+    """Score COCO results against truth.
+
+    Args:
+        dataset: truth; a `Dataset`, the path of its JSON, or the JSON's content.
+        records: COCO results with `height_m, height_p16_m, height_p84_m` (missing or None: no height predicted).
+        max_detections: best-scored predictions per image that count; None: twice the densest image's truth, at
+            least 100.
+        metrics: any of "coco", "height", "joint".
+
+    Returns:
+        Flat dict with the keys of `fusiondet.evaluation`; None where a number is not defined.
+
+    Raises:
+        InputError: unknown metric, invalid truth, or a record of an image that the truth does not list or whose mask
+            has another size.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown_name("metric", name, METRICS)
+    document = _one_class(_document(dataset))
+    records = _with_boxes(records, document)
+    max_detections = max_detections or _max_detections(document)
+    result = {
+        "dataset/n_images": len(document["images"]),
+        "dataset/n_buildings": sum(not a.get("iscrowd") for a in document["annotations"]),
+        "dataset/n_predictions": len(records),
+        "dataset/max_detections": max_detections,
+    }
+    if "coco" in metrics:
+        for kind in ("bbox", "segm"):
+            per_threshold = ap.coco_average_precision(document, records, kind, max_detections)
+            result |= ap.summary(kind, per_threshold)
+    if "height" in metrics or "joint" in metrics:
+        images = _images(document, records, max_detections)
+        result |= _matched_heights(images) if "height" in metrics else {}
+        result |= ap.summary("joint", _joint_average_precision(images)) if "joint" in metrics else {}
+    return result
+
+
+def evaluate_truth_box_heights(
+    dataset: Dataset | Path | dict, records: list[dict]
+) -> dict[str, float | int | None]:
+    """Heights predicted with the true boxes and masks: the height error without any error of detection.
+
+    Args:
+        dataset: truth, as for `evaluate_instances`.
+        records: one per annotation, with `annotation_id` and `height_m, height_p16_m, height_p84_m`.
+
+    Returns:
+        Keys `height_gt_boxes/...`, see `fusiondet.evaluation`.
+
+    Raises:
+        InputError: a record names an annotation that the truth does not have, or that another record names too.
+    """
+    truth_m = {
+        a["id"]: _number(a.get("height_m")) for a in _document(dataset)["annotations"] if not a.get("iscrowd")
+    }
+    seen = set()
+    for record in records:
+        annotation_id = record.get("annotation_id")
+        if annotation_id not in truth_m or annotation_id in seen:
+            problem = "occurs twice" if annotation_id in seen else "is not in the annotations"
+            raise InputError(
+                f"height record of annotation {annotation_id!r}: {problem}. Expected one per annotation."
+            )
+        seen.add(annotation_id)
+    return height_metrics(
+        np.array([truth_m[r["annotation_id"]] for r in records]),
+        *_height_columns(records).T,
+        known_truth_total=int(np.isfinite(list(truth_m.values())).sum()),
+        prefix="height_gt_boxes",
+    )
+
+
+def _document(dataset: Dataset | Path | dict) -> dict:
+    if isinstance(dataset, Dataset):
+        return coco_document(dataset)
+    if isinstance(dataset, dict):
+        return dataset
+    document = read_json(dataset)
+    validate_coco(document, Path(dataset))
+    return document
+
+
+def _one_class(document: dict) -> dict:
+    """`document` with compressed RLE masks and category 1 throughout, images in the order of their ids."""
+    images = sorted(document["images"], key=lambda image: image["id"])
+    size = {image["id"]: (image["height"], image["width"]) for image in images}
+    annotations = []
+    for n, annotation in enumerate(document["annotations"], start=1):
+        # COCO's evaluation takes an id of 0 for "unmatched": number anew.
+        rle = _rle(annotation["segmentation"], *size[annotation["image_id"]])
+        kept = {
+            "id": n,
+            "category_id": 1,
+            "segmentation": rle,
+            "iscrowd": int(annotation.get("iscrowd") or 0),
+        }
+        annotations.append({**annotation, **kept, "area": annotation.get("area", float(mask_api.area(rle)))})
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "building"}]}
+
+
+def _with_boxes(records: list[dict], document: dict) -> list[dict]:
+    """Copies of `records` with compressed RLE, category 1 and a box."""
+    size = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    complete = []
+    for i, record in enumerate(records):
+        if record["image_id"] not in size:
+            raise InputError(
+                f"prediction {i} belongs to image {record['image_id']!r}, which the annotations do not list. "
+                "Do both files belong to the same split?"
+            )
+        rle = _rle(record["segmentation"], *size[record["image_id"]])
+        box = record["bbox"] if record.get("bbox") is not None else mask_api.toBbox(rle).tolist()
+        complete.append({**record, "category_id": 1, "segmentation": rle, "bbox": box})
+    return complete
+
+
+def _rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """Compressed RLE of any COCO segmentation, rasterised the way pycocotools does."""
+    if isinstance(segmentation, list):
+        rings = [ring for ring in segmentation if len(ring) >= 6]
+        # pycocotools takes an empty list of rings for an empty list of masks.
+        return mask_api.merge(mask_api.frPyObjects(rings or [[0.0] * 6], height, width))
+    if list(segmentation["size"]) != [height, width]:
+        raise InputError(f"mask of size {segmentation['size']} in an image of size {[height, width]}.")
+    if isinstance(segmentation["counts"], list):
+        return mask_api.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _max_detections(document: dict) -> int:
+    per_image = defaultdict(int)
+    for annotation in document["annotations"]:
+        per_image[annotation["image_id"]] += 1
+    return max(100, 2 * max(per_image.values(), default=0))
+
+
+def _images(document: dict, records: list[dict], max_detections: int) -> list[_Image]:
+    truth, predictions = defaultdict(list), defaultdict(list)
+    for annotation in document["annotations"]:
+        truth[annotation["image_id"]].append(annotation)
+    for record in records:
+        predictions[record["image_id"]].append(record)
+    return [_image(truth[i["id"]], predictions[i["id"]], max_detections) for i in document["images"]]
+
+
+def _image(annotations: list[dict], records: list[dict], max_detections: int) -> _Image:
+    order = np.argsort([-record["score"] for record in records], kind="stable")[:max_detections]
+    records = [records[k] for k in order]
+    crowd = np.array([bool(a["iscrowd"]) for a in annotations], dtype=bool)
+    rles = [a["segmentation"] for a in annotations]
+    return _Image(
+        truth_rles=rles,
+        crowd=crowd,
+        truth_m=np.array([_number(a.get("height_m")) for a in annotations]),
+        records=records,
+        heights_m=_height_columns(records),
+        iou=mask_iou([r["segmentation"] for r in records], rles, crowd),
+    )
+
+
+def _height_columns(records: list[dict]) -> np.ndarray:
+    """(N, 3) median, p16, p84 in metres; NaN where not predicted."""
+    return np.array([[_number(r.get(key)) for key in HEIGHT_KEYS] for r in records], dtype=float).reshape(
+        -1, 3
+    )
+
+
+def _number(value) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _matched_heights(images: list[_Image]) -> dict[str, float | int | None]:
+    """Height numbers of the buildings matched at mask IoU >= 0.5, whatever their predicted height."""
+    truth_m, predicted_m, total = [], [], 0
+    for image in images:
+        total += int(np.isfinite(image.truth_m[~image.crowd]).sum())
+        match = match_greedily(image.iou, [0.5], image.crowd, image.crowd)[0]
+        kept = np.flatnonzero(match != NOTHING)
+        kept = kept[~image.crowd[match[kept]]]
+        truth_m.append(image.truth_m[match[kept]])
+        predicted_m.append(image.heights_m[kept])
+    median_m, p16_m, p84_m = np.concatenate([np.zeros((0, 3)), *predicted_m]).T
+    return height_metrics(
+        np.concatenate([np.zeros(0), *truth_m]), median_m, p16_m, p84_m, known_truth_total=total
+    )
+
+
+def _joint_average_precision(images: list[_Image]) -> np.ndarray | None:
+    """AP whose true positives have IoU >= t *and* a height within a factor of 1.25 of the truth.
+
+    A prediction with a wrong height cannot match, so it is a false positive and leaves its truth to others. Truth of
+    unknown height, like a crowd, is ignored: what matches only that is left out.
+    """
+    thresholds = ap.IOU_THRESHOLDS
+    scores, true, ignored, n_truth = [], [], [], 0
+    for image in images:
+        unscored = image.crowd | ~np.isfinite(image.truth_m)
+        right = height_ratio(image.heights_m[:, :1], image.truth_m[None, :]) < RATIO
+        match = match_greedily(image.iou, thresholds, unscored, image.crowd, right | unscored[None, :])
+        on_unscored = np.append(unscored, False)[match]
+        scores += [record["score"] for record in image.records]
+        true.append((match != NOTHING) & ~on_unscored)
+        ignored.append(on_unscored)
+        n_truth += int((~unscored).sum())
+    empty = np.zeros((len(thresholds), 0), bool)
+    return ap.average_precision(
+        np.array(scores), np.hstack([empty, *true]), np.hstack([empty, *ignored]), n_truth
+    )

@@ -1,0 +1,147 @@
+"""What evaluate_instances accepts: a Dataset, a path, a document; polygons and RLE; and what it refuses."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+from shapely.geometry import box
+
+from fusiondet.buildings import Building, Tile
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, write_coco
+from fusiondet.errors import InputError
+from fusiondet.evaluation.instances import evaluate_instances, evaluate_truth_box_heights
+
+SIZE = 64
+
+
+def courtyard():
+    return box(30, 30, 50, 50).difference(box(36, 36, 44, 44))
+
+
+def two_tiles():
+    first = Tile(
+        "a.tif", SIZE, SIZE, 0.5, buildings=[Building(box(2, 2, 12, 12), 6.0), Building(courtyard(), 9.0)]
+    )
+    second = Tile("b.tif", SIZE, SIZE, 0.5, buildings=[Building(box(5, 5, 25, 15))])
+    return Dataset([first, second], BandSpec())
+
+
+def perfect_records(dataset):
+    records = []
+    for image_id, tile in enumerate(dataset.tiles, start=1):
+        for n, b in enumerate(tile.buildings):
+            rle = encode_rle(polygon_to_mask(b.polygon, SIZE, SIZE))
+            height_m = None if b.height_m is None else (b.height_m - 1, b.height_m + 0.5, b.height_m + 2)
+            records.append(prediction_record(image_id, 0.9 - 0.1 * n, b.polygon.bounds, rle, height_m))
+    return records
+
+
+def test_dataset_path_and_document_give_the_same_scores(tmp_path):
+    dataset = two_tiles()
+    path = tmp_path / "annotations" / "val.json"
+    write_coco(dataset, path)
+    records = perfect_records(dataset)
+    got = evaluate_instances(dataset, records)
+    assert (
+        got == evaluate_instances(path, records) == evaluate_instances(json.loads(path.read_text()), records)
+    )
+    assert got["segm/AP"] == got["bbox/AP"] == got["joint/AP"] == pytest.approx(100)
+    assert (got["height/n"], got["height/coverage"], got["height/interval_coverage"]) == (2, 1.0, 1.0)
+    assert got["height/bias_m"] == pytest.approx(0.5)
+    json.dumps(got, allow_nan=False)
+
+
+def test_inputs_are_left_as_they_were():
+    dataset = two_tiles()
+    records = perfect_records(dataset)
+    before = json.dumps(records)
+    evaluate_instances(dataset, records)
+    assert json.dumps(records) == before
+
+
+def test_polygons_without_boxes_and_other_category_ids_are_accepted():
+    record = {"image_id": 1, "score": 0.9, "category_id": 7, "segmentation": [[2, 2, 12, 2, 12, 12, 2, 12]]}
+    got = evaluate_instances(two_tiles(), [record], metrics=("coco",))
+    assert got["segm/AP50"] == got["bbox/AP50"] == pytest.approx(100 * 34 / 101)
+    assert "joint/AP" not in got and "height/n" not in got
+
+
+def test_only_the_best_scored_predictions_of_an_image_count():
+    dataset = two_tiles()
+    records = perfect_records(dataset)
+    got = evaluate_instances(dataset, records, max_detections=1)
+    assert (got["height/n"], got["height/coverage"]) == (1, 0.5)
+    assert evaluate_instances(dataset, records)["dataset/max_detections"] == 100
+
+
+def test_the_default_cap_lies_above_the_densest_image():
+    many = [Building(box(x, y, x + 3, y + 3), 5.0) for x in range(0, 60, 4) for y in range(0, 60, 4)]
+    dataset = Dataset([Tile("a.tif", SIZE, SIZE, 0.5, buildings=many)], BandSpec())
+    records = perfect_records(dataset)
+    for n, record in enumerate(records):
+        record["score"] = 1 - n / 1000
+    got = evaluate_instances(dataset, records)
+    assert len(many) == 225 and got["dataset/max_detections"] == 450
+    assert got["segm/AP"] == got["joint/AP"] == pytest.approx(100)
+
+
+def test_truth_box_heights_are_matched_by_annotation():
+    records = [{"annotation_id": 2, "height_m": 10.0}, {"annotation_id": 3, "height_m": 4.0}]
+    got = evaluate_truth_box_heights(two_tiles(), records)
+    assert (got["height_gt_boxes/n"], got["height_gt_boxes/coverage"]) == (1, 0.5)
+    assert got["height_gt_boxes/mae_m"] == 1.0
+    assert evaluate_truth_box_heights(two_tiles(), [])["height_gt_boxes/mae_m"] is None
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [([{"annotation_id": 99}], "not in the annotations"), ([{"annotation_id": 2}] * 2, "occurs twice")],
+)
+def test_truth_box_records_of_other_annotations_are_refused(records, message):
+    with pytest.raises(InputError, match=message):
+        evaluate_truth_box_heights(two_tiles(), records)
+
+
+def test_unknown_metric_lists_the_right_ones():
+    with pytest.raises(InputError, match="coco, height, joint"):
+        evaluate_instances(two_tiles(), [], metrics=("heights",))
+
+
+def test_records_of_another_split_are_refused():
+    record = perfect_records(two_tiles())[0] | {"image_id": 77}
+    with pytest.raises(InputError, match="77.*same split"):
+        evaluate_instances(two_tiles(), [record])
+
+
+def test_a_mask_of_another_size_is_refused():
+    rle = encode_rle(np.ones((8, 8), bool))
+    with pytest.raises(InputError, match=r"\[8, 8\].*\[64, 64\]"):
+        evaluate_instances(two_tiles(), [prediction_record(1, 0.5, (0, 0, 8, 8), rle, None)])
+
+
+def dense_scene(n_images):
+    """441 houses and as many predictions per image of 512 x 512."""
+    rng = np.random.default_rng(0)
+    corners = [(x, y) for x in range(0, 500, 24) for y in range(0, 500, 24)]
+    masks = np.zeros((512, 512, len(corners)), np.uint8, order="F")
+    for n, (x, y) in enumerate(corners):
+        masks[y : y + 15, x : x + 16, n] = 1
+    rles = mask_api.encode(masks)
+    tiles, records = [], []
+    for image_id in range(1, n_images + 1):
+        houses = [Building(box(x, y, x + 16, y + 16), 8.0) for x, y in corners]
+        tiles.append(Tile("a.tif", 512, 512, 0.5, buildings=houses))
+        for (x, y), rle in zip(corners, rles, strict=True):
+            records.append(prediction_record(image_id, rng.random(), (x, y, x + 16, y + 15), rle, (7, 8, 9)))
+    return Dataset(tiles, BandSpec()), records
+
+
+def test_dense_images_take_milliseconds_each():
+    dataset, records = dense_scene(8)
+    start = time.perf_counter()
+    got = evaluate_instances(dataset, records)
+    assert got["joint/AP50"] == pytest.approx(100) and len(records) == 8 * 441
+    assert (time.perf_counter() - start) / 8 < 0.5
