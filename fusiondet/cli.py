@@ -1,0 +1,45 @@
+"""What every command-line tool shares: exit codes, the progress bar, the seed."""
+
+import os
+import sys
+import traceback
+
+from fusiondet.errors import InputError
+
+
+def run(main) -> None:
+    """Call `main()` and exit: 0 when done, 2 with one line on stderr for bad input, 1 for a failure of our own."""
+    try:
+        code = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        code = 1
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a failure of fusiondet itself; please report it with the lines above.", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def progress(iterable, total: int | None = None, label: str = "", unit: str = "tile"):
+    """`iterable` with a progress bar on stderr after two seconds; silent when stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, total=total, desc=label, unit=unit, delay=2, disable=not sys.stderr.isatty())
+
+
+def seed_argument(parser) -> None:
+    """Add `--seed`: default 0, or the environment's FUSIONDET_SEED."""
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=int(os.environ.get("FUSIONDET_SEED", 0)),
+        help="random seed; the same seed gives the same result (default: %(default)s)",
+    )

@@ -1,0 +1,222 @@
+"""Every configuration key that fusiondet adds to Detectron2, with its default and meaning, and how configs are loaded.
+
+Empty lists marked *from the training data* are filled in by `fusiondet.engine.trainer.complete_config` before the model
+is built, and are then part of the saved config and of every checkpoint: inference needs no dataset.
+"""
+
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from fusiondet.errors import InputError, unknown_name
+
+
+def add_fusiondet_config(cfg: CN) -> None:
+    """Add fusiondet's keys to a Detectron2 `cfg`, and register its backbones, heads and architectures."""
+    import fusiondet.modeling  # noqa: F401  (registers by being imported)
+
+    # ---- Input -----------------------------------------------------------------------------------------------------
+    # Modalities that the network sees, of "optical" and "sar"; ["optical"] trains the same network on RGB only.
+    cfg.INPUT.MODALITIES = ["optical", "sar"]
+    # Names of the bands used, in channel order; [] takes all bands of that modality. From the training data.
+    cfg.INPUT.OPTICAL_BANDS = []
+    cfg.INPUT.SAR_BANDS = []
+    # What the numbers of the SAR files are: linear_power, amplitude, db, stretched_uint8. From the training data.
+    cfg.INPUT.SAR_SCALE = ""
+    # Smallest and largest ground sampling distance seen in training, metres per pixel. From the training data.
+    cfg.INPUT.GSD_RANGE_M = []
+    # Random resize of training tiles, uniform in log between these factors; the metadata's GSD changes with it.
+    cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
+    # Draw flips and quarter turns, those that keep the turned azimuths inside the two ranges below.
+    cfg.INPUT.DIHEDRAL = True
+    # (from, to) clockwise, degrees from grid north: a flip or turn that would move the azimuth out of it is not drawn.
+    # [] allows any; a tile whose azimuth is unknown is not restricted.
+    cfg.INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG = []
+    cfg.INPUT.SUN_AZIMUTH_RANGE_DEG = []
+    # Optical bands: brightness and contrast factors are drawn from [1 - x, 1 + x]; 0 is off.
+    cfg.INPUT.OPTICAL_BRIGHTNESS = 0.2
+    cfg.INPUT.OPTICAL_CONTRAST = 0.2
+    # SAR bands: a gain drawn from a normal distribution with this standard deviation, dB; 0 is off.
+    cfg.INPUT.SAR_GAIN_DB = 1.0
+    # SAR bands: multiplicative gamma speckle of this many looks, in linear power; 0 is off.
+    cfg.INPUT.SAR_SPECKLE_LOOKS = 0.0
+    # Instances with fewer visible pixels than this after cropping are not trained on.
+    cfg.INPUT.MIN_INSTANCE_AREA_PX = 9
+
+    # ---- Model -----------------------------------------------------------------------------------------------------
+    cfg.MODEL.FUSION = CN()
+    # Leading channels of the stacked image that are optical; the rest is SAR. From the training data (-1).
+    cfg.MODEL.FUSION.OPTICAL_CHANNELS = -1
+    # How a pretrained 3-channel stem takes more bands: "zero" (extra bands start silent) or "mean_rescaled" (extra bands
+    # start as the mean filter, everything rescaled so that the response keeps its size). See modeling/weights.py.
+    cfg.MODEL.FUSION.STEM_INFLATION = "zero"
+
+    # Whether the network predicts a height per building.
+    cfg.MODEL.HEIGHT_ON = True
+    cfg.MODEL.ROI_HEIGHT_HEAD = CN()
+    # Class in ROI_HEIGHT_HEAD_REGISTRY, see modeling/height_head.py.
+    cfg.MODEL.ROI_HEIGHT_HEAD.NAME = "ContextHeightHead"
+    # Feature maps that are pooled, finest first.
+    cfg.MODEL.ROI_HEIGHT_HEAD.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Cells per side of the pooled tight box and of the pooled context box.
+    cfg.MODEL.ROI_HEIGHT_HEAD.POOLER_RESOLUTION = 14
+    cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_RESOLUTION = 16
+    # Samples per cell and direction of RoIAlign; 0 is adaptive.
+    cfg.MODEL.ROI_HEIGHT_HEAD.POOLER_SAMPLING_RATIO = 2
+    # Margin around the box that the head sees, metres: shadow and layover lie outside the footprint. About
+    # h_max * max(cot(sun elevation), cot(incidence), tan(incidence)); 0 derives that from the training data.
+    cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M = 40.0
+    # Convolutions on each pooled map, their channels, fully connected layers after them, their width.
+    cfg.MODEL.ROI_HEIGHT_HEAD.NUM_CONV = 3
+    cfg.MODEL.ROI_HEIGHT_HEAD.CONV_DIM = 128
+    cfg.MODEL.ROI_HEIGHT_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_HEIGHT_HEAD.FC_DIM = 512
+    # Normalisation of the convolutions: "", "GN", "BN", ...
+    cfg.MODEL.ROI_HEIGHT_HEAD.NORM = "GN"
+    # Weight of the height loss.
+    cfg.MODEL.ROI_HEIGHT_HEAD.LOSS_WEIGHT = 1.0
+    # Predictions and training heights are clipped to this range, metres above ground.
+    cfg.MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M = 1.0
+    cfg.MODEL.ROI_HEIGHT_HEAD.MAX_HEIGHT_M = 200.0
+    # Median height, metres, and spread of the log height that the untrained head predicts. From the training data (0).
+    cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M = 0.0
+    cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE = 0.0
+    # Trained on the jittered proposals of the box head (up to this many positives per image), as inference sees them.
+    cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE = 64
+
+    # ---- Solver, test ----------------------------------------------------------------------------------------------
+    # "SGD" (Detectron2's) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.AMP.ENABLED means float16 on CUDA; on CPU it does nothing unless this is set too, then bfloat16.
+    cfg.SOLVER.AMP.BF16_ON_CPU = False
+    # Forward and backward passes per optimizer step; the batch of a step is IMS_PER_BATCH times this.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # Key of the evaluation (see fusiondet/evaluation/__init__.py) that decides which checkpoint is model_best.pth.
+    cfg.TEST.BEST_METRIC = "joint/AP50"
+    # Also score the height head with ground-truth boxes and masks: height_gt_boxes/... separates detection from height.
+    cfg.TEST.HEIGHTS_ON_TRUTH_BOXES = True
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
+    """Detectron2's defaults, fusiondet's keys, the YAML file with its `_BASE_` chain, then KEY VALUE pairs.
+
+    Raises:
+        InputError: missing file, invalid YAML, Python tags in it, an unknown key (the right ones are listed), a value
+            of another type, or a name that is in no registry.
+    """
+    cfg = get_cfg()
+    add_fusiondet_config(cfg)
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such config file.")
+    _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(_load_yaml_chain(Path(path)))), str(path))
+    if len(overrides) % 2:
+        raise InputError(f"config overrides come as KEY VALUE pairs, found {len(overrides)} words: {' '.join(overrides)}")
+    _merge(cfg, lambda: cfg.merge_from_list(list(overrides)), "command line")
+    check_names(cfg)
+    return cfg
+
+
+def config_from_yaml_text(text: str, source: str) -> CN:
+    """The config stored in checkpoint `source`. Parsed by a safe loader; `_BASE_` is refused.
+
+    Raises:
+        InputError: Python tags, a `_BASE_`, unknown keys or names.
+    """
+    cfg = get_cfg()
+    add_fusiondet_config(cfg)
+    tree = _safe_yaml(text, source)
+    if "_BASE_" in tree:
+        raise InputError(f"{source}: its config refers to another file by _BASE_, which a stored config never does.")
+    _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(tree)), source)
+    check_names(cfg)
+    return cfg
+
+
+def check_names(cfg: CN) -> None:
+    """InputError when a class named in `cfg` is in no registry; the message lists the names that are."""
+    from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+    from detectron2.modeling.backbone import BACKBONE_REGISTRY
+
+    from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
+
+    for key, registry in {
+        "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+        "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+        "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+        "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+        "MODEL.ROI_HEIGHT_HEAD.NAME": ROI_HEIGHT_HEAD_REGISTRY,
+    }.items():
+        name = _get(cfg, key)
+        if name not in registry:
+            raise unknown_name(key, name, [known for known, _ in registry])
+    for modality in cfg.INPUT.MODALITIES:
+        if modality not in ("optical", "sar"):
+            raise unknown_name("INPUT.MODALITIES entry", modality, ("optical", "sar"))
+    for key, known in {
+        "MODEL.FUSION.STEM_INFLATION": ("zero", "mean_rescaled"),
+        "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    }.items():
+        if _get(cfg, key) not in known:
+            raise unknown_name(key, _get(cfg, key), known)
+
+
+def _get(cfg: CN, dotted: str):
+    for part in dotted.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _merge(cfg: CN, merge, source: str) -> None:
+    try:
+        merge()
+    except (KeyError, AssertionError, ValueError) as error:
+        message = str(error.args[0]) if error.args else str(error)
+        if "Non-existent" not in message:
+            raise InputError(f"{source}: {message}") from None
+        key = message.split(":")[-1].strip()
+        raise InputError(f"{source}: {unknown_name('config key', key, _known_near(cfg, key))}") from None
+
+
+def _known_near(cfg: CN, dotted: str) -> list[str]:
+    """Keys beside the misspelt one: those of the deepest section of `dotted` that exists."""
+    section, prefix = cfg, []
+    for part in dotted.split(".")[:-1]:
+        if not isinstance(section.get(part), CN):
+            break
+        section, prefix = section[part], [*prefix, part]
+    return [".".join([*prefix, key]) for key in section]
+
+
+def _load_yaml_chain(path: Path) -> dict:
+    tree = _safe_yaml(path.read_text(encoding="utf-8"), str(path))
+    base = tree.pop("_BASE_", None)
+    if base is None:
+        return tree
+    base_path = path.parent / base
+    if not base_path.is_file():
+        raise InputError(f"{path}: its _BASE_ {base_path} does not exist.")
+    return _overlay(_load_yaml_chain(base_path), tree)
+
+
+def _overlay(base: dict, top: dict) -> dict:
+    both = dict(base)
+    for key, value in top.items():
+        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _overlay(both[key], value) if nested else value
+    return both
+
+
+def _safe_yaml(text: str, source: str) -> dict:
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise InputError(f"{source}: not a plain YAML config{line}: {problem}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{source}: expected a YAML mapping of config keys, found {type(tree).__name__}.")
+    return tree

@@ -1,0 +1,91 @@
+"""The detector: Detectron2's GeneralizedRCNN that also carries per-image facts in metres and degrees to its heads."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.structures import Instances
+
+from fusiondet.errors import InputError
+
+# Columns of `images.sensor`: ground sampling distance, then the fields of fusiondet.buildings.SensorGeometry.
+SENSOR_FIELDS = (
+    "gsd_m",
+    "sun_azimuth_deg",
+    "sun_elevation_deg",
+    "sar_look_azimuth_deg",
+    "sar_incidence_deg",
+    "view_azimuth_deg",
+    "view_off_nadir_deg",
+)
+
+
+def sensor_rows(batched_inputs: list[dict], device) -> torch.Tensor:
+    """(N, len(SENSOR_FIELDS)) float32 facts of each input ("gsd_m", and the dict "sensor"); NaN where unknown."""
+    rows = [{"gsd_m": x.get("gsd_m"), **(x.get("sensor") or {})} for x in batched_inputs]
+    known = [[float("nan") if row.get(name) is None else row[name] for name in SENSOR_FIELDS] for row in rows]
+    return torch.tensor(known, dtype=torch.float32, device=device)
+
+
+@META_ARCH_REGISTRY.register()
+class FusionRCNN(GeneralizedRCNN):
+    """GeneralizedRCNN for images of any number of bands whose heads may ask for GSD and sensor geometry.
+
+    Each input is a dict with
+        image: (C, H, W) float32 in the units of MODEL.PIXEL_MEAN; NaN means no data.
+        gsd_m: metres per pixel. sensor: {field of SensorGeometry: degrees or None}, optional.
+        instances: training and `heights_on_truth`: gt_boxes, gt_classes, gt_masks, gt_heights (metres, NaN unknown).
+        height, width: size of the output; the image's own if absent.
+    Each output is {"instances": Instances} with pred_boxes, scores, pred_classes, pred_masks and, in metres above
+    ground, pred_heights (the median), pred_height_p16, pred_height_p84.
+    """
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg):
+        """Checks what `fusiondet.engine.trainer.complete_config` fills in, then builds as Detectron2 does."""
+        channels = len(cfg.MODEL.PIXEL_MEAN)
+        if channels == 0 or channels != len(cfg.MODEL.PIXEL_STD):
+            raise InputError(
+                f"MODEL.PIXEL_MEAN has {channels} and MODEL.PIXEL_STD {len(cfg.MODEL.PIXEL_STD)} numbers, expected one "
+                "per band. They are computed from the training data by tools/train_net.py; or set them in the config."
+            )
+        return super().from_config(cfg)
+
+    def preprocess_image(self, batched_inputs):
+        """Detectron2's normalised, padded batch, with `images.sensor` (N, len(SENSOR_FIELDS)) attached."""
+        channels = len(self.pixel_mean)
+        for x in batched_inputs:
+            if x["image"].shape[0] != channels:
+                raise InputError(
+                    f"{x.get('file_name', 'image')}: {x['image'].shape[0]} bands, but the network takes {channels}."
+                )
+        images = super().preprocess_image(batched_inputs)
+        images.sensor = sensor_rows(batched_inputs, self.device)
+        return images
+
+    def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
+        """As in Detectron2; given boxes learn the facts of their image first."""
+        if detected_instances is not None:
+            for instances, row in zip(detected_instances, sensor_rows(batched_inputs, self.device)):
+                instances.sensor = row.expand(len(instances), -1)
+        return super().inference(batched_inputs, detected_instances, do_postprocess)
+
+    @torch.no_grad()
+    def heights_on_truth(self, batched_inputs) -> list[Instances]:
+        """Heights with ground-truth boxes and masks: what the height head errs by when detection is perfect.
+
+        Returns:
+            One Instances per input, aligned with its `instances`: pred_heights, pred_height_p16, pred_height_p84.
+        """
+        assert not self.training
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        truth = [x["instances"].to(self.device) for x in batched_inputs]
+        return self.roi_heads.heights_of_truth(features, truth, images.sensor)
+
+    def visualize_training(self, batched_inputs, proposals):
+        """Nothing: Detectron2's picture needs three channels; fusiondet.engine.hooks draws any number."""

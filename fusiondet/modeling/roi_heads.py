@@ -1,0 +1,149 @@
+"""ROI heads: boxes and masks as in Detectron2, and a height per building beside the mask."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, select_foreground_proposals
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from fusiondet.modeling.height_head import HEIGHT_FIELDS, build_height_head
+
+
+class Float32Pooler(nn.Module):
+    """A ROIPooler that computes in float32 whatever the autocast: 16-bit rounding moves boxes by 0.6 px."""
+
+    def __init__(self, pooler: nn.Module):
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """As `ROIPooler.forward`: per-level (N, C, H, W) and N Boxes -> (R, C, S, S) float32."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            return self.pooler([f.float() for f in features], boxes)
+
+
+@ROI_HEADS_REGISTRY.register()
+class FusionROIHeads(StandardROIHeads):
+    """StandardROIHeads with a height head that sees the predicted masks.
+
+    Heights are trained on the same sampled positives as the masks, with the masks predicted for them (detached): what
+    the head sees in training is what it sees at inference.
+    """
+
+    @configurable
+    def __init__(self, *, height_head: nn.Module | None = None, max_height_positives: int = 64, **kwargs):
+        """See StandardROIHeads; `height_head`: None for boxes and masks only."""
+        super().__init__(**kwargs)
+        self.height_head = height_head
+        self.max_height_positives = max_height_positives
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        """The only reader of config keys."""
+        arguments = super().from_config(cfg, input_shape)
+        for name in ("box_pooler", "mask_pooler"):
+            if arguments.get(name) is not None:
+                arguments[name] = Float32Pooler(arguments[name])
+        arguments["height_head"] = build_height_head(cfg, input_shape) if cfg.MODEL.HEIGHT_ON else None
+        arguments["max_height_positives"] = cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE
+        return arguments
+
+    def forward(self, images, features, proposals, targets=None):
+        """As StandardROIHeads.forward; `images.sensor` is (N, len(SENSOR_FIELDS))."""
+        if not self.training:
+            instances = self._forward_box(features, proposals)
+            _attach_sensor(instances, images.sensor)
+            return self.forward_with_given_boxes(features, instances), {}
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        losses = self._forward_box(features, proposals)
+        positives, _ = select_foreground_proposals(proposals, self.num_classes)
+        mask_losses, masks = self._train_masks(features, positives)
+        losses.update(mask_losses)
+        if self.height_head is not None:
+            _attach_sensor(positives, images.sensor)
+            losses.update(self._train_heights(features, positives, masks))
+        return proposals, losses
+
+    def forward_with_given_boxes(self, features, instances):
+        """Masks, then heights, of the given `pred_boxes`; instances know their `sensor` row."""
+        instances = super().forward_with_given_boxes(features, instances)
+        if self.height_head is not None:
+            boxes = [x.pred_boxes for x in instances]
+            masks = torch.cat([_masks(x, len(x)) for x in instances]) if self.mask_on else None
+            _set_heights(instances, self.height_head(features, boxes, masks, _sensor(instances)))
+        for x in instances:
+            x.remove("sensor") if x.has("sensor") else None
+        return instances
+
+    def heights_of_truth(self, features, truth: list[Instances], sensor: torch.Tensor) -> list[Instances]:
+        """pred_heights, pred_height_p16, pred_height_p84 for ground-truth boxes and masks, one Instances per image."""
+        results = [Instances(x.image_size) for x in truth]
+        if self.height_head is None:
+            return results
+        boxes = [x.gt_boxes for x in truth]
+        masks = torch.cat([_truth_masks(x) for x in truth])
+        rows = torch.cat([row.expand(len(x), -1) for x, row in zip(truth, sensor)])
+        _set_heights(results, self.height_head(features, boxes, masks, rows), [len(x) for x in truth])
+        return results
+
+    def _train_masks(self, features, positives: list[Instances]):
+        """The mask loss and the mask probabilities (R, 1, M, M), detached; ({}, None) without a mask head."""
+        if not self.mask_on:
+            return {}, None
+        pooled = self.mask_pooler([features[f] for f in self.mask_in_features], [x.proposal_boxes for x in positives])
+        logits = self.mask_head.layers(pooled)
+        loss = mask_rcnn_loss(logits, positives, self.mask_head.vis_period) * self.mask_head.loss_weight
+        if logits.shape[1] > 1:
+            classes = torch.cat([x.gt_classes for x in positives])
+            logits = logits[torch.arange(len(logits), device=logits.device), classes][:, None]
+        return {"loss_mask": loss}, logits.detach().float().sigmoid()
+
+    def _train_heights(self, features, positives: list[Instances], masks: torch.Tensor | None):
+        """Loss on positives whose height is known, at most `max_height_positives` of an image."""
+        kept, rows, start = [], [], 0
+        for x in positives:
+            known = _known_heights(x)[: self.max_height_positives]
+            kept.append(x[known])
+            rows.append(known + start)
+            start += len(x)
+        masks = None if masks is None else masks[torch.cat(rows)]
+        predicted = self.height_head(features, [x.proposal_boxes for x in kept], masks, _sensor(kept))
+        heights_m = [x.gt_heights for x in kept if len(x)]
+        heights_m = torch.cat(heights_m) if heights_m else predicted.location.new_zeros(0)
+        return self.height_head.losses(predicted, heights_m)
+
+
+def _known_heights(x: Instances) -> torch.Tensor:
+    """Indices of instances with a known height; images without truth carry no gt_heights at all."""
+    if not len(x):
+        return torch.zeros(0, dtype=torch.long, device=x.proposal_boxes.device)
+    return torch.nonzero(torch.isfinite(x.gt_heights)).flatten()
+
+
+def _attach_sensor(instances: list[Instances], sensor: torch.Tensor) -> None:
+    for x, row in zip(instances, sensor):
+        x.sensor = row.expand(len(x), -1)
+
+
+def _sensor(instances: list[Instances]) -> torch.Tensor:
+    return torch.cat([x.sensor for x in instances])
+
+
+def _masks(x: Instances, n: int) -> torch.Tensor:
+    return x.pred_masks if n else x.pred_boxes.tensor.new_zeros(0, 1, *x.pred_masks.shape[-2:])
+
+
+def _truth_masks(x: Instances, side: int = 28) -> torch.Tensor:
+    boxes = x.gt_boxes.tensor
+    if not len(x):
+        return boxes.new_zeros(0, 1, side, side)
+    return x.gt_masks.crop_and_resize(boxes, side).to(boxes)[:, None]
+
+
+def _set_heights(instances: list[Instances], predicted, lengths: list[int] | None = None) -> None:
+    """Split the batch's (R,) heights in metres over its images."""
+    lengths = lengths if lengths is not None else [len(x) for x in instances]
+    for name, values in zip(HEIGHT_FIELDS, predicted.heights_m()):
+        for x, part in zip(instances, values.split(lengths)):
+            x.set(name, part)
