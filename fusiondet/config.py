@@ -7,11 +7,11 @@ is built, and are then part of the saved config and of every checkpoint: inferen
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.errors import InputError, unknown_name
+
 import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-
-from fusiondet.errors import InputError, unknown_name
 
 
 def add_fusiondet_config(cfg: CN) -> None:
@@ -113,7 +113,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
         raise InputError(f"{path}: no such config file.")
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(_load_yaml_chain(Path(path)))), str(path))
     if len(overrides) % 2:
-        raise InputError(f"config overrides come as KEY VALUE pairs, found {len(overrides)} words: {' '.join(overrides)}")
+        raise InputError(
+            f"config overrides come as KEY VALUE pairs, found {len(overrides)} words: {' '.join(overrides)}"
+        )
     _merge(cfg, lambda: cfg.merge_from_list(list(overrides)), "command line")
     check_names(cfg)
     return cfg
@@ -129,7 +131,9 @@ def config_from_yaml_text(text: str, source: str) -> CN:
     add_fusiondet_config(cfg)
     tree = _safe_yaml(text, source)
     if "_BASE_" in tree:
-        raise InputError(f"{source}: its config refers to another file by _BASE_, which a stored config never does.")
+        raise InputError(
+            f"{source}: its config refers to another file by _BASE_, which a stored config never does."
+        )
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(tree)), source)
     check_names(cfg)
     return cfg
@@ -137,10 +141,10 @@ def config_from_yaml_text(text: str, source: str) -> CN:
 
 def check_names(cfg: CN) -> None:
     """InputError when a class named in `cfg` is in no registry; the message lists the names that are."""
+    from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
+
     from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
     from detectron2.modeling.backbone import BACKBONE_REGISTRY
-
-    from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
 
     for key, registry in {
         "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,

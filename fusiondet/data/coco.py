@@ -20,16 +20,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
+from fusiondet.data.bands import BandSpec
+from fusiondet.errors import InputError
+from fusiondet.files import read_json, safe_join, write_json
+
 import numpy as np
 import shapely
 from pycocotools import mask as mask_api
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
-
-from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
-from fusiondet.data.bands import BandSpec
-from fusiondet.errors import InputError
-from fusiondet.files import read_json, safe_join, write_json
 
 CATEGORIES = [{"id": 1, "name": "building", "supercategory": "building"}]
 RASTER_KEYS = ("file_name", "sar_file_name", "ndsm_file_name", "building_height_file_name")
@@ -100,7 +100,9 @@ def read_coco(path: Path) -> Dataset:
         if building is not None and not annotation.get("iscrowd"):
             tile.buildings.append(building)
     bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
-    return Dataset(list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path))
+    return Dataset(
+        list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path)
+    )
 
 
 def image_root(json_path: Path) -> Path:
@@ -118,7 +120,9 @@ def validate_coco(document: dict, path: Path) -> None:
     """
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise InputError(f"{path}: expected a COCO file with a list {key!r}. Make one with tools/prepare_dataset.py.")
+            raise InputError(
+                f"{path}: expected a COCO file with a list {key!r}. Make one with tools/prepare_dataset.py."
+            )
     ids = set()
     for image in document["images"]:
         where = f"{path}: image {image.get('id')!r}"
@@ -134,10 +138,14 @@ def validate_coco(document: dict, path: Path) -> None:
     for annotation in document["annotations"]:
         where = f"{path}: annotation {annotation.get('id')!r}"
         if annotation.get("image_id") not in ids:
-            raise InputError(f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list.")
+            raise InputError(
+                f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list."
+            )
         height_m = annotation.get("height_m")
         if height_m is not None and clean_height_m(height_m)[1]:
-            raise InputError(f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown.")
+            raise InputError(
+                f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
+            )
 
 
 def annotation_record(building: Building, height: int, width: int) -> dict:
@@ -228,7 +236,9 @@ def mask_to_polygon(mask: np.ndarray) -> BaseGeometry | None:
     return clean_polygon(shapely.unary_union([shapely.geometry.shape(g) for g, _ in rings]))
 
 
-def prediction_record(image_id: int, score: float, box_xyxy, rle: dict, height_m: tuple[float, float, float] | None):
+def prediction_record(
+    image_id: int, score: float, box_xyxy, rle: dict, height_m: tuple[float, float, float] | None
+):
     """COCO result of one detection.
 
     Args:
@@ -258,9 +268,15 @@ def read_predictions(path: Path) -> list[dict]:
     if not isinstance(records, list):
         raise InputError(f"{path}: expected a list of COCO results, found {type(records).__name__}.")
     for i, record in enumerate(records):
-        missing = [key for key in ("image_id", "score", "segmentation") if not isinstance(record, dict) or key not in record]
+        missing = [
+            key
+            for key in ("image_id", "score", "segmentation")
+            if not isinstance(record, dict) or key not in record
+        ]
         if missing:
-            raise InputError(f"{path}: record {i} has no {missing[0]!r}; expected image_id, score, segmentation, height_m.")
+            raise InputError(
+                f"{path}: record {i} has no {missing[0]!r}; expected image_id, score, segmentation, height_m."
+            )
     return records
 
 
@@ -269,7 +285,11 @@ def _plain(value) -> float | None:
 
 
 def _image_record(tile: Tile) -> dict:
-    record = {f.name: getattr(tile, f.name) for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor")}
+    record = {
+        f.name: getattr(tile, f.name)
+        for f in dataclasses.fields(Tile)
+        if f.name not in ("buildings", "sensor")
+    }
     record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
     return {**record, "sensor": tile.sensor.to_dict()}
 

@@ -3,12 +3,12 @@
 Legend: N images, C channels (optical first, SAR after), H x W pixels.
 """
 
+from fusiondet.errors import InputError
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-
-from fusiondet.errors import InputError
 
 
 def fill_nodata(image: torch.Tensor) -> torch.Tensor:

@@ -95,13 +95,12 @@ class ContextHeightHead(nn.Module):
         prior_log_scale: float = 0.6,
         loss_weight: float = 1.0,
     ):
-        """
-        Args:
-            pooler, context_pooler: called with (list of feature maps, list of Boxes) -> (R, in_channels, S, S), with
-                S = `resolution` and `context_resolution`.
-            context_m: how far the context reaches beyond the box on each side, metres.
-            range_m: predictions and training heights are clipped to it.
-            prior_median_m, prior_log_scale: what the untrained head predicts.
+        """Args:
+        pooler, context_pooler: called with (list of feature maps, list of Boxes) -> (R, in_channels, S, S), with
+            S = `resolution` and `context_resolution`.
+        context_m: how far the context reaches beyond the box on each side, metres.
+        range_m: predictions and training heights are clipped to it.
+        prior_median_m, prior_log_scale: what the untrained head predicts.
         """
         super().__init__()
         self.in_features = in_features
@@ -149,7 +148,9 @@ class ContextHeightHead(nn.Module):
             "loss_weight": head.LOSS_WEIGHT,
         }
 
-    def forward(self, features, boxes: list[Boxes], masks: Tensor | None, sensor: Tensor) -> HeightDistribution:
+    def forward(
+        self, features, boxes: list[Boxes], masks: Tensor | None, sensor: Tensor
+    ) -> HeightDistribution:
         """See ROI_HEIGHT_HEAD_REGISTRY. A GSD of NaN counts as 1 m."""
         features = [features[f] for f in self.in_features]
         gsd_m = torch.nan_to_num(sensor[:, 0], nan=1.0)
@@ -210,7 +211,9 @@ def resample_masks(masks: Tensor, from_xyxy: Tensor, to_xyxy: Tensor, side: int)
     extent = (from_xyxy[:, 2:] - from_xyxy[:, :2]).clamp(min=1e-3)[:, :, None]
     x, y = (2 * (points - from_xyxy[:, :2, None]) / extent - 1).unbind(1)
     grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1)
-    return F.grid_sample(masks.float(), grid.float(), mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(
+        masks.float(), grid.float(), mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
 
 _SCALE_FEATURES = 4

@@ -1,12 +1,12 @@
 """The detector: Detectron2's GeneralizedRCNN that also carries per-image facts in metres and degrees to its heads."""
 
+from fusiondet.errors import InputError
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Instances
-
-from fusiondet.errors import InputError
 
 # Columns of `images.sensor`: ground sampling distance, then the fields of fusiondet.buildings.SensorGeometry.
 SENSOR_FIELDS = (

@@ -1,13 +1,13 @@
 """ROI heads: boxes and masks as in Detectron2, and a height per building beside the mask."""
 
+from fusiondet.modeling.height_head import HEIGHT_FIELDS, build_height_head
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, select_foreground_proposals
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
 from torch import nn
-
-from fusiondet.modeling.height_head import HEIGHT_FIELDS, build_height_head
 
 
 class Float32Pooler(nn.Module):
@@ -91,7 +91,9 @@ class FusionROIHeads(StandardROIHeads):
         """The mask loss and the mask probabilities (R, 1, M, M), detached; ({}, None) without a mask head."""
         if not self.mask_on:
             return {}, None
-        pooled = self.mask_pooler([features[f] for f in self.mask_in_features], [x.proposal_boxes for x in positives])
+        pooled = self.mask_pooler(
+            [features[f] for f in self.mask_in_features], [x.proposal_boxes for x in positives]
+        )
         logits = self.mask_head.layers(pooled)
         loss = mask_rcnn_loss(logits, positives, self.mask_head.vis_period) * self.mask_head.loss_weight
         if logits.shape[1] > 1:

@@ -8,6 +8,7 @@ import torch
 def small_cfg():
     """Config of a shrunken FusionRCNN for 3 optical and 1 SAR band."""
     from fusiondet.config import add_fusiondet_config
+
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -27,7 +28,11 @@ def small_cfg():
     model.ROI_HEADS.NAME, model.ROI_HEADS.NUM_CLASSES = "FusionROIHeads", 1
     model.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
     model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC, model.ROI_BOX_HEAD.FC_DIM = "FastRCNNConvFCHead", 1, 32
+    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC, model.ROI_BOX_HEAD.FC_DIM = (
+        "FastRCNNConvFCHead",
+        1,
+        32,
+    )
     model.ROI_MASK_HEAD.NAME, model.ROI_MASK_HEAD.NUM_CONV = "MaskRCNNConvUpsampleHead", 1
     model.ROI_MASK_HEAD.CONV_DIM = 16
     model.ROI_HEIGHT_HEAD.CONV_DIM, model.ROI_HEIGHT_HEAD.FC_DIM = 32, 32

@@ -3,11 +3,17 @@
 import math
 
 import fusiondet.compat  # noqa: F401
+from fusiondet.modeling.height_head import (
+    ContextHeightHead,
+    HeightDistribution,
+    context_boxes,
+    resample_masks,
+)
+
 import pytest
 import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from fusiondet.modeling.height_head import ContextHeightHead, HeightDistribution, context_boxes, resample_masks
 
 
 def distribution(medians_m, scales, range_m=(1.0, 200.0)):
@@ -78,7 +84,9 @@ def test_a_mask_seen_from_a_wider_frame_covers_its_box_only():
 @pytest.fixture
 def small_head():
     def pool(resolution):
-        return lambda features, boxes: features[0].mean() + torch.zeros(sum(map(len, boxes)), 8, resolution, resolution)
+        return lambda features, boxes: (
+            features[0].mean() + torch.zeros(sum(map(len, boxes)), 8, resolution, resolution)
+        )
 
     torch.manual_seed(0)
     return ContextHeightHead(

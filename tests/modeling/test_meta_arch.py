@@ -1,12 +1,13 @@
 """FusionRCNN end to end on shrunken networks: what goes in, what comes out, and what must not break."""
 
 import fusiondet.compat  # noqa: F401
+from fusiondet.errors import InputError
+from fusiondet.modeling.meta_arch import SENSOR_FIELDS, sensor_rows
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from fusiondet.errors import InputError
-from fusiondet.modeling.meta_arch import SENSOR_FIELDS, sensor_rows
 
 NAN = float("nan")
 
@@ -31,7 +32,9 @@ def assert_all_gradients_finite(model):
 def test_every_parameter_gets_a_finite_gradient_with_and_without_buildings(model, make_input, counts):
     losses = losses_of(model, [make_input(n) for n in counts])
     sum(losses.values()).backward()
-    assert {"loss_mask", "loss_height", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} == set(losses)
+    assert {"loss_mask", "loss_height", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} == set(
+        losses
+    )
     assert_all_gradients_finite(model)
 
 
@@ -137,15 +140,18 @@ def test_an_image_with_other_bands_is_refused_by_name(model, make_input):
 
 
 def test_sensor_rows_hold_what_is_known():
-    rows = sensor_rows([{"gsd_m": 0.5, "sensor": {"sun_elevation_deg": 45.0, "sar_incidence_deg": None}}, {}], "cpu")
+    rows = sensor_rows(
+        [{"gsd_m": 0.5, "sensor": {"sun_elevation_deg": 45.0, "sar_incidence_deg": None}}, {}], "cpu"
+    )
     assert rows.shape == (2, len(SENSOR_FIELDS))
     assert rows[0, 0] == 0.5 and rows[0, 2] == 45.0 and rows[0, 4].isnan() and rows[1].isnan().all()
 
 
 def test_bfloat16_leaves_boxes_where_they_are(small_cfg):
+    from fusiondet.modeling.roi_heads import Float32Pooler
+
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.structures import Boxes
-    from fusiondet.modeling.roi_heads import Float32Pooler
 
     ramp = torch.arange(300.0).repeat(300, 1)[None, None]
     boxes = [Boxes(torch.tensor([[201.3, 10.0, 210.7, 20.0]]))]
