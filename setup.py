@@ -14,6 +14,13 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def version() -> str:
+    """The version that the package states; read, not imported."""
+    return re.search(r'__version__ = "(.+?)"', (ROOT / "fusiondet/__init__.py").read_text(encoding="utf-8"))[
+        1
+    ]
+
+
 def readme() -> str:
     """The README's text; empty in a checkout that does not have it yet."""
     path = ROOT / "README.md"
@@ -22,7 +29,7 @@ def readme() -> str:
 
 setup(
     name="fusiondet",
-    version=re.search(r'__version__ = "(.+?)"', (ROOT / "fusiondet/__init__.py").read_text(encoding="utf-8"))[1],
+    version=version(),
     description="Instance-level buildings with heights from RGB and SAR images: a Detectron2 extension",
     long_description=readme(),
     long_description_content_type="text/markdown",

@@ -1,10 +1,10 @@
 """Run Detectron2, compiled or not, v0.5 or upstream's main branch, on a current stack. Import this before detectron2.
 
-Importing this module applies what is missing, and nothing else: v0.5 (of 2021) needs every entry of `_SHIMS`, upstream's
-main branch needs at most the first. `applied` names those that were needed. Checked with torch 2.15, numpy 2.4,
-Pillow 13, setuptools 84, pycocotools 2.0.11 on Python 3.11.
+Importing this module applies what is missing, and nothing else: v0.5 (of 2021) needs every entry of `_SHIMS`,
+upstream's main branch at most the first. `applied` names those that were needed. Checked with torch 2.15, numpy 2.4,
+Pillow 13, setuptools 84, pycocotools 2.0.11 on Python 3.11. A later Detectron2 goes first on PYTHONPATH.
 
-Not to be had without a compiled Detectron2: rotated boxes and deformable convolution; they raise NotImplementedError.
+Not to be had without compiling Detectron2: rotated boxes, deformable convolution; they raise NotImplementedError.
 
 Raises on import:
     InputError: torch, torchvision or Detectron2 is not installed.
@@ -41,6 +41,8 @@ def require_installed(*names: str) -> None:
 
 def _add_module(name: str, **attributes) -> None:
     module = types.ModuleType(name, "Stand-in by fusiondet.compat.")
+    # Without a spec, importlib.util.find_spec(name) raises ValueError for whoever asks whether the module exists.
+    module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
     module.__dict__.update(attributes)
     sys.modules[name] = module
 
@@ -54,20 +56,17 @@ def _pkg_resources() -> bool:
         folder = importlib.util.find_spec(package).submodule_search_locations[0]
         return os.path.join(folder, *name.split("/"))
 
-    _add_module("pkg_resources", resource_filename=resource_filename, __spec__=_empty_spec("pkg_resources"))
+    _add_module("pkg_resources", resource_filename=resource_filename)
     return True
-
-
-def _empty_spec(name: str):
-    # find_spec raises ValueError on a loaded module whose __spec__ is None; others may ask whether this one exists.
-    return importlib.util.spec_from_loader(name, loader=None)
 
 
 def _numpy_aliases() -> bool:
     """Restore np.int and friends: masks, visualizer and data/build of v0.5 use what numpy 1.24 dropped."""
     import numpy as np
 
-    missing = {k: v for k, v in {"bool": bool, "int": int, "float": float, "str": str}.items() if k not in vars(np)}
+    missing = {
+        k: v for k, v in {"bool": bool, "int": int, "float": float, "str": str}.items() if k not in vars(np)
+    }
     for name, kind in missing.items():
         setattr(np, name, kind)
     return bool(missing)
@@ -115,7 +114,9 @@ def _compiled_ops() -> bool:
     from pycocotools.cocoeval import COCOeval
 
     def not_compiled(*args, **kwargs):
-        raise NotImplementedError("this Detectron2 is not compiled: no rotated boxes, no deformable convolution.")
+        raise NotImplementedError(
+            "this Detectron2 is not compiled: no rotated boxes, no deformable convolution."
+        )
 
     _add_module(
         "detectron2._C",
@@ -194,7 +195,9 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
         return main_func(*args)
     if dist_url == "auto":
         if num_machines > 1:
-            raise InputError("--dist-url auto works on one machine; with several, pass tcp://HOST:PORT of rank 0.")
+            raise InputError(
+                "--dist-url auto works on one machine; with several, pass tcp://HOST:PORT of rank 0."
+            )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     if not torch.cuda.is_available():
         worker_args = (main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)

@@ -1,6 +1,8 @@
 """Shared by all tests: one thread, no display, and the place of the real data."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 # Before anything imports numpy, torch or matplotlib. One thread: the tests are small, and bitwise the same everywhere.
@@ -31,16 +33,32 @@ def _shared_data_folders() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """`shared_data(name)`: path of a folder of real data, in $FUSIONDET_SHARED_DATA or beside the checkout; else skip."""
+    """`shared_data(name)`: folder of real data, in $FUSIONDET_SHARED_DATA or beside the checkout; skips without it."""
 
     def find(name: str) -> Path:
         folders = _shared_data_folders()
         for folder in folders:
             if (folder / name).exists():
                 return folder / name
-        pytest.skip(f"real data {name!r} not in {folders[0]}; set FUSIONDET_SHARED_DATA to the folder that holds it")
+        pytest.skip(
+            f"real data {name!r} not in {folders[0]}; set FUSIONDET_SHARED_DATA to the folder that holds it"
+        )
 
     return find
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """`load_tool("evaluate")`: tools/evaluate.py as a module, so that a test can call its `main`."""
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Install Detectron2, unless one is importable already: then say which, and change nothing.
 
-What is installed is the Python part of v0.5. Upstream publishes no releases on the Python package index; the index holds
-the v0.5 sources as `detectron2-cdo`, a third-party upload. Its Python files are upstream's, byte for byte, and the
-archive is accepted only with the SHA-256 below. It lacks the C++ sources that its own set-up script compiles, so that
-script is never run: the archive's Python files are packed into a wheel here, and pip installs the wheel.
-`fusiondet.compat` supplies what v0.5 needs on today's torch.
+What is installed is the Python part of v0.5. Upstream publishes no releases on the Python package index; the index
+holds the v0.5 sources as `detectron2-cdo`, a third-party upload. Its Python files are upstream's, byte for byte,
+and the archive is accepted only with the SHA-256 below. It lacks the C++ sources that its own set-up script
+compiles, so that script is never run: the archive's Python files are packed into a wheel here, and pip installs the
+wheel. `fusiondet.compat` supplies what v0.5 needs on today's torch.
 
 Uses nothing but Python and pip, with pip's own configuration of index, proxy and certificates.
 Exit status: 0 a Detectron2 is there, 1 it could not be installed, 2 the given file cannot be used.
@@ -90,7 +90,9 @@ def verified(sdist: Path, sha256: str = SDIST_SHA256) -> Path:
         raise BadSdist(f"{sdist}: no such file. Give the path of detectron2-cdo-0.5.tar.gz.")
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != sha256:
-        raise BadSdist(f"{sdist}: SHA-256 is {found}, expected {sha256}. It is not the pinned v0.5 source archive.")
+        raise BadSdist(
+            f"{sdist}: SHA-256 is {found}, expected {sha256}. It is not the pinned v0.5 source archive."
+        )
     return sdist
 
 
@@ -125,7 +127,9 @@ def _package_files(sdist: Path) -> dict[str, bytes]:
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BadSdist(f"{sdist}: not a gzipped tar archive ({error}).") from error
     if "detectron2/__init__.py" not in files:
-        raise BadSdist(f"{sdist}: holds no detectron2/__init__.py, so it is not a source archive of Detectron2.")
+        raise BadSdist(
+            f"{sdist}: holds no detectron2/__init__.py, so it is not a source archive of Detectron2."
+        )
     return files
 
 
@@ -190,7 +194,8 @@ def download(directory: Path) -> Path:
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{PROJECT}=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
     options = "--quiet --no-deps --no-cache-dir --no-binary :all: --no-build-isolation --use-pep517 --require-hashes"
-    _pip("download", *options.split(), "--dest", str(directory), "-r", str(requirement), python_path=str(answers))
+    arguments = [*options.split(), "--dest", str(directory), "--requirement", str(requirement)]
+    _pip("download", *arguments, python_path=str(answers))
     return next(directory.glob("*.tar.gz"))
 
 
@@ -222,7 +227,9 @@ def install(sdist: Path | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--sdist",
         type=Path,
