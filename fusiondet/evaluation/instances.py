@@ -7,15 +7,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from pycocotools import mask as mask_api
-
 from fusiondet.data.coco import Dataset, coco_document, validate_coco
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.evaluation import average_precision as ap
 from fusiondet.evaluation.heights import RATIO, height_metrics, height_ratio
 from fusiondet.evaluation.matching import NOTHING, mask_iou, match_greedily
 from fusiondet.files import read_json
+
+import numpy as np
+from pycocotools import mask as mask_api
 
 METRICS = ("coco", "height", "joint")
 HEIGHT_KEYS = ("height_m", "height_p16_m", "height_p84_m")
@@ -83,6 +83,19 @@ def evaluate_instances(
     return result
 
 
+def matched_heights(
+    dataset: Dataset | Path | dict, records: list[dict], max_detections: int | None = None
+) -> np.ndarray:
+    """The pairs behind the `height/` numbers of `evaluate_instances`, for drawing; same arguments and errors.
+
+    Returns:
+        (N, 4) true height, predicted median, p16, p84, metres; NaN where unknown or not predicted.
+    """
+    document = _one_class(_document(dataset))
+    records = _with_boxes(records, document)
+    return _matched_columns(_images(document, records, max_detections or _max_detections(document)))
+
+
 def evaluate_truth_box_heights(
     dataset: Dataset | Path | dict, records: list[dict]
 ) -> dict[str, float | int | None]:
@@ -135,7 +148,7 @@ def _one_class(document: dict) -> dict:
     annotations = []
     for n, annotation in enumerate(document["annotations"], start=1):
         # COCO's evaluation takes an id of 0 for "unmatched": number anew.
-        rle = _rle(annotation["segmentation"], *size[annotation["image_id"]])
+        rle = compressed_rle(annotation["segmentation"], *size[annotation["image_id"]])
         kept = {
             "id": n,
             "category_id": 1,
@@ -156,13 +169,13 @@ def _with_boxes(records: list[dict], document: dict) -> list[dict]:
                 f"prediction {i} belongs to image {record['image_id']!r}, which the annotations do not list. "
                 "Do both files belong to the same split?"
             )
-        rle = _rle(record["segmentation"], *size[record["image_id"]])
+        rle = compressed_rle(record["segmentation"], *size[record["image_id"]])
         box = record["bbox"] if record.get("bbox") is not None else mask_api.toBbox(rle).tolist()
         complete.append({**record, "category_id": 1, "segmentation": rle, "bbox": box})
     return complete
 
 
-def _rle(segmentation: list | dict, height: int, width: int) -> dict:
+def compressed_rle(segmentation: list | dict, height: int, width: int) -> dict:
     """Compressed RLE of any COCO segmentation, rasterised the way pycocotools does."""
     if isinstance(segmentation, list):
         rings = [ring for ring in segmentation if len(ring) >= 6]
@@ -219,18 +232,19 @@ def _number(value) -> float:
 
 def _matched_heights(images: list[_Image]) -> dict[str, float | int | None]:
     """Height numbers of the buildings matched at mask IoU >= 0.5, whatever their predicted height."""
-    truth_m, predicted_m, total = [], [], 0
+    total = sum(int(np.isfinite(image.truth_m[~image.crowd]).sum()) for image in images)
+    return height_metrics(*_matched_columns(images).T, known_truth_total=total)
+
+
+def _matched_columns(images: list[_Image]) -> np.ndarray:
+    """(N, 4) true height, predicted median, p16, p84 of the buildings matched at mask IoU >= 0.5."""
+    rows = [np.zeros((0, 4))]
     for image in images:
-        total += int(np.isfinite(image.truth_m[~image.crowd]).sum())
         match = match_greedily(image.iou, [0.5], image.crowd, image.crowd)[0]
         kept = np.flatnonzero(match != NOTHING)
         kept = kept[~image.crowd[match[kept]]]
-        truth_m.append(image.truth_m[match[kept]])
-        predicted_m.append(image.heights_m[kept])
-    median_m, p16_m, p84_m = np.concatenate([np.zeros((0, 3)), *predicted_m]).T
-    return height_metrics(
-        np.concatenate([np.zeros(0), *truth_m]), median_m, p16_m, p84_m, known_truth_total=total
-    )
+        rows.append(np.column_stack([image.truth_m[match[kept]], image.heights_m[kept]]))
+    return np.concatenate(rows)
 
 
 def _joint_average_precision(images: list[_Image]) -> np.ndarray | None:

@@ -3,16 +3,16 @@
 import json
 import time
 
-import numpy as np
-import pytest
-from pycocotools import mask as mask_api
-from shapely.geometry import box
-
 from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, write_coco
 from fusiondet.errors import InputError
-from fusiondet.evaluation.instances import evaluate_instances, evaluate_truth_box_heights
+from fusiondet.evaluation.instances import evaluate_instances, evaluate_truth_box_heights, matched_heights
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+from shapely.geometry import box
 
 SIZE = 64
 
@@ -52,6 +52,14 @@ def test_dataset_path_and_document_give_the_same_scores(tmp_path):
     assert (got["height/n"], got["height/coverage"], got["height/interval_coverage"]) == (2, 1.0, 1.0)
     assert got["height/bias_m"] == pytest.approx(0.5)
     json.dumps(got, allow_nan=False)
+
+
+def test_matched_heights_are_the_pairs_behind_the_numbers():
+    dataset = two_tiles()
+    pairs = matched_heights(dataset, perfect_records(dataset))
+    expected = [[6.0, 6.5, 5.0, 8.0], [9.0, 9.5, 8.0, 11.0], [np.nan] * 4]
+    np.testing.assert_allclose(pairs, expected)
+    assert matched_heights(dataset, []).shape == (0, 4)
 
 
 def test_inputs_are_left_as_they_were():
