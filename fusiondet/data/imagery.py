@@ -20,6 +20,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusiondet.buildings import Tile
+from fusiondet.data.bands import POLARISATIONS, BandSpec
+from fusiondet.data.coco import Dataset
+from fusiondet.errors import InputError
+from fusiondet.files import safe_join
+
 import numpy as np
 import rasterio
 from affine import Affine
@@ -30,12 +36,6 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window
-
-from fusiondet.buildings import Tile
-from fusiondet.data.bands import POLARISATIONS, BandSpec
-from fusiondet.data.coco import Dataset
-from fusiondet.errors import InputError
-from fusiondet.files import safe_join
 
 # The drivers that may open a file, by its first bytes: the suffix says nothing about what GDAL would make of it.
 SIGNATURES = {

@@ -1,0 +1,1 @@
+"""From other people's files to tiles with buildings: `vectors` and `cityjson` read layers, `tiles` cuts them."""

@@ -1,0 +1,183 @@
+"""Read CityJSON 1.0-2.0 and CityJSONSeq (https://www.cityjson.org/specs/): buildings with their surfaces in metres.
+
+Map coordinates are (x, y, z) in the file's CRS after the `transform` of its quantised vertices. Parts belong to their
+building: one `CityBuilding` per object of type Building. Geometry templates are not read.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusiondet.buildings import clean_polygon
+from fusiondet.errors import InputError
+from fusiondet.files import read_json
+
+import numpy as np
+import shapely
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+MAX_FILE_BYTES = 4 << 30
+# How deep the list of surfaces lies in "boundaries".
+_DEPTH = {"MultiSurface": 0, "CompositeSurface": 0, "Solid": 1, "MultiSolid": 2, "CompositeSolid": 2}
+
+
+@dataclass
+class Surface:
+    """One planar face: `rings` are (N, 3) map coordinates, not closed, outer ring first, then holes.
+
+    `kind` is its semantic type, e.g. "RoofSurface", "GroundSurface", "WallSurface"; "" when the file says nothing.
+    """
+
+    kind: str
+    lod: str
+    rings: list[np.ndarray]
+
+    def polygon(self) -> shapely.Polygon:
+        """Its outline seen from above (2-D; degenerate for a wall)."""
+        return shapely.Polygon(self.rings[0][:, :2], [ring[:, :2] for ring in self.rings[1:]])
+
+
+@dataclass
+class CityBuilding:
+    """A building: attributes of the building itself (a single part's fill gaps) and the surfaces of all parts."""
+
+    id: str
+    attributes: dict = field(default_factory=dict)
+    surfaces: list[Surface] = field(default_factory=list)
+
+    def footprint(self):
+        """Polygon or MultiPolygon of LoD 0, else the union of the ground surfaces; None when there is neither."""
+        flat = [s for s in self.surfaces if s.lod.startswith("0")]
+        ground = [s for s in flat if s.kind == "GroundSurface"]
+        chosen = ground or [s for s in flat if s.kind != "RoofSurface"]
+        return _union(chosen) or _union(self._of_kind("GroundSurface"))
+
+    def roof_surfaces(self) -> list[Surface]:
+        """The roof faces of the highest level of detail that has some; [] when none is marked as roof."""
+        return self._of_kind("RoofSurface")
+
+    def _of_kind(self, kind: str) -> list[Surface]:
+        found = [s for s in self.surfaces if s.kind == kind and not s.lod.startswith("0")]
+        best = max((s.lod for s in found), default=None)
+        return [s for s in found if s.lod == best]
+
+
+@dataclass
+class CityModel:
+    """The buildings of a file, and its horizontal CRS ("EPSG:n" or WKT; None when the file names none)."""
+
+    buildings: list[CityBuilding]
+    crs: str | None
+
+
+def read_cityjson(path: Path) -> CityModel:
+    """All buildings of a CityJSON (.json) or CityJSONSeq (.jsonl) file.
+
+    Raises:
+        InputError: missing, too large, not CityJSON, or a building refers to vertices or parts that are not there.
+    """
+    path = Path(path)
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB; split it, e.g. with cjio.")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        documents = list(_sequence(path))
+    else:
+        documents = [read_json(path)]
+    head = documents[0] if documents else None
+    if not isinstance(head, dict) or head.get("type") != "CityJSON":
+        kind = head.get("type") if isinstance(head, dict) else type(head).__name__
+        raise InputError(f'{path}: expected CityJSON ("type": "CityJSON"), found {kind!r}.')
+    buildings, transform = [], None
+    for document in documents:
+        transform = document.get("transform") or transform
+        buildings += _buildings(document, transform, path)
+    return CityModel(buildings, _horizontal_crs((head.get("metadata") or {}).get("referenceSystem"), path))
+
+
+def _sequence(path: Path) -> Iterator[dict]:
+    number = 0
+    try:
+        with open(path, encoding="utf-8") as f:
+            for line in f:
+                number += 1
+                if line.strip():
+                    yield json.loads(line)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: line {number} is not JSON ({error}). Is it complete?") from None
+
+
+def _buildings(document: dict, transform: dict | None, path: Path) -> Iterator[CityBuilding]:
+    objects = document.get("CityObjects") or {}
+    vertices = np.asarray(document.get("vertices") or [], dtype=float).reshape(-1, 3)
+    if transform:
+        vertices = vertices * transform["scale"] + transform["translate"]
+    for name, parent in objects.items():
+        if parent.get("type") != "Building":
+            continue
+        try:
+            parts = [objects[child] for child in parent.get("children") or ()]
+            attributes = dict(parts[0].get("attributes") or {}) if len(parts) == 1 else {}
+            attributes.update({k: v for k, v in (parent.get("attributes") or {}).items() if v is not None})
+            surfaces = [
+                s
+                for part in (parent, *parts)
+                for g in part.get("geometry") or ()
+                for s in _surfaces(g, vertices)
+            ]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: building {name!r} is broken ({error!r}). Validate it with cjio."
+            ) from None
+        yield CityBuilding(name, attributes, surfaces)
+
+
+def _surfaces(geometry: dict, vertices: np.ndarray) -> Iterator[Surface]:
+    depth = _DEPTH.get(geometry["type"])
+    if depth is None:  # points, lines, templates: no face
+        return
+    semantics = geometry.get("semantics") or {}
+    kinds = [surface["type"] for surface in semantics.get("surfaces") or ()]
+    faces = _flatten(geometry["boundaries"], depth)
+    values = (
+        _flatten(semantics["values"], depth) if kinds and semantics.get("values") else [None] * len(faces)
+    )
+    for rings, value in zip(faces, values, strict=True):
+        rings = [vertices[_indexes(ring, len(vertices))] for ring in rings]
+        yield Surface("" if value is None else kinds[value], str(geometry.get("lod", "")), rings)
+
+
+def _indexes(ring, count: int) -> list[int]:
+    if len(ring) < 3 or not all(0 <= i < count for i in ring):
+        raise ValueError(f"ring {ring[:5]}... of {len(ring)} vertices among {count}")
+    return ring
+
+
+def _flatten(nested: list, depth: int) -> list:
+    for _ in range(depth):
+        nested = [item for inner in nested for item in (inner if inner is not None else ())]
+    return nested
+
+
+def _union(surfaces: list[Surface]):
+    polygons = [clean_polygon(s.polygon()) for s in surfaces]
+    polygons = [p for p in polygons if p is not None]
+    return clean_polygon(shapely.unary_union(polygons)) if polygons else None
+
+
+def _horizontal_crs(reference: str | None, path: Path) -> str | None:
+    """The horizontal part: "EPSG:28992" for "https://…/EPSG/0/7415", "urn:ogc:def:crs:EPSG::7415" or "EPSG:7415"."""
+    if not reference:
+        return None
+    code = re.search(r"EPSG\D.*?(\d+)$", str(reference))
+    try:
+        crs = CRS.from_epsg(int(code.group(1))) if code else CRS.from_user_input(reference)
+    except CRSError:
+        raise InputError(f"{path}: unknown reference system {reference!r}.") from None
+    crs = crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else crs.to_wkt()
