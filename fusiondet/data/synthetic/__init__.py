@@ -1,0 +1,186 @@
+"""The synthetic city: physically rendered RGB and SAR tiles with exact outlines and heights.
+
+`tools/prepare_dataset.py synthetic` is `add_arguments` + `main`. In here: `presets` (frozen settings), `city` (the
+world as vectors), `scene` (a window of it as rasters), `optical` and `sar` (pictures of a scene), `dataset` (on disk).
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from fusiondet.cli import seed_argument
+from fusiondet.data.synthetic.presets import PRESETS, preset
+from fusiondet.errors import InputError
+
+_RANGES = {
+    "sun_azimuth": ("sun_azimuth_deg", "direction to the sun, degrees clockwise from north"),
+    "sun_elevation": ("sun_elevation_deg", "sun above the horizon, degrees"),
+    "look_azimuth": ("sar_look_azimuth_deg", "direction the antenna looks, degrees clockwise from north"),
+    "incidence": ("sar_incidence_deg", "SAR incidence from the vertical, degrees"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `prepare_dataset.py synthetic`."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="directory to make")
+    add("--preset", default="easy", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    add(
+        "--split",
+        nargs="+",
+        metavar="NAME=TILES",
+        default=["train=300", "val=40", "test=40"],
+        help="tiles per split (default: train=300 val=40 test=40)",
+    )
+    add("--size", type=int, default=256, metavar="PX", help="side of a tile, pixels (default: %(default)s)")
+    add("--gsd", type=float, default=0.5, metavar="M", help="pixel size, metres (default: %(default)s)")
+    seed_argument(parser)
+    add(
+        "--height-seed",
+        type=int,
+        help="draw the heights from this seed: same layout, other heights (default: --seed)",
+    )
+    add(
+        "--strip-tiles", type=int, default=5, help="neighbouring tiles per acquisition (default: %(default)s)"
+    )
+    add(
+        "--min-area-m2",
+        type=float,
+        default=6.0,
+        help="smaller visible rests of buildings get no label (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; no influence on the result (default: all cores)",
+    )
+    add("--overwrite", action="store_true", help="replace an existing --out")
+    geometry = parser.add_argument_group("acquisition geometry (default: the preset's)")
+    for flag, (_, text) in _RANGES.items():
+        geometry.add_argument(
+            f"--{flag.replace('_', '-')}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text
+        )
+    _add_effects(parser.add_argument_group("sensors"))
+    _add_faults(parser.add_argument_group("faults (label faults only in the split 'train')"))
+
+
+def _add_effects(group) -> None:
+    group.add_argument(
+        "--looks",
+        type=float,
+        help="SAR looks per resolution cell: speckle variance 1/looks (default: the preset's)",
+    )
+    group.add_argument("--no-shadow", action="store_true", help="neither sun nor radar shadow")
+    group.add_argument("--no-layover", action="store_true", help="SAR roofs stay in place, walls unseen")
+    group.add_argument("--no-double-bounce", action="store_true", help="no bright line at the foot of walls")
+
+
+def _add_faults(group) -> None:
+    group.add_argument(
+        "--sar-shift-px",
+        type=float,
+        default=0.0,
+        help="largest shift of SAR against RGB, pixels, per acquisition",
+    )
+    group.add_argument(
+        "--footprint-offset-m",
+        type=float,
+        default=0.0,
+        help="largest shift of the outlines, metres, per acquisition",
+    )
+    group.add_argument(
+        "--missing-labels", type=float, default=0.0, help="share of the buildings without label, 0 to 1"
+    )
+    group.add_argument(
+        "--extra-labels",
+        type=float,
+        default=0.0,
+        help="labels without building, share of the buildings, 0 to 1",
+    )
+    group.add_argument(
+        "--height-noise-m", type=float, default=0.0, help="standard deviation of the label heights, metres"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Make the data set that `args` of `add_arguments` describe, and say so in one line."""
+    from fusiondet.data.synthetic.dataset import Faults, Recipe, write_dataset
+
+    faults = Faults(
+        args.sar_shift_px,
+        args.footprint_offset_m,
+        args.missing_labels,
+        args.extra_labels,
+        args.height_noise_m,
+    )
+    recipe = Recipe(
+        preset=_preset(args),
+        size_px=args.size,
+        gsd_m=args.gsd,
+        seed=args.seed,
+        height_seed=args.height_seed,
+        strip_tiles=args.strip_tiles,
+        min_area_m2=args.min_area_m2,
+        shadow=not args.no_shadow,
+        layover=not args.no_layover,
+        double_bounce=not args.no_double_bounce,
+        faults=faults,
+    )
+    _check(args)
+    counts = write_dataset(recipe, _splits(args.split), args.out, args.workers, args.overwrite)
+    parts = ", ".join(
+        f"{split} {tiles} tiles with {buildings} buildings" for split, (tiles, buildings) in counts.items()
+    )
+    print(f"wrote {args.out}: {parts}.")
+
+
+def _preset(args):
+    changes = {"sar_looks": args.looks} if args.looks is not None else {}
+    for flag, (key, _) in _RANGES.items():
+        limits = getattr(args, flag)
+        if limits is not None:
+            if limits[0] > limits[1]:
+                raise InputError(f"--{flag.replace('_', '-')} {limits[0]} {limits[1]}: expected LOW <= HIGH.")
+            changes[key] = (tuple(limits),) if key == "sar_look_azimuth_deg" else tuple(limits)
+    return replace(preset(args.preset), **changes)
+
+
+def _splits(texts: list[str]) -> dict[str, int]:
+    splits = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if not name.isidentifier() or not number.isdigit() or int(number) < 1 or name in splits:
+            raise InputError(
+                f"--split {text!r}: expected NAME=TILES once per name, e.g. train=300 val=40 test=40."
+            )
+        splits[name] = int(number)
+    return splits
+
+
+def _check(args) -> None:
+    """Limits that would otherwise fail deep inside, or fill memory."""
+    limits = {
+        "size": (16, 4096),
+        "gsd": (0.1, 10),
+        "strip_tiles": (1, 1000),
+        "workers": (1, 512),
+        "looks": (0.1, 1e4),
+        "sar_shift_px": (0, 20),
+        "footprint_offset_m": (0, 50),
+        "missing_labels": (0, 1),
+        "extra_labels": (0, 1),
+        "height_noise_m": (0, 100),
+        "min_area_m2": (0, 1e6),
+        "seed": (0, 2**63),
+        "height_seed": (0, 2**63),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}.")
+    for flag, (low, high) in {"sun_elevation": (5, 90), "incidence": (10, 75)}.items():
+        for value in getattr(args, flag) or ():
+            if not low <= value <= high:
+                raise InputError(f"--{flag.replace('_', '-')} {value}: expected {low} to {high} degrees.")

@@ -1,0 +1,325 @@
+"""The synthetic city as a data set on disk: acquisitions, tiles, labels, and the faults that may be put on them.
+
+An acquisition is a strip of neighbouring tiles under one sun and one radar geometry, as in real data. Strips of
+different splits never share ground. Everything random is drawn from (seed, split, strip, tile), so the result depends
+neither on the number of processes nor on the other splits' sizes.
+"""
+
+import math
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel
+from fusiondet.cli import progress
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import Dataset, write_coco
+from fusiondet.data.synthetic.city import HEIGHT_STAT, City, CityBuilding, make_city
+from fusiondet.data.synthetic.optical import render_optical
+from fusiondet.data.synthetic.presets import Preset
+from fusiondet.data.synthetic.sar import render_sar
+from fusiondet.data.synthetic.scene import building_heights, margins_m, rasterize_scene
+from fusiondet.files import atomic_dir, require_new
+
+import cv2
+import numpy as np
+import rasterio
+import shapely
+from affine import Affine
+from shapely.affinity import translate
+from shapely.geometry import box
+
+BANDS = BandSpec(optical=("red", "green", "blue"), sar=("HH",), sar_scale="db")
+# Which generator draws what; part of every random key, so that no two draws share a stream.
+_GEOMETRY, _LAYOUT, _HEIGHTS, _PICTURE, _LABELS = range(5)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What is wrong with the data, as in real life. Label faults are put on the split "train" alone.
+
+    Attributes:
+        sar_shift_px: SAR against optical, at most this far, one random vector per acquisition; in all splits.
+        footprint_offset_m: all outlines of an acquisition, at most this far, one random vector.
+        missing_labels, extra_labels: share of the buildings without label; labels without building per building.
+        height_noise_m: standard deviation of the label heights.
+    """
+
+    sar_shift_px: float = 0.0
+    footprint_offset_m: float = 0.0
+    missing_labels: float = 0.0
+    extra_labels: float = 0.0
+    height_noise_m: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a data set, except the number of tiles.
+
+    Attributes:
+        size_px, gsd_m: of a tile.
+        height_seed: draws the heights alone; None: `seed`. Another one is the same city with other heights.
+        strip_tiles: tiles per acquisition.
+        min_area_m2: a building of which less than this is inside a tile has no label there.
+        shadow, layover, double_bounce: effects that are rendered; `shadow` of the sun and of the radar.
+        footprints: CityJSON file to take the buildings from; None: procedural.
+    """
+
+    preset: Preset
+    size_px: int = 256
+    gsd_m: float = 0.5
+    seed: int = 0
+    height_seed: int | None = None
+    strip_tiles: int = 5
+    min_area_m2: float = 6.0
+    shadow: bool = True
+    layover: bool = True
+    double_bounce: bool = True
+    faults: Faults = field(default_factory=Faults)
+    footprints: str | None = None
+
+    @property
+    def tile_m(self) -> float:
+        """Side of a tile in metres."""
+        return self.size_px * self.gsd_m
+
+    def rng(self, purpose: int, split: str, *index: int) -> np.random.Generator:
+        """The generator for one purpose in one place."""
+        seed = self.height_seed if purpose == _HEIGHTS and self.height_seed is not None else self.seed
+        return np.random.default_rng([seed, purpose, *split.encode(), *index])
+
+
+@dataclass(frozen=True)
+class Strip:
+    """An acquisition: tile bounds (x0, y0, x1, y1) in city metres, its number within the split."""
+
+    split: str
+    index: int
+    tiles: tuple[tuple[float, float, float, float], ...]
+    origin_map: tuple[float, float] | None = None
+
+
+def write_dataset(
+    recipe: Recipe, tiles: dict[str, int], out: Path, workers: int = 1, overwrite: bool = False
+) -> dict:
+    """Write a data set with `tiles` = {split: number of tiles} to the directory `out`, whole or not at all.
+
+    Returns:
+        {split: (tiles, buildings)}.
+    """
+    require_new(out, overwrite)
+    strips = _plan(recipe, tiles)
+    counts = {}
+    with atomic_dir(out) as root:
+        for split in tiles:
+            for kind in ("rgb", "sar", "ndsm", "building_height"):
+                (root / split / kind).mkdir(parents=True)
+        done: dict[str, list[Tile]] = {split: [] for split in tiles}
+        jobs = [(recipe, strip, root) for strip in strips]
+        bar = progress(_run(jobs, workers), total=len(jobs), label="synthetic city", unit="strip")
+        for strip, rendered in zip(strips, bar, strict=True):
+            done[strip.split] += rendered
+        for split, records in done.items():
+            info = _info(recipe, split, records)
+            write_coco(Dataset(records, BANDS, info), root / "annotations" / f"{split}.json")
+            counts[split] = (len(records), sum(len(t.buildings) for t in records))
+    return counts
+
+
+def _run(jobs: list, workers: int) -> Iterable[list[Tile]]:
+    """Results in the order of `jobs`, whatever the number of processes."""
+    if workers <= 1 or len(jobs) == 1:
+        yield from map(_render_strip, jobs)
+        return
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.map(_render_strip, jobs)
+
+
+def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
+    options = {k: v for k, v in asdict(recipe).items() if k not in ("preset", "footprints")}
+    return {
+        "description": "synthetic city: rendered RGB and SAR with exact buildings and heights",
+        "preset": recipe.preset.name,
+        "preset_version": recipe.preset.version,
+        "settings": asdict(recipe.preset),
+        "options": options,
+        "footprints": None if recipe.footprints is None else Path(recipe.footprints).name,
+        "height_stat": f"{HEIGHT_STAT}: area-weighted 70th percentile of the roof's height above ground",
+        "label_faults": split == "train",
+        "buildings": sum(len(t.buildings) for t in tiles),
+    }
+
+
+# --- where and when ------------------------------------------------------------------------------------------------
+
+
+def _plan(recipe: Recipe, tiles: dict[str, int]) -> list[Strip]:
+    """Strips of all splits: rows of their own, one split south of the other, further apart than anything reaches."""
+    strips = []
+    side, row = recipe.tile_m, 0
+    gap = math.ceil((side + 250) / 100) * 100
+    for split, count in tiles.items():
+        for index, first in enumerate(range(0, count, recipe.strip_tiles)):
+            n = min(recipe.strip_tiles, count - first)
+            bounds = tuple((i * side, 0.0, (i + 1) * side, side) for i in range(n))
+            strips.append(Strip(split, index, bounds, (500_000.0, 5_700_000.0 - row * gap)))
+            row += 1
+    return strips
+
+
+def draw_sensor(preset: Preset, rng: np.random.Generator) -> SensorGeometry:
+    """One acquisition geometry within the preset's ranges; degrees, rounded to 0.01."""
+    look = preset.sar_look_azimuth_deg[rng.integers(len(preset.sar_look_azimuth_deg))]
+    ranges = (preset.sun_azimuth_deg, preset.sun_elevation_deg, look, preset.sar_incidence_deg)
+    sun_azimuth, sun_elevation, look_azimuth, incidence = (round(rng.uniform(*r), 2) for r in ranges)
+    return SensorGeometry(sun_azimuth % 360, sun_elevation, look_azimuth % 360, incidence)
+
+
+def _city(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> City:
+    left, top, right, bottom = margins_m(sensor, 1.15 * recipe.preset.height_range_m[1])
+    x0, y0, x1, y1 = shapely.total_bounds(shapely.box(*np.transpose(strip.tiles)))
+    bounds = (x0 - left, y0 - bottom, x1 + right, y1 + top)
+    layout_rng, height_rng = (recipe.rng(kind, strip.split, strip.index) for kind in (_LAYOUT, _HEIGHTS))
+    return replace(make_city(recipe.preset, bounds, layout_rng, height_rng), origin_map=strip.origin_map)
+
+
+# --- rendering -----------------------------------------------------------------------------------------------------
+
+
+def _render_strip(job: tuple[Recipe, Strip, Path]) -> list[Tile]:
+    """Render and write the rasters of one strip; returns its tiles. A unit of work for a process."""
+    recipe, strip, root = job
+    rng = recipe.rng(_GEOMETRY, strip.split, strip.index)
+    sensor = draw_sensor(recipe.preset, rng)
+    settings = {
+        "haze": rng.uniform(*recipe.preset.haze),
+        "noise": rng.uniform(*recipe.preset.optical_noise),
+        "noise_floor_db": rng.uniform(*recipe.preset.noise_floor_db),
+        "shift_px": _random_vector(recipe.faults.sar_shift_px, rng),
+        "offset_m": _random_vector(recipe.faults.footprint_offset_m, rng),
+    }
+    city = _city(recipe, strip, sensor)
+    return [_render_tile(recipe, strip, i, city, sensor, settings, root) for i in range(len(strip.tiles))]
+
+
+def _random_vector(longest: float, rng: np.random.Generator) -> tuple[float, float]:
+    length, angle = longest * rng.uniform(), rng.uniform(0, 2 * math.pi)
+    return length * math.cos(angle), length * math.sin(angle)
+
+
+def _render_tile(
+    recipe: Recipe, strip: Strip, i: int, city: City, sensor, settings: dict, root: Path
+) -> Tile:
+    bounds, preset = strip.tiles[i], recipe.preset
+    rng = recipe.rng(_PICTURE, strip.split, strip.index, i)
+    scene = rasterize_scene(city, bounds, recipe.gsd_m, sensor)
+    rgb = render_optical(
+        scene, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], shadow=recipe.shadow
+    )
+    sar_db = render_sar(
+        scene,
+        sensor,
+        rng,
+        preset.sar_looks,
+        preset.sar_resolution_m,
+        settings["noise_floor_db"],
+        settings["shift_px"],
+        shadow=recipe.shadow,
+        layover=recipe.layover,
+        double_bounce=recipe.double_bounce,
+    )
+    n = scene.oversample
+    ndsm = cv2.resize(scene.height_m[scene.core], rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    local = Affine(scene.gsd_m * n, 0, bounds[0], 0, -scene.gsd_m * n, bounds[3])
+    near = city.near(bounds)
+    heights = building_heights(near, local, rgb.shape[:2])
+    transform = Affine.translation(*city.origin_map) * local
+    name = f"{strip.split}_{strip.index:04d}_{i:02d}.tif"
+    files = {}
+    for kind, raster in (("rgb", rgb), ("sar", sar_db), ("ndsm", ndsm), ("building_height", heights)):
+        files[kind] = f"{strip.split}/{kind}/{name}"
+        _write_raster(root / files[kind], raster, city.crs, transform)
+    labels = _labels(near, local, recipe)
+    if strip.split == "train":
+        labels = _spoil(
+            labels, recipe, settings["offset_m"], recipe.rng(_LABELS, strip.split, strip.index, i)
+        )
+    return Tile(
+        file_name=files["rgb"],
+        width=recipe.size_px,
+        height=recipe.size_px,
+        gsd_m=recipe.gsd_m,
+        sar_file_name=files["sar"],
+        ndsm_file_name=files["ndsm"],
+        building_height_file_name=files["building_height"],
+        crs=city.crs,
+        transform=tuple(transform)[:6],
+        sensor=sensor,
+        buildings=labels,
+    )
+
+
+def _write_raster(path: Path, raster: np.ndarray, crs: str, transform: Affine) -> None:
+    """(H, W) float32 or (H, W, 3) uint8 as a compressed GeoTIFF."""
+    bands = raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1)
+    profile = dict(
+        driver="GTiff",
+        dtype=str(raster.dtype),
+        count=len(bands),
+        height=bands.shape[1],
+        width=bands.shape[2],
+        crs=crs,
+        transform=transform,
+        compress="deflate",
+        zlevel=1,
+        predictor=2 if raster.dtype == np.uint8 else 3,
+        photometric="RGB" if len(bands) == 3 else "MINISBLACK",
+    )
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(bands)
+
+
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+def _labels(buildings: list[CityBuilding], local: Affine, recipe: Recipe) -> list[Building]:
+    """Exact outlines in the tile's pixels, cut to it; slivers are dropped."""
+    frame = box(0, 0, recipe.size_px, recipe.size_px)
+    min_area_px = recipe.min_area_m2 / recipe.gsd_m**2
+    labels = []
+    for building in buildings:
+        polygon = clean_polygon(map_to_pixel(building.footprint, local).intersection(frame))
+        if polygon is not None and polygon.area >= min_area_px:
+            labels.append(_label(polygon, building.height_m, building.id))
+    return labels
+
+
+def _label(polygon, height_m: float, identifier) -> Building:
+    return Building(
+        polygon=polygon,
+        height_m=height_m,
+        height_source="synthetic",
+        height_stat=HEIGHT_STAT,
+        height_datum="ground",
+        outline="footprint",
+        id=identifier,
+    )
+
+
+def _spoil(labels: list[Building], recipe: Recipe, offset_m, rng: np.random.Generator) -> list[Building]:
+    """`labels` with the faults that training labels have in real life."""
+    faults, size = recipe.faults, recipe.size_px
+    kept = [b for b in labels if rng.random() >= faults.missing_labels]
+    for _ in range(rng.binomial(max(len(labels), 1), faults.extra_labels) if faults.extra_labels else 0):
+        x, y, w, h = *rng.uniform(0, size, 2), *rng.uniform(8, 20, 2) / recipe.gsd_m
+        kept.append(_label(box(x, y, x + w, y + h), float(rng.uniform(3, 20)), None))
+    dx, dy = offset_m[0] / recipe.gsd_m, -offset_m[1] / recipe.gsd_m
+    frame = box(0, 0, size, size)
+    spoiled = []
+    for b in kept:
+        polygon = clean_polygon(translate(b.polygon, dx, dy).intersection(frame))
+        if polygon is not None and polygon.area * recipe.gsd_m**2 >= recipe.min_area_m2:
+            height_m = max(b.height_m + faults.height_noise_m * rng.standard_normal(), 0.5)
+            spoiled.append(replace(b, polygon=polygon, height_m=height_m))
+    return spoiled
