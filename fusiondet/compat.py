@@ -1,7 +1,7 @@
 """Run Detectron2, compiled or not, v0.5 or upstream's main branch, on a current stack. Import this before detectron2.
 
 Importing this module applies what is missing, and nothing else: v0.5 (of 2021) needs every entry of `_SHIMS`,
-upstream's main branch at most the first. `applied` names those that were needed. Checked with torch 2.15, numpy 2.4,
+upstream's main branch at most the last. `applied` names those that were needed. Checked with torch 2.15, numpy 2.4,
 Pillow 13, setuptools 84, pycocotools 2.0.11 on Python 3.11. A later Detectron2 goes first on PYTHONPATH.
 
 Not to be had without compiling Detectron2: rotated boxes, deformable convolution; they raise NotImplementedError.
@@ -45,19 +45,6 @@ def _add_module(name: str, **attributes) -> None:
     module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
     module.__dict__.update(attributes)
     sys.modules[name] = module
-
-
-def _pkg_resources() -> bool:
-    """Give `detectron2.model_zoo` the one function it uses of pkg_resources, which setuptools 82 dropped."""
-    if importlib.util.find_spec("pkg_resources") is not None:
-        return False
-
-    def resource_filename(package: str, name: str) -> str:
-        folder = importlib.util.find_spec(package).submodule_search_locations[0]
-        return os.path.join(folder, *name.split("/"))
-
-    _add_module("pkg_resources", resource_filename=resource_filename)
-    return True
 
 
 def _numpy_aliases() -> bool:
@@ -131,13 +118,33 @@ def _compiled_ops() -> bool:
     return True
 
 
+def _pkg_resources() -> bool:
+    """Lend `detectron2.model_zoo` the one function it uses of pkg_resources, which setuptools 82 dropped.
+
+    Only while it is imported: others that find a pkg_resources (pytest does) expect more of it.
+    """
+    if importlib.util.find_spec("pkg_resources") is not None:
+        return False
+
+    def resource_filename(package: str, name: str) -> str:
+        folder = importlib.util.find_spec(package).submodule_search_locations[0]
+        return os.path.join(folder, *name.split("/"))
+
+    _add_module("pkg_resources", resource_filename=resource_filename)
+    try:
+        import detectron2.model_zoo  # noqa: F401
+    finally:
+        del sys.modules["pkg_resources"]
+    return True
+
+
 _SHIMS = {
-    "pkg_resources": _pkg_resources,
     "numpy aliases": _numpy_aliases,
     "PIL.Image.LINEAR": _pillow_linear,
     "_LRScheduler": _scheduler_base,
     "caffe2": _caffe2,
     "detectron2._C": _compiled_ops,
+    "pkg_resources": _pkg_resources,  # last: it imports much of detectron2
 }
 _ANY_VERSION = {"pkg_resources"}  # the others are needed by v0.5 alone
 

@@ -80,7 +80,7 @@ def installed() -> str | None:
     return f"{detectron2.__version__} in {Path(spec.origin).parent}"
 
 
-def verified(sdist: Path, sha256: str = SDIST_SHA256) -> Path:
+def verified(sdist: Path) -> Path:
     """`sdist` itself, if it is the pinned archive.
 
     Raises:
@@ -89,9 +89,9 @@ def verified(sdist: Path, sha256: str = SDIST_SHA256) -> Path:
     if not sdist.is_file():
         raise BadSdist(f"{sdist}: no such file. Give the path of detectron2-cdo-0.5.tar.gz.")
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
-    if found != sha256:
+    if found != SDIST_SHA256:
         raise BadSdist(
-            f"{sdist}: SHA-256 is {found}, expected {sha256}. It is not the pinned v0.5 source archive."
+            f"{sdist}: SHA-256 is {found}, expected {SDIST_SHA256}. It is not the pinned v0.5 source archive."
         )
     return sdist
 
