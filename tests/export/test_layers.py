@@ -1,0 +1,289 @@
+"""Layers read back equal in every format, appear whole or not at all, and hold the documented columns."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import geopandas
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from pyproj import CRS
+from shapely.geometry import box
+
+from fusiondet.buildings import Building
+from fusiondet.errors import InputError
+from fusiondet.export import FORMATS, paint_heights, read_buildings, write_buildings
+
+SUFFIXES = sorted(FORMATS)
+COLUMNS = ["id", "score", "height_m", "height_p16_m", "height_p84_m", "area_m2", "volume_m3"]
+UTM = "EPSG:32631"
+CUSTOM = CRS.from_proj4("+proj=eqearth +lon_0=5 +datum=WGS84").to_wkt()
+
+
+def buildings(x=500_000.0, y=5_800_000.0, unit=1.0):
+    """A house, a house of unknown height with a courtyard, and one of two parts; `unit` map units per metre."""
+
+    def rectangle(x0, y0, x1, y1):
+        return box(x + x0 * unit, y + y0 * unit, x + x1 * unit, y + y1 * unit)
+
+    return [
+        Building(rectangle(0, 0, 10, 20), 6.5, 5.0, 8.25, 0.875, id=11),
+        Building(rectangle(30, 0, 50, 20).difference(rectangle(35, 5, 45, 15)), score=0.5, id=7),
+        Building(rectangle(0, 40, 10, 50).union(rectangle(20, 40, 30, 50)), 3.0, score=0.25, id=-3),
+    ]
+
+
+def by_id(items):
+    return {b.id: b for b in items}
+
+
+def assert_equal(got, expected, tolerance):
+    assert by_id(got).keys() == by_id(expected).keys() and len(got) == len(expected)
+    for b in expected:
+        other = by_id(got)[b.id]
+        assert (other.score, other.height_m) == (b.score, b.height_m)
+        assert (other.height_p16_m, other.height_p84_m) == (b.height_p16_m, b.height_p84_m)
+        assert other.polygon.geom_type == b.polygon.geom_type
+        assert other.polygon.normalize().equals_exact(b.polygon.normalize(), tolerance)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".parquet"])
+@pytest.mark.parametrize(
+    ("crs", "x", "y", "unit"), [(UTM, 5e5, 5.8e6, 1), ("EPSG:4326", 5.1, 52.2, 1e-5), (CUSTOM, 0, 5e6, 1)]
+)
+def test_what_is_written_is_read_back(tmp_path, suffix, crs, x, y, unit):
+    path = tmp_path / f"city{suffix}"
+    expected = buildings(x, y, unit)
+    write_buildings(expected, crs, path)
+    got, got_crs = read_buildings(path)
+    assert_equal(got, expected, 0)
+    assert CRS(got_crs) == CRS(crs)
+    assert got_crs == crs or crs == CUSTOM
+
+
+@pytest.mark.parametrize("crs", [UTM, "EPSG:4326"])
+def test_geojson_is_longitude_and_latitude(tmp_path, crs):
+    path = tmp_path / "city.geojson"
+    here = buildings() if crs == UTM else buildings(3.0, 52.35, 1e-5)
+    write_buildings(here, crs, path)
+    got, got_crs = read_buildings(path)
+    assert got_crs == "EPSG:4326"
+    places = geopandas.GeoSeries([b.polygon for b in here], crs=crs).to_crs(4326)
+    assert_equal(got, [Building(p, **_facts(b)) for p, b in zip(places, here, strict=True)], 1e-7)
+    document = json.loads(path.read_text())
+    assert "crs" not in document
+    lon, lat = document["features"][0]["geometry"]["coordinates"][0][0]
+    assert (round(lon), round(lat)) == (3, 52)
+
+
+def _facts(b):
+    return {k: getattr(b, k) for k in ("height_m", "height_p16_m", "height_p84_m", "score", "id")}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_columns_are_the_documented_ones_and_unknown_is_null(tmp_path, suffix):
+    path = tmp_path / f"city{suffix}"
+    write_buildings(buildings(), UTM, path)
+    frame = geopandas.read_parquet(path) if suffix == ".parquet" else pyogrio.read_dataframe(path)
+    assert [c for c in frame.columns if c != "geometry"] == COLUMNS
+    frame = frame.set_index("id")
+    # The plane of the UTM zone's middle is drawn 0.04 % too small in length.
+    assert frame.area_m2[11] == pytest.approx(200 / 0.9996**2, rel=1e-5)
+    assert frame.area_m2[7] == pytest.approx(300 / 0.9996**2, rel=1e-5)
+    assert frame.volume_m3[11] == pytest.approx(frame.area_m2[11] * 6.5)
+    assert frame.loc[7, ["height_m", "height_p16_m", "height_p84_m", "volume_m3"]].isna().all()
+    assert frame.score.notna().all()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_buildings_are_an_empty_layer(tmp_path, suffix):
+    path = tmp_path / f"city{suffix}"
+    write_buildings([], UTM, path)
+    got, crs = read_buildings(path)
+    assert got == [] and crs == ("EPSG:4326" if suffix == ".geojson" else UTM)
+    if suffix in (".gpkg", ".fgb"):
+        assert list(pyogrio.read_info(path)["fields"]) == COLUMNS
+    if suffix == ".parquet":
+        assert [c for c in geopandas.read_parquet(path).columns if c != "geometry"] == COLUMNS
+
+
+@pytest.mark.parametrize("crs", [UTM, "EPSG:4326", "EPSG:3857", "EPSG:2229", "EPSG:28992"])
+def test_areas_are_square_metres_in_every_crs(tmp_path, crs):
+    # The same 100 m square drawn in metres on the ground near the middle of a local projection.
+    centre = (-118.0, 34.0) if crs == "EPSG:2229" else (5.4, 52.15)
+    local = CRS.from_proj4(f"+proj=laea +lon_0={centre[0]} +lat_0={centre[1]} +datum=WGS84")
+    place = geopandas.GeoSeries([box(-50, -50, 50, 50).segmentize(5)], crs=local).to_crs(crs)
+    write_buildings([Building(place[0], 10.0)], crs, tmp_path / "a.gpkg")
+    frame = pyogrio.read_dataframe(tmp_path / "a.gpkg")
+    assert frame.area_m2[0] == pytest.approx(10_000, rel=1e-4)
+    assert frame.volume_m3[0] == pytest.approx(100_000, rel=1e-4)
+
+
+def test_a_local_grid_has_plane_areas(tmp_path):
+    grid = 'LOCAL_CS["site",UNIT["foot",0.3048],AXIS["x",EAST],AXIS["y",NORTH]]'
+    write_buildings([Building(box(0, 0, 10, 10))], grid, tmp_path / "a.parquet")
+    assert geopandas.read_parquet(tmp_path / "a.parquet").area_m2[0] == pytest.approx(100 * 0.3048**2)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([None, None], [1, 2]),
+        (["NL.1", "NL.2"], ["NL.1", "NL.2"]),
+        ([5, "a"], ["5", "a"]),
+        ([None, "a"], [None, "a"]),
+    ],
+)
+def test_identifiers_are_kept_or_numbered(tmp_path, ids, expected):
+    write_buildings(
+        [Building(box(i, 0, i + 1, 1), id=v) for i, v in enumerate(ids)], UTM, tmp_path / "a.gpkg"
+    )
+    assert [b.id for b in read_buildings(tmp_path / "a.gpkg")[0]] == expected
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_metadata_travels_with_the_layer(tmp_path, suffix):
+    path = tmp_path / f"city{suffix}"
+    metadata = {"model": "Gebäude.pth", "gsd_m": 0.5}
+    write_buildings(buildings(), UTM, path, metadata)
+    if suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        text = parquet.read_schema(path).metadata[b"description"]
+    else:
+        text = pyogrio.read_info(path)["layer_metadata"]["DESCRIPTION"]
+    assert json.loads(text) == metadata
+    assert len(read_buildings(path)[0]) == 3
+
+
+@pytest.mark.parametrize("crs", [None, ""])
+def test_a_missing_crs_is_refused_with_the_way_out(tmp_path, crs):
+    with pytest.raises(InputError, match="no CRS.*gdal_edit"):
+        write_buildings(buildings(), crs, tmp_path / "a.gpkg")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "crs", "message"),
+    [
+        ("a.shp", UTM, "shapefile.*10 characters.*gpkg"),
+        ("a.kml", UTM, ".gpkg, .geojson, .fgb, .parquet"),
+        ("a", UTM, ".gpkg, .geojson, .fgb, .parquet"),
+        ("a.gpkg", "EPSG:99999999", "CRS 'EPSG:99999999' is not understood"),
+        ("a.gpkg", "somewhere", "CRS 'somewhere' is not understood"),
+    ],
+)
+def test_bad_targets_are_refused(tmp_path, name, crs, message):
+    with pytest.raises(InputError, match=message):
+        write_buildings(buildings(), crs, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("polygon", [None, shapely.Polygon(), box(0, 0, np.inf, 1), shapely.Point(1, 1)])
+def test_an_outline_without_area_is_refused_by_name(tmp_path, polygon):
+    with pytest.raises(InputError, match="building 'x7' has no outline"):
+        write_buildings([Building(polygon, id="x7")], UTM, tmp_path / "a.gpkg")
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
+    path = tmp_path / "a.gpkg"
+    write_buildings(buildings(), UTM, path)
+    with pytest.raises(InputError, match="--overwrite"):
+        write_buildings([], UTM, path)
+    assert len(read_buildings(path)[0]) == 3
+    write_buildings([], UTM, path, overwrite=True)
+    assert read_buildings(path)[0] == []
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.gpkg"
+    write_buildings(buildings(), UTM, path)
+
+    def half(target, **_):
+        with open(target, "wb") as f:
+            f.write(b"SQLite format 3\0 and then")
+        raise pyogrio.errors.DataSourceError("database or disk is full")
+
+    monkeypatch.setattr(pyogrio.raw, "write", half)
+    with pytest.raises(OSError, match="a.gpkg") as caught:
+        write_buildings([], UTM, path, overwrite=True)
+    assert "disk is full" in caught.value.strerror
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gpkg"] and len(read_buildings(path)[0]) == 3
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {root!r})
+from shapely.geometry import Point
+from fusiondet.buildings import Building
+from fusiondet.export import write_buildings
+many = [Building(Point(1000 + 20 * i, 5e6).buffer(8), 5.0, id=i) for i in range(3000)]
+{before}
+write_buildings(many, "EPSG:32631", {path!r})
+"""
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def child(path, before=""):
+    code = CHILD.format(root=ROOT, path=str(path), before=before)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_leaves_no_file(tmp_path, suffix):
+    # A limit on file size fails the same system calls as a full disk does.
+    limit = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, {resource.RLIM_INFINITY}))"""
+    done = child(tmp_path / f"a{suffix}", limit)
+    assert done.returncode == 1 and "Is the disk full?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_file_under_the_name(tmp_path):
+    kill = """
+import os, signal, pyogrio
+real = pyogrio.raw.write
+def write(path, **arguments):
+    real(path, **arguments)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+pyogrio.raw.write = write"""
+    done = child(tmp_path / "a.gpkg", kill)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "a.gpkg").exists()
+    assert all(p.name.startswith(".a.gpkg.") for p in tmp_path.iterdir())
+
+
+def test_files_that_are_not_layers_are_refused(tmp_path):
+    vrt = '<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>/etc/passwd</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>'
+    (tmp_path / "a.gpkg").write_text(vrt)
+    (tmp_path / "b.fgb").write_bytes(b"fgb\x03fgb\0 and then nothing")
+    (tmp_path / "c.geojson").write_text("{")
+    for name, message in (
+        ("a.gpkg", "content is not"),
+        ("b.fgb", "damaged"),
+        ("c.geojson", "damaged|without geometry"),
+        ("d.gpkg", "no such file"),
+        ("e.shp", "shapefile"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_buildings(tmp_path / name)
+
+
+def test_heights_are_painted_on_pixels_whose_centre_is_covered():
+    low = Building(box(0, 0, 4, 4), 3.0, score=0.9)
+    high = Building(box(2.6, 0, 6, 2), 10.0, score=0.5)
+    unknown = Building(box(0, 5, 3, 6))
+    got = paint_heights([low, high, unknown], (6, 8))
+    assert got.dtype == np.float32 and got.shape == (6, 8)
+    assert got[0].tolist()[:6] == [3, 3, 3, 3, 10, 10] and np.isnan(got[0, 6:]).all()
+    assert (got[2:4, :4] == 3).all() and np.isnan(got[4:]).all()
+    assert np.isnan(paint_heights([unknown], (2, 2))).all()
