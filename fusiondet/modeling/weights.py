@@ -244,7 +244,7 @@ def _read(path: str | Path, layout: str | None) -> tuple[dict, str, Layout]:
 
 
 def _layout_of(content: Mapping, raw: Mapping) -> str | None:
-    if "config" in content and any(name.startswith(_BOTTOM_UP) for name in raw):
+    if "config_yaml" in content and any(name.startswith(_BOTTOM_UP) for name in raw):
         return "fusiondet"
     if any(name.startswith(_BOTTOM_UP) for name in raw):
         return "detectron2"
@@ -273,8 +273,9 @@ def _conventions(content: Mapping, raw: Mapping, layout: str, path) -> Layout:
 def _conventions_of_checkpoint(content: Mapping, path) -> Layout:
     from fusiondet.config import config_from_yaml_text
 
-    cfg = config_from_yaml_text(content["config"], str(path))
-    bands = (*cfg.INPUT.OPTICAL_BANDS, *cfg.INPUT.SAR_BANDS)
+    cfg = config_from_yaml_text(content["config_yaml"], str(path))
+    of = {"optical": cfg.INPUT.OPTICAL_BANDS, "sar": cfg.INPUT.SAR_BANDS}
+    bands = tuple(name for modality in of if modality in cfg.INPUT.MODALITIES for name in of[modality])
     mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
     return Layout(bands, mean, std, cfg.MODEL.RESNETS.STRIDE_IN_1X1, eight_bit=_is_8bit(bands, mean))
 

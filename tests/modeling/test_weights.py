@@ -379,7 +379,7 @@ def test_checkpoint_of_ours_gives_rgb_to_rgb_and_sar(tmp_path):
     cfg.INPUT.OPTICAL_BANDS = list(RGB)
     torch.manual_seed(5)
     source = randomise_norms(build_model(cfg))
-    torch.save({"model": source.state_dict(), "config": cfg.dump()}, tmp_path / "model_final.pth")
+    torch.save({"model": source.state_dict(), "config_yaml": cfg.dump()}, tmp_path / "model_final.pth")
     cfg = config(depth=18)
     model = build_model(cfg).eval()
     report = load_pretrained(model, tmp_path / "model_final.pth", **inputs(cfg))
