@@ -1,0 +1,143 @@
+"""Data sets by name: a COCO file of `fusiondet.data.coco` becomes a data set that Detectron2 knows.
+
+A name is `<source>_<split>` for the file `<source>/annotations/<split>.json` under $DETECTRON2_DATASETS (default:
+`datasets/`), e.g. `synthcity_train`, or simply the path of a COCO file. Nothing is read before it is asked for.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import Tile
+from fusiondet.data.coco import Dataset, annotation_record, image_root, read_coco
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.files import read_json, safe_join
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+
+def dataset_root() -> Path:
+    """$DETECTRON2_DATASETS, or `datasets` in the working directory."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def known_names() -> list[str]:
+    """Names of the splits found under `dataset_root()`."""
+    return sorted(f"{p.parent.parent.name}_{p.stem}" for p in dataset_root().glob("*/annotations/*.json"))
+
+
+def annotation_file(name: str) -> Path:
+    """The COCO file of data set `name`, which may be a path itself.
+
+    Raises:
+        InputError: a path that does not exist, or a name without a file; the message lists the names there are.
+    """
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise InputError(f"{name}: no such annotation file.")
+        return Path(name).resolve()
+    words = name.split("_")
+    for i in range(len(words) - 1, 0, -1):
+        path = dataset_root() / "_".join(words[:i]) / "annotations" / ("_".join(words[i:]) + ".json")
+        if path.is_file():
+            return path.resolve()
+    raise InputError(
+        f"{unknown_name('data set', name, known_names())} Looked in {dataset_root().resolve()}; set "
+        "DETECTRON2_DATASETS to the folder that holds <source>/annotations/<split>.json, or give a path."
+    )
+
+
+def ensure_registered(name: str) -> str:
+    """Make `name` known to Detectron2's catalogs and return it; a second call does nothing.
+
+    `DatasetCatalog.get(name)` is then a list of `record`s, read at the first call; `MetadataCatalog.get(name)` has
+    json_file, image_root, thing_classes and bands (`BandSpec.to_dict()`).
+
+    Raises:
+        InputError: see `annotation_file`.
+    """
+    path = annotation_file(name)
+    if name in DatasetCatalog.list():
+        if MetadataCatalog.get(name).json_file == str(path):
+            return name
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+    DatasetCatalog.register(name, lambda: records(load_split(name)))
+    MetadataCatalog.get(name).set(
+        json_file=str(path),
+        image_root=str(image_root(path)),
+        thing_classes=["building"],
+        bands=read_json(path).get("bands"),
+        evaluator_type="building",
+    )
+    return name
+
+
+def load_split(name: str) -> Dataset:
+    """The split `name`, read once per version of its file. Treat it as read-only.
+
+    Raises:
+        InputError: see `annotation_file` and `fusiondet.data.coco.read_coco`.
+    """
+    path = annotation_file(name)
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, version: int) -> Dataset:
+    return read_coco(path)
+
+
+def folder_name(name: str) -> str:
+    """`name` as a name of a folder: `<source>_<split>` for a path."""
+    if not name.endswith(".json"):
+        return name
+    path = Path(name).resolve()
+    return f"{image_root(path).name}_{path.stem}"
+
+
+def records(dataset: Dataset) -> list[dict]:
+    """Detectron2's dicts of `dataset`, one per tile, in order."""
+    return [record(tile, dataset) for tile in dataset.tiles]
+
+
+def record(tile: Tile, dataset: Dataset) -> dict:
+    """Detectron2's dict of one tile.
+
+    Returns:
+        file_name (absolute, the tile's first raster), optical_file_name and sar_file_name (None where there is none),
+        image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict()), bands (BandSpec of the
+        files), nodata, and annotations: bbox in XYWH pixels, category_id 0, segmentation (polygons, or RLE and then
+        the exact outline_px too), height_m (metres or None).
+    """
+    sar_only = not dataset.bands.optical
+    optical, sar = (None, tile.file_name) if sar_only else (tile.file_name, tile.sar_file_name)
+    return {
+        "file_name": _full(dataset, tile.file_name),
+        "optical_file_name": _full(dataset, optical),
+        "sar_file_name": _full(dataset, sar),
+        "image_id": tile.id,
+        "height": tile.height,
+        "width": tile.width,
+        "gsd_m": tile.gsd_m,
+        "sensor": tile.sensor.to_dict(),
+        "bands": dataset.bands,
+        "nodata": dataset.nodata,
+        "annotations": [_annotation(building, tile) for building in tile.buildings],
+    }
+
+
+def _annotation(building, tile: Tile) -> dict:
+    stored = annotation_record(building, tile.height, tile.width)
+    kept = {
+        key: stored[key]
+        for key in ("bbox", "segmentation", "outline_px", "iscrowd", "height_m")
+        if key in stored
+    }
+    return {**kept, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+
+
+def _full(dataset: Dataset, name: str | None) -> str | None:
+    return None if name is None else str(safe_join(dataset.root, name))

@@ -1,0 +1,204 @@
+"""From a tile on disk to what the network takes: pixels, instances with heights, and facts about the acquisition."""
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import SensorGeometry
+from fusiondet.data import augmentations as aug
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import building_from_annotation, polygon_to_mask
+from fusiondet.data.imagery import read_tile_image
+from fusiondet.errors import InputError, unknown_name
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from shapely.geometry import MultiPolygon
+
+
+class FusionDatasetMapper:
+    """`mapper(record, counter)`: a dict of `fusiondet.data.catalog.record` -> the input dict of `FusionRCNN`.
+
+    All that is random in it follows from (seed, counter). Tiles keep their own resolution: INPUT.MIN_SIZE_TRAIN and
+    friends mean nothing here, because metres per pixel carry the height.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        optical_bands: list[str],
+        sar_bands: list[str],
+        mask_format: str = "bitmask",
+        seed: int = 0,
+        crop: tuple[str, tuple[float, float]] | None = None,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        dihedral: bool = False,
+        sar_look_range_deg: tuple[float, float] | tuple = (),
+        sun_range_deg: tuple[float, float] | tuple = (),
+        optical_brightness: float = 0.0,
+        optical_contrast: float = 0.0,
+        sar_gain_db: float = 0.0,
+        sar_speckle_looks: float = 0.0,
+        min_instance_area_px: float = 0.0,
+    ):
+        """Args: `crop` is (INPUT.CROP.TYPE, SIZE); the others are the INPUT keys of these names (fusiondet/config.py).
+
+        Raises:
+            InputError: an unknown mask format or crop type, or a scale range that is not 0 < low <= high.
+        """
+        if mask_format not in ("bitmask", "polygon"):
+            raise unknown_name("INPUT.MASK_FORMAT", mask_format, ("bitmask", "polygon"))
+        if crop is not None and crop[0] not in aug.CROP_TYPES:
+            raise unknown_name("INPUT.CROP.TYPE", crop[0], aug.CROP_TYPES)
+        if not 0 < scale_range[0] <= scale_range[1]:
+            raise InputError(
+                f"INPUT.SCALE_RANGE is {list(scale_range)}, expected [low, high] with 0 < low <= high."
+            )
+        self.is_train = is_train
+        self.optical_bands, self.sar_bands = tuple(optical_bands), tuple(sar_bands)
+        self.mask_format, self.seed = mask_format, seed
+        self.crop, self.scale_range, self.dihedral = crop, scale_range, dihedral
+        self.sar_look_range_deg, self.sun_range_deg = sar_look_range_deg, sun_range_deg
+        self.optical_brightness, self.optical_contrast = optical_brightness, optical_contrast
+        self.sar_gain_db, self.sar_speckle_looks = sar_gain_db, sar_speckle_looks
+        self.min_instance_area_px = min_instance_area_px
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        """The only reader of config keys."""
+        crop = (cfg.INPUT.CROP.TYPE, tuple(cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else None
+        return {
+            "is_train": is_train,
+            "optical_bands": cfg.INPUT.OPTICAL_BANDS if "optical" in cfg.INPUT.MODALITIES else [],
+            "sar_bands": cfg.INPUT.SAR_BANDS if "sar" in cfg.INPUT.MODALITIES else [],
+            "mask_format": cfg.INPUT.MASK_FORMAT,
+            "seed": max(cfg.SEED, 0),
+            "crop": crop,
+            "scale_range": tuple(cfg.INPUT.SCALE_RANGE),
+            "dihedral": cfg.INPUT.DIHEDRAL,
+            "sar_look_range_deg": tuple(cfg.INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG),
+            "sun_range_deg": tuple(cfg.INPUT.SUN_AZIMUTH_RANGE_DEG),
+            "optical_brightness": cfg.INPUT.OPTICAL_BRIGHTNESS,
+            "optical_contrast": cfg.INPUT.OPTICAL_CONTRAST,
+            "sar_gain_db": cfg.INPUT.SAR_GAIN_DB,
+            "sar_speckle_looks": cfg.INPUT.SAR_SPECKLE_LOOKS,
+            "min_instance_area_px": cfg.INPUT.MIN_INSTANCE_AREA_PX,
+        }
+
+    def __call__(self, record: dict, counter: int = 0) -> dict:
+        """Read, augment (in training) and pack one tile.
+
+        Returns:
+            image (C, H, W) float32 tensor with NaN = no data, height, width, image_id, file_name, gsd_m, sensor {name:
+            degrees, NaN unknown}, instances: gt_boxes, gt_classes, gt_masks, gt_heights (metres, NaN unknown). In
+            evaluation the instances are all of the record's, in order.
+
+        Raises:
+            InputError: a raster is missing, damaged, of another size than the annotations say, or lacks a band.
+        """
+        rng = np.random.default_rng((self.seed, counter))
+        annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
+        height, width = record["height"], record["width"]
+        buildings = [building_from_annotation(a, height, width) for a in annotations]
+        outlines = [None if building is None else building.polygon for building in buildings]
+        heights_m = np.array(
+            [np.nan if a.get("height_m") is None else a["height_m"] for a in annotations], np.float32
+        )
+        sample = self._read(record, outlines, rng)
+        if self.is_train:
+            sample = self._photometry(self._geometry(sample, rng), rng)
+        masks = [_mask(outline, *sample.size) for outline in sample.outlines_px]
+        keep = [
+            i
+            for i, mask in enumerate(masks)
+            if not self.is_train or mask.sum() >= max(1, self.min_instance_area_px)
+        ]
+        outlines, masks = [sample.outlines_px[i] for i in keep], [masks[i] for i in keep]
+        return {
+            **{key: record[key] for key in ("image_id", "file_name", "sar_file_name")},
+            "height": sample.size[0],
+            "width": sample.size[1],
+            "image": torch.from_numpy(np.ascontiguousarray(sample.image, dtype=np.float32)),
+            "gsd_m": sample.gsd_m,
+            "sensor": {
+                k: float("nan") if v is None else float(v) for k, v in sample.sensor.to_dict().items()
+            },
+            "instances": self._instances(outlines, masks, heights_m[keep], sample.size),
+        }
+
+    def _read(self, record: dict, outlines: list, rng) -> aug.Sample:
+        """The sample of the record, or of a random window of it that a resize then brings to the size of the crop."""
+        bands = BandSpec.select(record["bands"], self.optical_bands, self.sar_bands)
+        height, width = record["height"], record["width"]
+        window, target = None, None
+        if self.is_train:
+            window, target = self._draw_window(height, width, rng)
+        paths = record["optical_file_name"], record["sar_file_name"]
+        image = read_tile_image(*paths, bands, record["bands"], record["nodata"], window)
+        if image.shape[1:] != ((window[3], window[2]) if window else (height, width)):
+            raise InputError(
+                f"{record['file_name']}: {image.shape[2]} x {image.shape[1]} px, but its annotations are for "
+                f"{width} x {height} px. Convert the data again."
+            )
+        if self.is_train:
+            outlines = aug.crop_outlines(outlines, *window)
+        sensor = SensorGeometry.from_dict(record["sensor"])
+        in_db = bands.sar_scale != "stretched_uint8"
+        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db)
+        return sample if target is None else aug.resize(sample, *target)
+
+    def _draw_window(self, height: int, width: int, rng):
+        """((x0, y0, width, height) to read, (height, width) to resize it to, None when that is the same)."""
+        low, high = self.scale_range
+        factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        out_height, out_width = round(height * factor), round(width * factor)
+        if self.crop is not None:
+            out_height, out_width = aug.crop_size(*self.crop, out_height, out_width, rng)
+        window_height, window_width = (
+            min(height, round(out_height / factor)),
+            min(width, round(out_width / factor)),
+        )
+        y0 = int(rng.integers(0, height - window_height, endpoint=True))
+        x0 = int(rng.integers(0, width - window_width, endpoint=True))
+        same = (out_height, out_width) == (window_height, window_width)
+        return (x0, y0, window_width, window_height), None if same else (out_height, out_width)
+
+    def _geometry(self, sample: aug.Sample, rng) -> aug.Sample:
+        if not self.dihedral:
+            return sample
+        choices = aug.allowed_dihedral(sample.sensor, self.sar_look_range_deg, self.sun_range_deg)
+        return aug.dihedral(sample, *choices[rng.integers(len(choices))])
+
+    def _photometry(self, sample: aug.Sample, rng) -> aug.Sample:
+        sample = aug.jitter_optical(sample, rng, self.optical_brightness, self.optical_contrast)
+        return aug.jitter_sar(sample, rng, self.sar_gain_db, self.sar_speckle_looks)
+
+    def _instances(
+        self, outlines: list, masks: list, heights_m: np.ndarray, size: tuple[int, int]
+    ) -> Instances:
+        instances = Instances(size)
+        bounds = [(0.0, 0.0, 0.0, 0.0) if outline is None else outline.bounds for outline in outlines]
+        instances.gt_boxes = Boxes(torch.tensor(bounds, dtype=torch.float32).reshape(-1, 4))
+        instances.gt_classes = torch.zeros(len(outlines), dtype=torch.int64)
+        rings = None if self.mask_format == "bitmask" else [_rings(outline) for outline in outlines]
+        # Rings alone would fill courtyards, so a tile that has one is rasterised in either format.
+        if rings is None or any(ring is None for ring in rings):
+            stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
+            instances.gt_masks = BitMasks(torch.from_numpy(stacked))
+        else:
+            instances.gt_masks = PolygonMasks(rings)
+        instances.gt_heights = torch.from_numpy(heights_m.astype(np.float32))
+        return instances
+
+
+def _mask(outline, height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width), bool) if outline is None else polygon_to_mask(outline, height, width)
+
+
+def _rings(outline) -> list[np.ndarray] | None:
+    """Flat outer rings, None when there are holes or nothing at all."""
+    parts = [] if outline is None else outline.geoms if isinstance(outline, MultiPolygon) else [outline]
+    if not parts or any(part.interiors for part in parts):
+        return None
+    return [np.asarray(part.exterior.coords)[:-1, :2].ravel() for part in parts]

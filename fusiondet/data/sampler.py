@@ -1,0 +1,139 @@
+"""Which tile comes next, in a way that a stopped training can go on exactly where it was.
+
+Every sample drawn has a number, the *counter*: 0, 1, 2, … over all processes. Counter -> tile is a pure function of the
+seed, so the position in the data is one number, and what the mapper draws at random depends on (seed, counter) alone,
+not on workers, processes or earlier epochs.
+"""
+
+from collections.abc import Callable, Iterator
+
+from fusiondet.errors import InputError
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class TrainingSampler(Sampler):
+    """Endless (counter, index) pairs; every epoch is a new permutation of all tiles.
+
+    Attributes:
+        consumed: samples, over all processes, that training is done with. Iterating starts there.
+    """
+
+    def __init__(self, size: int, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True):
+        """Sampler of process `rank` of `world_size`, which takes the counters rank, rank + world_size, …
+
+        Raises:
+            InputError: there is no tile to sample.
+        """
+        if size < 1:
+            raise InputError("the training data have no tile left: are all of them empty and filtered out?")
+        self.size, self.seed, self.rank, self.world_size, self.shuffle = size, seed, rank, world_size, shuffle
+        self.consumed = 0
+        self._epoch, self._order = -1, None
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        counter = self.consumed + self.rank
+        while True:
+            yield counter, self.index_of(counter)
+            counter += self.world_size
+
+    def index_of(self, counter: int) -> int:
+        """The tile that sample number `counter` is."""
+        epoch, position = divmod(counter, self.size)
+        if not self.shuffle:
+            return position
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.size)
+        return int(self._order[position])
+
+    def state_dict(self) -> dict[str, int]:
+        """What a later run needs to go on: {"consumed", "seed", "size"}."""
+        return {"consumed": self.consumed, "seed": self.seed, "size": self.size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            InputError: the state is of another number of tiles, so its position means nothing here.
+        """
+        if state["size"] != self.size:
+            raise InputError(
+                f"cannot resume: the checkpoint was trained on {state['size']} tiles, now there are {self.size}. "
+                "Restore the data, or start afresh with MODEL.WEIGHTS."
+            )
+        self.consumed, self.seed = state["consumed"], state["seed"]
+        self._epoch = -1
+
+
+class _Mapped(Dataset):
+    """`records` passed through `mapper`; keys are (counter, index), or plain indexes in tests and evaluation."""
+
+    def __init__(self, records: list[dict], mapper: Callable):
+        self.records, self.mapper = records, mapper
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, key):
+        counter, index = key if isinstance(key, tuple) else (0, key)
+        return self.mapper(self.records[index], counter)
+
+
+class TrainLoader:
+    """Endless batches (lists of the mapper's dicts), starting at the sampler's position whenever iteration starts.
+
+    The worker processes start with the first batch, not before: a checkpoint may set the position until then.
+    """
+
+    def __init__(
+        self,
+        records: list[dict],
+        mapper: Callable,
+        sampler: TrainingSampler,
+        batch_size: int,
+        workers: int = 0,
+    ):
+        """Batches of `batch_size` (of this process) with that many worker processes; 0 loads in this process."""
+        self.sampler, self.batch_size = sampler, batch_size
+        self._loader = DataLoader(
+            _Mapped(records, mapper),
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_list,
+            worker_init_fn=_one_thread,
+        )
+
+    def __iter__(self):
+        yield from self._loader
+
+
+def test_loader(records: list[dict], mapper: Callable, workers: int = 0, batch_size: int = 1) -> DataLoader:
+    """Every record once, in order, split over the processes."""
+    from detectron2.data.samplers import InferenceSampler
+
+    if not records:
+        raise InputError("the test data have no tile.")
+    sampler = InferenceSampler(len(records))
+    return DataLoader(
+        _Mapped(records, mapper),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_list,
+        worker_init_fn=_one_thread,
+    )
+
+
+test_loader.__test__ = False  # not a test, whatever pytest thinks of its name
+
+
+def _as_list(batch: list) -> list:
+    return batch
+
+
+def _one_thread(worker_id: int) -> None:
+    # Workers that each take all cores slow the training down instead of feeding it.
+    torch.set_num_threads(1)

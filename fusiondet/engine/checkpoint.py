@@ -1,0 +1,182 @@
+"""Checkpoints: one file that a network can be rebuilt from, and that is safe to open.
+
+A checkpoint is a dict of tensors, plain numbers and text only, so `torch.load(weights_only=True)` reads it:
+
+    model         state dict
+    config_yaml   the complete config as YAML: bands, statistics and GSD range of the training data are in it
+    iteration     index of the step that was just finished
+    optimizer, scheduler, scaler, sampler, hooks     states, for --resume; scaler is {} without fp16
+    fusiondet     {"version", "detectron2", "torch"}, and in model_best.pth "metric" and "value"
+"""
+
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import fusiondet
+import fusiondet.compat
+from fusiondet.config import config_from_yaml_text
+from fusiondet.errors import InputError
+from fusiondet.files import atomic_path
+
+import detectron2
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+
+class FusionCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with the file format of this module; used by its PeriodicCheckpointer as usual."""
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, config_yaml: str = "", trainer=None, **kwargs
+    ):
+        """`trainer`: object whose `state_dict()` fills all keys besides model, config_yaml and fusiondet."""
+        super().__init__(model, save_dir, **kwargs)
+        self.config_yaml, self.trainer = config_yaml, trainer
+
+    def save(self, name: str, tag: bool = True, facts: dict | None = None, **extra) -> None:
+        """Write `<save_dir>/<name>.pth`, whole or not at all.
+
+        Args:
+            tag: note it in `last_checkpoint`, as the one that --resume goes on from.
+            facts: further plain values for the entry "fusiondet".
+            extra: further entries, e.g. iteration.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {} if self.trainer is None else self.trainer.state_dict()
+        content = {
+            "model": self.model.state_dict(),
+            "config_yaml": self.config_yaml,
+            **state,
+            **extra,
+            "fusiondet": {**versions(), **(facts or {})},
+        }
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_path(path) as temporary:
+            torch.save(_plain(content), temporary)
+        if tag:
+            with atomic_path(Path(self.save_dir) / "last_checkpoint") as temporary:
+                temporary.write_text(path.name)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        """Load one of our checkpoints strictly; `checkpointables=[]` takes the weights alone.
+
+        Raises:
+            InputError: see `read_checkpoint` and `load_model`; or the state of the optimizer does not fit.
+        """
+        content = read_checkpoint(path)
+        load_model(self.model, content["model"], path)
+        if checkpointables is None and self.trainer is not None:
+            try:
+                self.trainer.load_state_dict(content)
+            except (KeyError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"{path}: cannot go on from it, {error}. Start from its weights instead."
+                ) from None
+        return content
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written by."""
+    return {
+        "version": fusiondet.__version__,
+        "detectron2": detectron2.__version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The content of one of our checkpoints, on the CPU. Nothing in the file is executed.
+
+    Raises:
+        InputError: missing, damaged, a pickle of anything but plain data, or not a checkpoint of fusiondet.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path}: damaged, or holds more than tensors, numbers and text, and is not opened ({reason[:160]})."
+        ) from None
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("config_yaml"), str)
+        or "model" not in content
+    ):
+        raise InputError(
+            f"{path}: not a checkpoint of fusiondet (no config_yaml in it). Weights of other networks start a training "
+            "through MODEL.WEIGHTS."
+        )
+    return content
+
+
+def is_own_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether `path` is a checkpoint of this module; False for weights of other origin and for missing files."""
+    if not str(path).endswith(".pth") or not Path(path).is_file():
+        return False
+    try:
+        read_checkpoint(path)
+    except InputError:
+        return False
+    return True
+
+
+def stored_config(path: str | os.PathLike):
+    """The complete config that a checkpoint was trained with.
+
+    Raises:
+        InputError: see `read_checkpoint` and `fusiondet.config.config_from_yaml_text`.
+    """
+    return config_from_yaml_text(read_checkpoint(path)["config_yaml"], str(path))
+
+
+def load_model(model: nn.Module, state: dict, source: str | os.PathLike) -> None:
+    """Load `state` into `model`, every tensor or none.
+
+    Raises:
+        InputError: names that are missing or superfluous, or other shapes; the message names the first few.
+    """
+    own = model.state_dict()
+    # Normalisation constants come from the config, and some versions of Detectron2 store them besides.
+    ignored = {"pixel_mean", "pixel_std"}
+    missing = sorted(own.keys() - state.keys() - ignored)
+    extra = sorted(state.keys() - own.keys() - ignored)
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes)))
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"{source}: does not fit the network of the config; tensors {'; '.join(problems)}. Use the config that it "
+            "was trained with (config.yaml beside it)."
+        )
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    logging.getLogger(__name__).info("Loaded all %d tensors of %s", len(own), source)
+
+
+def _plain(value):
+    """`value` with numpy scalars as Python numbers, which is all that weights_only lets through."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v) for v in value)
+    return value.item() if isinstance(value, np.generic) else value

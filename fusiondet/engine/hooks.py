@@ -1,0 +1,151 @@
+"""What happens between steps besides Detectron2's own hooks: keep the best checkpoint, draw predictions."""
+
+import logging
+import math
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import Building, SensorGeometry, Tile
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import mask_to_polygon
+from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
+from fusiondet.errors import InputError
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+
+_log = logging.getLogger(__name__)
+
+
+class BestCheckpoint(HookBase):
+    """Writes `model_best.pth` whenever an evaluation beats all before, also across `--resume`.
+
+    The best value so far is read from `model_best.pth` itself, where it stands under "fusiondet": no state can differ
+    from the file. A metric that is missing or not finite never counts, and is reported once.
+    """
+
+    def __init__(self, checkpointer: FusionCheckpointer, metric: str, name: str = "model_best"):
+        """`metric`: flat key of the evaluation, larger is better unless it ends in "_m" (an error in metres)."""
+        self.checkpointer, self.metric, self.name = checkpointer, metric, name
+        self.best: float | None = None
+        self._judged: dict | None = None
+        self._missing_reported = False
+
+    @property
+    def path(self) -> Path:
+        """The file of the best checkpoint."""
+        return Path(self.checkpointer.save_dir) / f"{self.name}.pth"
+
+    def before_train(self) -> None:
+        """On a resumed run, learn what is to be beaten."""
+        if self.trainer.start_iter > 0 and self.path.is_file():
+            try:
+                stored = read_checkpoint(self.path)
+            except InputError as error:
+                _log.warning("%s; the next evaluation counts as the best", error)
+                return
+            # A run that goes on from before that checkpoint has not seen it yet.
+            if (
+                stored["fusiondet"].get("metric") == self.metric
+                and stored["iteration"] < self.trainer.start_iter
+            ):
+                self.best = stored["fusiondet"]["value"]
+
+    def after_step(self) -> None:
+        """Judge the evaluation of this step, if there was one."""
+        results = self.trainer._last_eval_results
+        if results and results is not self._judged:
+            self._judged = results
+            self._judge(flatten_results_dict(results))
+
+    def after_train(self) -> None:
+        """The last evaluation comes after the last step."""
+        self.after_step()
+
+    def _judge(self, results: dict) -> None:
+        # With several test sets the first one that has the metric decides; its keys then begin with its name.
+        value = next(
+            (v for k, v in results.items() if k == self.metric or k.endswith("/" + self.metric)), None
+        )
+        if value is None or not math.isfinite(value):
+            if not self._missing_reported:
+                _log.warning(
+                    "TEST.BEST_METRIC %s is not defined (yet): %s is not written", self.metric, self.path.name
+                )
+            self._missing_reported = True
+            return
+        smaller_is_better = self.metric.endswith("_m")
+        if self.best is not None and (value >= self.best if smaller_is_better else value <= self.best):
+            return
+        before = "" if self.best is None else f", before {self.best:.4g}"
+        _log.info("%s %.4g is the best so far%s", self.metric, value, before)
+        self.best = float(value)
+        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+        facts = {"metric": self.metric, "value": self.best}
+        self.checkpointer.save(self.name, tag=False, facts=facts, iteration=iteration)
+
+
+class PredictionPanel(HookBase):
+    """Every `period` steps, a picture of the latest batch's first tile in TensorBoard, whatever its bands.
+
+    Optical and SAR panel, true outlines coloured by height, predicted ones, and which of them match.
+    """
+
+    def __init__(self, period: int, bands: BandSpec):
+        """`bands`: what the channels of the images are."""
+        self.period, self.bands = period, bands
+
+    def after_step(self) -> None:
+        """Draw when it is time."""
+        if (self.trainer.iter + 1) % self.period == 0 and self.trainer._trainer.last_batch:
+            picture = self.draw(self.trainer._trainer.last_batch[0])
+            self.trainer.storage.put_image("predictions", picture)
+
+    def draw(self, inputs: dict) -> torch.Tensor:
+        """(3, H, W) uint8 picture of one input of the model with what it predicts now."""
+        from fusiondet import visualization as vis
+        from fusiondet.evaluators import prediction_records
+
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        model.eval()
+        try:
+            with torch.no_grad():
+                output = model([inputs])[0]
+        finally:
+            model.train()
+        records = prediction_records(inputs, output["instances"].to("cpu"))
+        tile = _tile_of(inputs)
+        predictions = [vis.building_from_prediction(r, tile.height, tile.width) for r in records]
+        kept = [i for i, building in enumerate(predictions) if building is not None]
+        predictions, records = [predictions[i] for i in kept], [records[i] for i in kept]
+        view = vis.TileView(
+            tile, inputs["image"].cpu().numpy(), self.bands, predictions, vis.match_tile(tile, records)
+        )
+        picture = vis.figure_array(vis.tile_figure(view))
+        return torch.from_numpy(picture[..., :3].copy()).permute(2, 0, 1)
+
+
+def _tile_of(inputs: dict) -> Tile:
+    """The tile as the network saw it, augmented: outlines from its masks."""
+    instances = inputs["instances"]
+    height, width = instances.image_size
+    masks = instances.gt_masks.tensor.numpy() if hasattr(instances.gt_masks, "tensor") else None
+    if masks is None:
+        masks = [_polygon_mask(rings, height, width) for rings in instances.gt_masks.polygons]
+    buildings = []
+    for mask, height_m in zip(masks, instances.gt_heights.tolist(), strict=True):
+        polygon = mask_to_polygon(mask)
+        if polygon is not None:
+            buildings.append(Building(polygon.simplify(0.7), None if math.isnan(height_m) else height_m))
+    sensor = {k: None if math.isnan(v) else v for k, v in inputs["sensor"].items()}
+    name = Path(inputs["file_name"]).name
+    return Tile(
+        name, width, height, inputs["gsd_m"], sensor=SensorGeometry.from_dict(sensor), buildings=buildings
+    )
+
+
+def _polygon_mask(rings, height: int, width: int):
+    from detectron2.structures.masks import polygons_to_bitmask
+
+    return polygons_to_bitmask(rings, height, width)

@@ -1,0 +1,102 @@
+"""What `tools/train_net.py` does: from arguments to a complete config, then training or evaluation in every process."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.config import load_config
+from fusiondet.data import catalog
+from fusiondet.engine.checkpoint import is_own_checkpoint, stored_config
+from fusiondet.engine.trainer import FusionTrainer, complete_config, load_weights
+from fusiondet.errors import InputError
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+_EPILOG = """
+KEY VALUE pairs at the end change the config; fusiondet/config.py describes every key that is not Detectron2's own.
+OUTPUT_DIR gets config.yaml (complete), metrics.json, TensorBoard events, checkpoints with last_checkpoint,
+model_best.pth, and inference/<data set>/{predictions,metrics}.json.
+
+    tools/train_net.py --config-file configs/synthetic/fusion_r18_small.yaml OUTPUT_DIR output/first
+    tools/train_net.py --config-file output/first/config.yaml --resume
+    tools/train_net.py --config-file output/first/config.yaml --eval-only MODEL.WEIGHTS output/first/model_best.pth
+
+Without a GPU, --num-gpus N starts N processes on the CPU. Data sets are looked up under $DETECTRON2_DATASETS
+(default: datasets/).
+"""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Detectron2's arguments, with a free port by default on one machine."""
+    parser = default_argument_parser(epilog=_EPILOG)
+    parser.description = (
+        "Train (or, with --eval-only, evaluate) instance segmentation of buildings with heights."
+    )
+    parser.set_defaults(dist_url="auto")
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """The complete, frozen config of a run. Everything that can be wrong with the input is found here, once.
+
+    Raises:
+        InputError: no or bad config file, data set, bands, or checkpoint.
+    """
+    if not args.config_file:
+        raise InputError("--config-file is missing, e.g. configs/synthetic/fusion_r18_small.yaml.")
+    cfg = load_config(args.config_file, args.opts or [])
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    _setup_logger(cfg)
+    if cfg.MODEL.DEVICE == "cpu":
+        logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise InputError("--eval-only needs DATASETS.TEST.")
+    weights = _weights_to_continue(cfg, args)
+    complete_config(cfg, stored_config(weights) if weights else None)
+    cfg.freeze()
+    return cfg
+
+
+def _weights_to_continue(cfg: CfgNode, args: argparse.Namespace) -> Path | None:
+    """The checkpoint of ours whose bands and statistics this run inherits; None for a fresh start."""
+    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if args.resume and not args.eval_only and tag.is_file():
+        return tag.parent / tag.read_text().strip()
+    path = cfg.MODEL.WEIGHTS
+    if args.eval_only:
+        if not path:
+            raise InputError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate.")
+        return Path(path)
+    return Path(path) if path and is_own_checkpoint(path) else None
+
+
+def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    """Train or evaluate in this process; returns the last evaluation's {task: {metric: number}}."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        catalog.ensure_registered(name)
+    _setup(cfg, args)
+    if args.eval_only:
+        model = FusionTrainer.build_model(cfg)
+        load_weights(model, cfg)
+        return FusionTrainer.test(cfg, model)
+    trainer = FusionTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return trainer._last_eval_results
+
+
+def _setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's set-up: loggers, environment, config.yaml, seeds."""
+    default_setup(cfg, args)
+    _setup_logger(cfg)
+
+
+def _setup_logger(cfg: CfgNode) -> None:
+    # Detectron2 remembers the arguments it was called with: the same ones twice do not print every line twice.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fusiondet")

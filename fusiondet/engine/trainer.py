@@ -1,0 +1,557 @@
+"""Training as Detectron2 users know it, for any number of bands: what a config leaves open, the trainer, one step."""
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+import weakref
+from collections.abc import Iterable
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.data import catalog
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import Dataset
+from fusiondet.data.imagery import band_statistics
+from fusiondet.data.mapper import FusionDatasetMapper
+from fusiondet.data.sampler import TrainingSampler, TrainLoader, test_loader
+from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
+from fusiondet.engine.hooks import BestCheckpoint, PredictionPanel
+from fusiondet.errors import InputError
+from fusiondet.evaluators import BuildingEvaluator, table
+from fusiondet.modeling.weights import load_pretrained
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, defaults, hooks
+from detectron2.evaluation import inference_on_dataset
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+_log = logging.getLogger(__name__)
+
+# Used where no height of the training data is known: an ordinary town.
+_PRIOR_MEDIAN_M, _PRIOR_LOG_SCALE = 8.0, 0.6
+_DEFAULT_CONTEXT_M, _CONTEXT_RANGE_M = 40.0, (10.0, 100.0)
+
+
+# ---- What the config leaves open -------------------------------------------------------------------------
+
+
+def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
+    """Fill in, in place, what fusiondet/config.py marks "from the training data".
+
+    Args:
+        cfg: with DATASETS.TRAIN and TEST; their names are registered.
+        stored: config of a checkpoint that the weights come from. Bands and statistics are then taken from it, because
+            weights mean nothing under others; values that `cfg` sets itself stay.
+
+    Raises:
+        InputError: an unknown data set; a modality or band that a data set does not have; data sets that disagree.
+    """
+    train = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
+    test = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
+    if stored is not None:
+        _take_over(cfg, stored)
+    elif not train:
+        raise InputError("DATASETS.TRAIN is empty: name a data set such as synthcity_train, or a COCO file.")
+    bands = _settle_bands(cfg, train or test)
+    for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train, *test), strict=True):
+        _check_bands(name, dataset.bands, bands)
+    if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
+        mean, std = _pooled_statistics(train or test, bands)
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = _rounded(mean), _rounded(std)
+        _log.info(
+            "MODEL.PIXEL_MEAN %s, PIXEL_STD %s of bands %s",
+            cfg.MODEL.PIXEL_MEAN,
+            cfg.MODEL.PIXEL_STD,
+            bands.names,
+        )
+    tiles = [tile for dataset in (train or test) for tile in dataset.tiles]
+    _complete_geometry(cfg, tiles)
+    _complete_height_prior(cfg, tiles)
+    _raise_detection_limit(cfg, [tile for dataset in (*train, *test) for tile in dataset.tiles])
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed() % 2**31
+        _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
+
+
+_DATA_KEYS = (
+    "INPUT.OPTICAL_BANDS",
+    "INPUT.SAR_BANDS",
+    "INPUT.SAR_SCALE",
+    "INPUT.GSD_RANGE_M",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M",
+    "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
+    "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE",
+)
+
+
+def _take_over(cfg: CfgNode, stored: CfgNode) -> None:
+    for key in _DATA_KEYS:
+        *path, name = key.split(".")
+        ours, theirs = cfg, stored
+        for part in path:
+            ours, theirs = ours[part], theirs[part]
+        if not ours[name]:
+            ours[name] = theirs[name]
+    if cfg.SEED < 0:
+        cfg.SEED = stored.SEED
+
+
+def _settle_bands(cfg: CfgNode, datasets: list[Dataset]) -> BandSpec:
+    """The bands of the network, written to the config: those it names, else all of the first data set's."""
+    found = datasets[0].bands if datasets else BandSpec()
+    for modality, known in (("optical", found.optical), ("sar", found.sar)):
+        if modality in cfg.INPUT.MODALITIES and not known:
+            others = [m for m in cfg.INPUT.MODALITIES if m != modality]
+            raise InputError(
+                f"INPUT.MODALITIES asks for {modality}, but {datasets[0].root} has no {modality} band. "
+                f'Train on the other modality with INPUT.MODALITIES "{others}".'
+            )
+    optical = (cfg.INPUT.OPTICAL_BANDS or None) if "optical" in cfg.INPUT.MODALITIES else ()
+    sar = (cfg.INPUT.SAR_BANDS or None) if "sar" in cfg.INPUT.MODALITIES else ()
+    bands = found.select(optical, sar)
+    cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(bands.optical), list(bands.sar)
+    cfg.INPUT.SAR_SCALE = (cfg.INPUT.SAR_SCALE or bands.sar_scale) if bands.sar else ""
+    cfg.MODEL.FUSION.OPTICAL_CHANNELS = len(bands.optical)
+    return BandSpec(bands.optical, bands.sar, cfg.INPUT.SAR_SCALE)
+
+
+def _check_bands(name: str, found: BandSpec, wanted: BandSpec) -> None:
+    missing = [band for band in wanted.names if band not in found.names]
+    if missing:
+        raise InputError(
+            f"data set {name} lacks band {', '.join(missing)}: it has {', '.join(found.names)}, the network takes "
+            f"{', '.join(wanted.names)}. Choose with INPUT.OPTICAL_BANDS, INPUT.SAR_BANDS or INPUT.MODALITIES."
+        )
+    # Power, amplitude and dB all reach the network as dB; a display stretch is something else.
+    stretched = {scale == "stretched_uint8" for scale in (found.sar_scale, wanted.sar_scale)}
+    if wanted.sar and len(stretched) > 1:
+        raise InputError(
+            f"data set {name} holds SAR as {found.sar_scale}, the network was set up for {wanted.sar_scale}; a display "
+            "stretch cannot be turned into dB. Use data of one kind."
+        )
+
+
+def _pooled_statistics(datasets: list[Dataset], bands: BandSpec):
+    """Mean and deviation per band over all data sets, each weighted by its number of tiles."""
+    parts = [band_statistics(dataset, dataset.bands.select(bands.optical, bands.sar)) for dataset in datasets]
+    weight = np.array([len(dataset.tiles) for dataset in datasets], float)[:, None] / sum(
+        len(d.tiles) for d in datasets
+    )
+    means, stds = np.array([m for m, _ in parts]), np.array([s for _, s in parts])
+    mean = (weight * means).sum(axis=0)
+    return mean, np.sqrt((weight * (stds**2 + (means - mean) ** 2)).sum(axis=0))
+
+
+def _complete_geometry(cfg: CfgNode, tiles: list) -> None:
+    gsds_m = [tile.gsd_m for tile in tiles if math.isfinite(tile.gsd_m)]
+    if gsds_m and not len(cfg.INPUT.GSD_RANGE_M):
+        low, high = cfg.INPUT.SCALE_RANGE
+        cfg.INPUT.GSD_RANGE_M = [round(min(gsds_m) / high, 6), round(max(gsds_m) / low, 6)]
+    if cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M == 0:
+        cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M = context_m(tiles, cfg.INPUT.MODALITIES)
+
+
+def context_m(tiles: Iterable, modalities: Iterable[str]) -> float:
+    """How far from a building its shadow and layover reach: h * max(cot(sun elevation), cot and tan of incidence).
+
+    h is the 95th percentile of the known heights; the result is rounded to metres and kept within 10 to 100 m. 40 m
+    where heights or geometry are unknown.
+    """
+    heights_m, reaches = _known_heights_m(tiles), []
+    for tile in tiles:
+        sun, incidence = tile.sensor.sun_elevation_deg, tile.sensor.sar_incidence_deg
+        if sun is not None and "optical" in modalities:
+            reaches.append(1 / math.tan(math.radians(sun)))
+        if incidence is not None and "sar" in modalities:
+            tangent = math.tan(math.radians(incidence))
+            reaches.append(max(tangent, 1 / tangent))
+    if not heights_m or not reaches:
+        return _DEFAULT_CONTEXT_M
+    return float(np.clip(round(np.percentile(heights_m, 95) * max(reaches)), *_CONTEXT_RANGE_M))
+
+
+def _complete_height_prior(cfg: CfgNode, tiles: list) -> None:
+    head, heights_m = cfg.MODEL.ROI_HEIGHT_HEAD, _known_heights_m(tiles)
+    median_m = float(np.median(heights_m)) if heights_m else _PRIOR_MEDIAN_M
+    spread = float(np.std(np.log(heights_m))) if len(heights_m) > 1 else _PRIOR_LOG_SCALE
+    head.PRIOR_MEDIAN_M = head.PRIOR_MEDIAN_M or round(median_m, 4)
+    # Equal heights would start the likelihood at a singularity.
+    head.PRIOR_LOG_SCALE = head.PRIOR_LOG_SCALE or round(max(spread, 0.1), 4)
+
+
+def _known_heights_m(tiles: Iterable) -> list[float]:
+    return [b.height_m for tile in tiles for b in tile.buildings if b.height_m is not None]
+
+
+def _raise_detection_limit(cfg: CfgNode, tiles: list) -> None:
+    densest = max((len(tile.buildings) for tile in tiles), default=0)
+    if cfg.TEST.DETECTIONS_PER_IMAGE <= densest:
+        limit = math.ceil(1.5 * densest)
+        _log.warning(
+            "TEST.DETECTIONS_PER_IMAGE raised from %d to %d: the densest tile has %d buildings.",
+            *(cfg.TEST.DETECTIONS_PER_IMAGE, limit, densest),
+        )
+        cfg.TEST.DETECTIONS_PER_IMAGE = limit
+    if cfg.MODEL.RPN.POST_NMS_TOPK_TEST < cfg.TEST.DETECTIONS_PER_IMAGE:
+        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 2 * cfg.TEST.DETECTIONS_PER_IMAGE
+        _log.warning("MODEL.RPN.POST_NMS_TOPK_TEST raised to %d for that.", cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
+
+
+def _rounded(values) -> list[float]:
+    return [float(f"{v:.6g}") for v in values]
+
+
+# ---- One step --------------------------------------------------------------------------------------------
+
+
+class StepTrainer(SimpleTrainer):
+    """One optimizer step: forward and backward in the chosen precision, checked on all ranks before weights change.
+
+    Attributes:
+        last_batch: inputs of the latest forward pass of this process.
+    """
+
+    def __init__(
+        self,
+        model,
+        loader,
+        optimizer,
+        *,
+        precision: str = "float32",
+        accumulate_steps: int = 1,
+        seed: int = 0,
+    ):
+        """`precision`: "float32", "float16" (CUDA, with loss scaling) or "bfloat16"; `seed` of the run."""
+        super().__init__(model, loader, optimizer)
+        self.precision, self.accumulate_steps, self.seed = precision, accumulate_steps, seed
+        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=precision == "float16")
+        self.device_type = next(model.parameters()).device.type
+        self.last_batch: list[dict] = []
+
+    def run_step(self) -> None:
+        """Take `accumulate_steps` batches, then step.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; on every rank, naming losses and images of all ranks.
+        """
+        assert self.model.training, "the model was left in eval mode"
+        # What the network draws (RoI sampling) follows from the step alone, so that a resumed run draws the same.
+        torch.manual_seed(_step_seed(self.seed, self.iter, comm.get_rank()))
+        self.optimizer.zero_grad()
+        files, losses, data_time = [], {}, 0.0
+        for part in range(self.accumulate_steps):
+            start = time.perf_counter()
+            batch = self.last_batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            files += [x["file_name"] for x in batch]
+            with self._gradient_sync(part == self.accumulate_steps - 1):
+                with self._autocast():
+                    named = self.model(batch)
+                for name, loss in named.items():
+                    losses[name] = losses.get(name, 0.0) + loss.detach().float() / self.accumulate_steps
+                self.grad_scaler.scale(sum(named.values()) / self.accumulate_steps).backward()
+        self._log(self._gathered({k: float(v) for k, v in losses.items()}, data_time, files))
+        self.grad_scaler.unscale_(self.optimizer)
+        self._check_gradients(files)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _autocast(self):
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=getattr(torch, self.precision))
+
+    def _gradient_sync(self, last: bool):
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _gathered(self, losses: dict[str, float], data_time: float, files: list[str]) -> list[dict]:
+        """`losses` of all ranks, with data_time; FloatingPointError everywhere when any is not finite."""
+        everyone = comm.all_gather({**losses, "data_time": data_time})
+        bad = [{k: v for k, v in one.items() if not math.isfinite(v)} for one in everyone]
+        if any(bad):
+            self._fail(
+                f"losses {[one for one in bad if one]} (of {everyone})", files if bad[comm.get_rank()] else []
+            )
+        return everyone
+
+    def _check_gradients(self, files: list[str]) -> None:
+        # A NaN can hide in a gradient whose loss was fine, and would poison the weights one step before it shows.
+        gradients = [
+            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        if comm.is_main_process() and math.isfinite(norm):
+            get_event_storage().put_scalar("gradient_norm", norm)
+        # Under loss scaling an overflow is normal: the scaler leaves the step out and lowers its scale.
+        if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
+            self._fail("gradients", files)
+
+    def _fail(self, what: str, files: list[str]) -> None:
+        names = sorted(set(itertools.chain.from_iterable(comm.all_gather(files))))
+        raise FloatingPointError(
+            f"not finite at iteration {self.iter}: {what}. Images: {', '.join(names)}. Is one of them damaged, or "
+            "SOLVER.BASE_LR too high?"
+        )
+
+    def _log(self, everyone: list[dict]) -> None:
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        # Ranks wait for the slowest loader.
+        storage.put_scalar("data_time", max(one.pop("data_time") for one in everyone))
+        means = {k: float(np.mean([one[k] for one in everyone])) for k in everyone[0]}
+        storage.put_scalar("total_loss", sum(means.values()))
+        storage.put_scalars(**means)
+
+
+def _step_seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# ---- The trainer -----------------------------------------------------------------------------------------
+
+
+class FusionTrainer(DefaultTrainer):
+    """DefaultTrainer with our data, optimizers, step, checkpoints and evaluation; on v0.5 and upstream main."""
+
+    def __init__(self, cfg: CfgNode):
+        """`cfg` must be complete, see `complete_config`. Builds everything and loads nothing."""
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        torch.manual_seed(max(cfg.SEED, 0))
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self.sampler = loader.sampler
+        self._samples_per_step = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+        parallel = defaults.create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = StepTrainer(
+            parallel,
+            loader,
+            optimizer,
+            precision=precision(cfg),
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            seed=max(cfg.SEED, 0),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = FusionCheckpointer(
+            model, cfg.OUTPUT_DIR, config_yaml=cfg.dump(), trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self._last_eval_results: dict = {}
+        self.register_hooks(self.build_hooks())
+
+    def run_step(self) -> None:
+        """One optimizer step; the sampler's position moves with it."""
+        super().run_step()
+        self.sampler.consumed += self._samples_per_step
+
+    # -- state --
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS, or from scratch.
+
+        Raises:
+            InputError: the checkpoint or the weights do not fit the config.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+            self.start_iter = self.iter + 1
+            _log.info("Resuming after iteration %d", self.iter)
+            return
+        if resume:
+            _log.warning(
+                "--resume: %s has no checkpoint yet, starting from the beginning", self.cfg.OUTPUT_DIR
+            )
+        load_weights(self.checkpointer.model, self.cfg)
+
+    def state_dict(self) -> dict:
+        """Everything but the weights that a later run needs to go on as if it had not stopped."""
+        state = TrainerBase.state_dict(self)
+        own = {name: s for name, s in state.get("hooks", {}).items() if name != "LRScheduler"}
+        return {
+            "iteration": state["iteration"],
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self._trainer.grad_scaler.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "hooks": own,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Inverse of `state_dict`."""
+        TrainerBase.load_state_dict(self, {"iteration": state["iteration"], "hooks": state.get("hooks", {})})
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self._trainer.grad_scaler.load_state_dict(state["scaler"])
+        self.sampler.load_state_dict(state["sampler"])
+
+    # -- parts --
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As in Detectron2, with the number of parameters in the log instead of a page of layers."""
+        model = defaults.build_model(cfg)
+        count = sum(p.numel() for p in model.parameters())
+        _log.info("%s, %.2f million parameters, on %s", type(model).__name__, count / 1e6, cfg.MODEL.DEVICE)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD or AdamW by SOLVER.OPTIMIZER; normalisation layers decay by SOLVER.WEIGHT_DECAY_NORM (0)."""
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        kind, options = torch.optim.AdamW, {}
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            kind, options = (
+                torch.optim.SGD,
+                {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV},
+            )
+        kind = maybe_add_gradient_clipping(cfg, kind)
+        return kind(_merged(groups), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, **options)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Endless batches of IMS_PER_BATCH / processes tiles from all of DATASETS.TRAIN."""
+        records = [r for name in cfg.DATASETS.TRAIN for r in catalog.records(catalog.load_split(name))]
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = [record for record in records if record["annotations"]]
+        processes, batch_size = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+        if batch_size % processes:
+            raise InputError(
+                f"SOLVER.IMS_PER_BATCH is {batch_size}, expected a multiple of the {processes} processes."
+            )
+        sampler = TrainingSampler(len(records), max(cfg.SEED, 0), comm.get_rank(), processes)
+        mapper = FusionDatasetMapper(cfg, True)
+        return TrainLoader(records, mapper, sampler, batch_size // processes, cfg.DATALOADER.NUM_WORKERS)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Every tile of a data set once, whole and unchanged, with its instances."""
+        records = catalog.records(catalog.load_split(catalog.ensure_registered(dataset_name)))
+        return test_loader(records, FusionDatasetMapper(cfg, False), cfg.DATALOADER.NUM_WORKERS)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, model: nn.Module | None = None
+    ) -> BuildingEvaluator:
+        """`model`: also score its heights on true boxes, when the config asks for it."""
+        on_truth = cfg.MODEL.HEIGHT_ON and cfg.TEST.HEIGHTS_ON_TRUTH_BOXES and model is not None
+        return BuildingEvaluator(
+            dataset_name,
+            output_dir=f"{cfg.OUTPUT_DIR}/inference/{catalog.folder_name(dataset_name)}",
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            model=model if on_truth else None,
+        )
+
+    def build_hooks(self) -> list:
+        """Detectron2's default hooks in their order, with our best checkpoint and our pictures."""
+        cfg = self.cfg
+        made = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader = self.build_train_loader(cfg)
+            made.append(
+                hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+            )
+        # Checkpoints come before evaluation: should that fail, the weights are on disk.
+        if comm.is_main_process():
+            made.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+
+        def evaluate():
+            self._last_eval_results = self.test(cfg, self.model)
+            return self._last_eval_results
+
+        if len(cfg.DATASETS.TEST):
+            made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
+        if comm.is_main_process():
+            made.append(BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC))
+            if cfg.VIS_PERIOD > 0:
+                bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
+                made.append(PredictionPanel(cfg.VIS_PERIOD, bands))
+            made.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return made
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        """Score `model` on every data set of DATASETS.TEST.
+
+        Returns:
+            On the main process {task: {metric: number}}, e.g. ["segm"]["AP50"], per data set where there are several;
+            numbers that are not defined are left out. {} on other processes.
+        """
+        results = {}
+        plain = model.module if isinstance(model, DistributedDataParallel) else model
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name, plain)
+            results[name] = inference_on_dataset(plain, cls.build_test_loader(cfg, name), evaluator) or {}
+            if comm.is_main_process():
+                _log.info("%s\n%s", name, table(results[name]))
+        if not any(results.values()):
+            return {}
+        return next(iter(results.values())) if len(results) == 1 else results
+
+
+def precision(cfg: CfgNode) -> str:
+    """What is computed in: "float32", "float16" (SOLVER.AMP.ENABLED on CUDA), "bfloat16" (on CPU: BF16_ON_CPU too)."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return "float32"
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        return "float16"
+    return "bfloat16" if cfg.SOLVER.AMP.BF16_ON_CPU else "float32"
+
+
+def load_weights(model: nn.Module, cfg: CfgNode) -> None:
+    """Load MODEL.WEIGHTS: a checkpoint of ours for the same bands strictly, anything else through `modeling.weights`.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    path = cfg.MODEL.WEIGHTS
+    bands = (*cfg.INPUT.OPTICAL_BANDS, *cfg.INPUT.SAR_BANDS)
+    if not path:
+        _log.info("MODEL.WEIGHTS is empty: starting from random weights")
+        return
+    if is_own_checkpoint(path):
+        theirs = stored_config(path)
+        if (*theirs.INPUT.OPTICAL_BANDS, *theirs.INPUT.SAR_BANDS) == bands:
+            FusionCheckpointer(model).load(path, checkpointables=[])
+            return
+    load_pretrained(
+        model,
+        path,
+        optical_bands=cfg.INPUT.OPTICAL_BANDS,
+        sar_bands=cfg.INPUT.SAR_BANDS,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        inflation=cfg.MODEL.FUSION.STEM_INFLATION,
+    )
+
+
+def _merged(groups: list[dict]) -> list[dict]:
+    """Parameter groups with equal settings as one: Detectron2 makes one per tensor, and optimizers loop over groups."""
+    merged: dict[tuple, dict] = {}
+    for group in groups:
+        settings = {k: v for k, v in group.items() if k != "params"}
+        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})["params"] += group[
+            "params"
+        ]
+    return list(merged.values())

@@ -1,0 +1,22 @@
+#!/usr/bin/env python3
+"""Train or evaluate a network; arguments and habits of Detectron2's own train_net.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fusiondet.cli import run
+
+
+def main():
+    from fusiondet.compat import launch
+    from fusiondet.engine.launch import parse_arguments, prepare, work
+
+    args = parse_arguments()
+    cfg = prepare(args)
+    launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(cfg, args))
+
+
+if __name__ == "__main__":
+    run(main)
