@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gsd", type=float, default=0.5, metavar="M", help="pixel size, metres (default: %(default)s)")
     seed_argument(parser)
     add(
+        "--footprints",
+        type=Path,
+        metavar="FILE",
+        help="real buildings from CityJSON(Seq), e.g. 3DBAG, instead of invented ones; LoD 2.2 roofs where present",
+    )
+    add(
         "--height-seed",
         type=int,
         help="draw the heights from this seed: same layout, other heights (default: --seed)",
@@ -127,6 +133,7 @@ def main(args: argparse.Namespace) -> None:
         layover=not args.no_layover,
         double_bounce=not args.no_double_bounce,
         faults=faults,
+        footprints=args.footprints,
     )
     _check(args)
     counts = write_dataset(recipe, _splits(args.split), args.out, args.workers, args.overwrite)
@@ -161,6 +168,10 @@ def _splits(texts: list[str]) -> dict[str, int]:
 
 def _check(args) -> None:
     """Limits that would otherwise fail deep inside, or fill memory."""
+    if args.footprints is not None and args.height_seed is not None:
+        raise InputError(
+            "--height-seed draws invented heights; --footprints has real ones. Drop one of them."
+        )
     limits = {
         "size": (16, 4096),
         "gsd": (0.1, 10),

@@ -2,16 +2,11 @@
 
 Frame: x east, y north, metres from `City.origin_map` (a point of the map CRS). Terrain is flat; z is height above it.
 A roof is a set of planar pieces, so a procedural gable roof and a real LoD 2.2 roof are the same thing.
-
-Layout and heights come from two generators: the same layout seed with another height seed is the same ground plan with
-other heights, which is what a proof that heights are physical needs.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-
-from fusiondet.data.synthetic.presets import Preset
 
 import numpy as np
 import shapely
@@ -20,6 +15,7 @@ from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 HEIGHT_STAT = "p70"  # area-weighted 70th percentile of the roof above the ground, as in 3DBAG's b3_h_dak_70p
+LOWEST_PART_M = 2.4
 GRASS, PAVED, ROAD, WATER, SOIL = range(5)
 # Reflectance (R, G, B) and mean backscatter in dB per ground class.
 GROUND_ALBEDO = np.array(
@@ -143,7 +139,12 @@ def _piece_heights(piece: RoofPiece, samples: int = 24) -> tuple[np.ndarray, flo
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of a building's ground plan in its own frame (u along `angle`), its roof and relative height."""
+    """A rectangle of a building's ground plan, in the plan's frame (metres).
+
+    Attributes:
+        roof: "flat", "gable" or "hip". ridge: direction of a gable, "long" (of the longer side), "u" or "v".
+        factor: its height relative to the building's.
+    """
 
     u0: float
     v0: float
@@ -151,6 +152,7 @@ class Part:
     v1: float
     roof: str = "flat"
     factor: float = 1.0
+    ridge: str = "long"
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,11 @@ class Plan:
         c, s = math.cos(self.angle), math.sin(self.angle)
         return uv @ np.array([[c, s], [-s, c]]) + np.array(self.origin)
 
-    def roof(self, height_m: float) -> list[RoofPiece]:
-        """Roof pieces of this plan at about `height_m`."""
+    def roof(self, height_m: float, raised_m: float = 0.0) -> list[RoofPiece]:
+        """Roof pieces of this plan for the building height `height_m`, all of them `raised_m` higher than that."""
         pieces = []
         for part in self.parts:
-            for ring in _part_rings(part, height_m * part.factor):
+            for ring in _part_rings(part, max(height_m * part.factor, LOWEST_PART_M) + raised_m):
                 xyz = np.column_stack([self.to_city(ring[:, :2]), ring[:, 2]])
                 pieces.append(roof_piece(xyz))
         return [p for p in pieces if p is not None]
@@ -194,8 +196,9 @@ class Plan:
 def _part_rings(part: Part, height_m: float) -> list[np.ndarray]:
     """3-D rings (n, 3) of a part's roof, in the plan's frame."""
     u0, v0, u1, v1 = part.u0, part.v0, part.u1, part.v1
-    if u1 - u0 < v1 - v0 and part.roof != "flat":  # the ridge follows the longer side
-        turned = _part_rings(replace(part, u0=v0, v0=u0, u1=v1, v1=u1), height_m)
+    along_v = part.ridge == "v" or (part.ridge == "long" and u1 - u0 < v1 - v0)
+    if along_v and part.roof != "flat":
+        turned = _part_rings(replace(part, u0=v0, v0=u0, u1=v1, v1=u1, ridge="u"), height_m)
         return [ring[:, [1, 0, 2]] for ring in turned]
     half = (v1 - v0) / 2
     rise = min(half * math.tan(math.radians(38)), 0.45 * height_m)
@@ -213,93 +216,9 @@ def _part_rings(part: Part, height_m: float) -> list[np.ndarray]:
     return [np.array([[u0, v0, height_m], [u1, v0, height_m], [u1, v1, height_m], [u0, v1, height_m]])]
 
 
-# --- the whole city ------------------------------------------------------------------------------------------------
-
-
-def make_city(
-    preset: Preset,
-    bounds: tuple[float, float, float, float],
-    layout_rng: np.random.Generator,
-    height_rng: np.random.Generator,
-) -> City:
-    """A procedural city that covers `bounds` (x0, y0, x1, y1) in metres."""
-    layout = {"isolated": _isolated, "blocks": _blocks}[preset.layout]
-    plans, ground, roads = layout(preset, bounds, layout_rng)
-    heights_m = _draw_heights(plans, preset, height_rng)
-    buildings = []
-    for i, (plan, height_m) in enumerate(zip(plans, heights_m, strict=True)):
-        roof = plan.roof(height_m)
-        building = CityBuilding(plan.footprint(), roof, round(roof_height_m(roof), 3), id=i)
-        buildings.append(dress(building, preset, layout_rng, plan.material))
-    albedo, sigma0_db = _ground_materials(preset, layout_rng)
-    trees = plant_trees(buildings, roads, preset.tree_per_ha, bounds, layout_rng)
-    return City(buildings, ground, trees, _park_cars(roads, layout_rng), albedo, sigma0_db)
-
-
-def dress(
-    building: CityBuilding, preset: Preset, rng: np.random.Generator, material: int | None = None
-) -> CityBuilding:
-    """`building` with colours and backscatter drawn independently of its size and height."""
-    material = int(rng.integers(len(ROOF_ALBEDO))) if material is None else material
-    albedo = ROOF_ALBEDO[material] * rng.uniform(0.7, 1.3) * rng.uniform(0.94, 1.06, 3)
-    mean, std = preset.roof_sigma0_db
-    return replace(
-        building,
-        albedo=tuple(np.clip(albedo, 0.03, 0.9)),
-        roof_sigma0_db=float(rng.normal(mean, std)),
-        wall_sigma0_db=float(rng.normal(-7.0, 2.0)),
-        corner_sigma0_db=float(rng.normal(-3.0, 2.0)),
-    )
-
-
-def _draw_heights(plans: list[Plan], preset: Preset, rng: np.random.Generator) -> list[float]:
-    """One height per plan, metres; the draws depend on the order of plans alone, never on their size."""
-    rows: dict[int, float] = {}
-    heights = []
-    for plan in plans:
-        own, common = rng.normal(size=2)
-        if plan.row is not None:
-            own = rows.setdefault(plan.row, common) + (0.15 * own if plan.row % 4 else own)
-        low, high = preset.height_range_m
-        heights.append(
-            float(np.clip(preset.height_median_m * math.exp(preset.height_log_sigma * own), low, high))
-        )
-    return heights
-
-
-def _ground_materials(preset: Preset, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    albedo = (
-        GROUND_ALBEDO
-        * rng.uniform(0.8, 1.2, (len(GROUND_ALBEDO), 1))
-        * rng.uniform(0.92, 1.08, GROUND_ALBEDO.shape)
-    )
-    sigma0_db = GROUND_SIGMA0_DB + rng.normal(0, preset.ground_sigma0_spread_db, len(GROUND_SIGMA0_DB))
-    return albedo, sigma0_db
-
-
-def plant_trees(buildings, roads, per_ha: float, bounds, rng: np.random.Generator) -> np.ndarray:
-    """(n, 4) trees at random where neither a building nor a road is within the crown (less half a metre)."""
-    x0, y0, x1, y1 = bounds
-    n = int(per_ha * (x1 - x0) * (y1 - y0) / 1e4)
-    trees = np.column_stack(
-        [rng.uniform(x0, x1, n), rng.uniform(y0, y1, n), rng.uniform(1.2, 4.5, n), rng.uniform(0.8, 1.3, n)]
-    )
-    trees[:, 3] *= 3.0 + 2.6 * trees[:, 2]
-    obstacles = [b.footprint for b in buildings] + [r.polygon for r in roads]
-    if not obstacles or not n:
-        return trees
-    points = shapely.points(trees[:, :2])
-    hit = STRtree(obstacles).query(points, predicate="dwithin", distance=np.maximum(trees[:, 2] - 0.5, 0.1))[
-        0
-    ]
-    keep = np.ones(n, bool)
-    keep[hit] = False
-    return trees[keep]
-
-
 @dataclass(frozen=True)
 class Road:
-    """A straight road along (x0, y0)-(x1, y1), metres wide."""
+    """A straight road (or canal) along (x0, y0)-(x1, y1), metres wide."""
 
     x0: float
     y0: float
@@ -313,80 +232,3 @@ class Road:
         return shapely.buffer(
             shapely.linestrings([[self.x0, self.y0], [self.x1, self.y1]]), self.width_m / 2, cap_style="flat"
         )
-
-
-def _park_cars(roads: list[Road], rng: np.random.Generator, spacing_m: float = 14.0) -> np.ndarray:
-    cars = []
-    for road in roads:
-        length = math.hypot(road.x1 - road.x0, road.y1 - road.y0)
-        if length < spacing_m:
-            continue
-        along = rng.uniform(0, length, rng.poisson(length / spacing_m))
-        side = rng.choice([-1, 1], len(along)) * (road.width_m / 2 - 1.3)
-        c, s = (road.x1 - road.x0) / length, (road.y1 - road.y0) / length
-        x, y = road.x0 + c * along - s * side, road.y0 + s * along + c * side
-        cars.append(np.column_stack([x, y, np.full(len(along), math.atan2(s, c))]))
-    return np.concatenate(cars) if cars else np.zeros((0, 3))
-
-
-# --- layout "isolated" ---------------------------------------------------------------------------------------------
-
-
-def _isolated(preset: Preset, bounds, rng: np.random.Generator):
-    """Free-standing boxes and L shapes, at least 3 m apart, and a few roads."""
-    x0, y0, x1, y1 = bounds
-    turn = rng.uniform(0, math.pi / 2)
-    roads = [_random_road(bounds, turn, rng) for _ in range(int((x1 - x0) * (y1 - y0) / 15000) + 1)]
-    surfaces = [(road.polygon, ROAD) for road in roads]
-    side = preset.building_spacing_m
-    kept: list[Plan] = []
-    taken = [polygon for polygon, _ in surfaces]
-    for y in np.arange(y0, y1, side):
-        for x in np.arange(x0, x1, side):
-            for _ in range(3):
-                centre = (x + rng.uniform(0.2, 0.8) * side, y + rng.uniform(0.2, 0.8) * side)
-                angle = turn + rng.choice([0, math.pi / 2]) + rng.normal(0, 0.03)
-                plan = Plan(_isolated_parts(preset, rng), centre, angle)
-                outline = plan.footprint()
-                if not shapely.dwithin(outline, taken, 3.0).any():
-                    kept.append(plan)
-                    taken.append(outline)
-                    break
-    return kept, _patches(bounds, rng) + surfaces, roads
-
-
-def _isolated_parts(preset: Preset, rng: np.random.Generator) -> tuple[Part, ...]:
-    w, d = rng.uniform(9, 26), rng.uniform(8, 18)
-    roof = str(rng.choice(["gable", "hip"])) if rng.random() < preset.tilted_roof_share else "flat"
-    main = Part(-w / 2, -d / 2, w / 2, d / 2, roof)
-    if roof != "flat" or rng.random() > 0.3:
-        return (main,)
-    wing = rng.uniform(5, 10)
-    return main, Part(-w / 2, d / 2, -w / 2 + rng.uniform(0.35, 0.6) * w, d / 2 + wing)
-
-
-def _random_road(bounds, turn: float, rng: np.random.Generator) -> Road:
-    x0, y0, x1, y1 = bounds
-    x, y = rng.uniform(x0, x1), rng.uniform(y0, y1)
-    angle = turn + rng.choice([0, math.pi / 2])
-    reach = rng.uniform(60, 250)
-    c, s = reach * math.cos(angle), reach * math.sin(angle)
-    return Road(x - c, y - s, x + c, y + s, rng.uniform(5, 9))
-
-
-def _patches(bounds, rng: np.random.Generator, per_ha: float = 4.0) -> list[tuple[Polygon, int]]:
-    """Rectangles of other ground, so that not everything between buildings is grass."""
-    x0, y0, x1, y1 = bounds
-    patches = []
-    for _ in range(int(per_ha * (x1 - x0) * (y1 - y0) / 1e4)):
-        x, y, w, h = rng.uniform(x0, x1), rng.uniform(y0, y1), *rng.uniform(8, 45, 2)
-        polygon = Plan((Part(0, 0, w, h),), (x, y), rng.uniform(0, math.pi)).footprint()
-        patches.append((polygon, int(rng.choice([PAVED, SOIL, GRASS]))))
-    return patches
-
-
-# --- layout "blocks" -----------------------------------------------------------------------------------------------
-
-
-def _blocks(preset: Preset, bounds, rng: np.random.Generator):
-    raise NotImplementedError

@@ -5,8 +5,9 @@ different splits never share ground. Everything random is drawn from (seed, spli
 neither on the number of processes nor on the other splits' sizes.
 """
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,17 +16,18 @@ from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, m
 from fusiondet.cli import progress
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, write_coco
-from fusiondet.data.synthetic.city import HEIGHT_STAT, City, CityBuilding, make_city
+from fusiondet.data.synthetic.city import HEIGHT_STAT, City, CityBuilding
+from fusiondet.data.synthetic.footprints import dressed, read_city, spatial_split
 from fusiondet.data.synthetic.optical import render_optical
 from fusiondet.data.synthetic.presets import Preset
+from fusiondet.data.synthetic.procedural import make_city
 from fusiondet.data.synthetic.sar import render_sar
-from fusiondet.data.synthetic.scene import building_heights, margins_m, rasterize_scene
+from fusiondet.data.synthetic.scene import building_heights, margins_m, rasterize_scene, ridge_m
 from fusiondet.files import atomic_dir, require_new
 
 import cv2
 import numpy as np
 import rasterio
-import shapely
 from affine import Affine
 from shapely.affinity import translate
 from shapely.geometry import box
@@ -77,7 +79,7 @@ class Recipe:
     layover: bool = True
     double_bounce: bool = True
     faults: Faults = field(default_factory=Faults)
-    footprints: str | None = None
+    footprints: Path | None = None
 
     @property
     def tile_m(self) -> float:
@@ -97,7 +99,7 @@ class Strip:
     split: str
     index: int
     tiles: tuple[tuple[float, float, float, float], ...]
-    origin_map: tuple[float, float] | None = None
+    origin_map: tuple[float, float]
 
 
 def write_dataset(
@@ -144,7 +146,7 @@ def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
         "preset_version": recipe.preset.version,
         "settings": asdict(recipe.preset),
         "options": options,
-        "footprints": None if recipe.footprints is None else Path(recipe.footprints).name,
+        "footprints": None if recipe.footprints is None else recipe.footprints.name,
         "height_stat": f"{HEIGHT_STAT}: area-weighted 70th percentile of the roof's height above ground",
         "label_faults": split == "train",
         "buildings": sum(len(t.buildings) for t in tiles),
@@ -155,8 +157,11 @@ def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
 
 
 def _plan(recipe: Recipe, tiles: dict[str, int]) -> list[Strip]:
-    """Strips of all splits: rows of their own, one split south of the other, further apart than anything reaches."""
+    """Strips of all splits."""
+    if recipe.footprints is not None:
+        return _plan_real(recipe, tiles)
     strips = []
+    # Every strip is a row of its own, further from the next than anything reaches.
     side, row = recipe.tile_m, 0
     gap = math.ceil((side + 250) / 100) * 100
     for split, count in tiles.items():
@@ -168,6 +173,19 @@ def _plan(recipe: Recipe, tiles: dict[str, int]) -> list[Strip]:
     return strips
 
 
+def _plan_real(recipe: Recipe, tiles: dict[str, int]) -> list[Strip]:
+    """Strips over a real city: each split has its own ground, and passes over it as often as its tiles require."""
+    city = read_city(recipe.footprints)
+    ground = spatial_split(city, tiles, recipe.tile_m, recipe.rng(_LAYOUT, "", 0))
+    strips = []
+    for split, count in tiles.items():
+        wanted = [ground[split][i % len(ground[split])] for i in range(count)]
+        for index, first in enumerate(range(0, count, recipe.strip_tiles)):
+            chosen = tuple(wanted[first : first + recipe.strip_tiles])
+            strips.append(Strip(split, index, chosen, city.origin_map))
+    return strips
+
+
 def draw_sensor(preset: Preset, rng: np.random.Generator) -> SensorGeometry:
     """One acquisition geometry within the preset's ranges; degrees, rounded to 0.01."""
     look = preset.sar_look_azimuth_deg[rng.integers(len(preset.sar_look_azimuth_deg))]
@@ -176,12 +194,25 @@ def draw_sensor(preset: Preset, rng: np.random.Generator) -> SensorGeometry:
     return SensorGeometry(sun_azimuth % 360, sun_elevation, look_azimuth % 360, incidence)
 
 
-def _city(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> City:
-    left, top, right, bottom = margins_m(sensor, 1.15 * recipe.preset.height_range_m[1])
-    x0, y0, x1, y1 = shapely.total_bounds(shapely.box(*np.transpose(strip.tiles)))
-    bounds = (x0 - left, y0 - bottom, x1 + right, y1 + top)
+def _cities(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> Iterator[City]:
+    """The city around each tile of a strip: one for all of a procedural strip, whose tiles are neighbours."""
     layout_rng, height_rng = (recipe.rng(kind, strip.split, strip.index) for kind in (_LAYOUT, _HEIGHTS))
-    return replace(make_city(recipe.preset, bounds, layout_rng, height_rng), origin_map=strip.origin_map)
+    if recipe.footprints is not None:
+        for tile in strip.tiles:
+            city = read_city(recipe.footprints)
+            tallest_m = max(ridge_m(b) for b in city.buildings)
+            yield dressed(city, _padded(tile, sensor, tallest_m), recipe.preset, layout_rng)
+        return
+    bounds = (strip.tiles[0][0], strip.tiles[0][1], strip.tiles[-1][2], strip.tiles[-1][3])
+    bounds = _padded(bounds, sensor, 1.15 * recipe.preset.height_range_m[1])
+    city = make_city(recipe.preset, bounds, layout_rng, height_rng)
+    yield from itertools.repeat(replace(city, origin_map=strip.origin_map), len(strip.tiles))
+
+
+def _padded(bounds, sensor: SensorGeometry, tallest_m: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = margins_m(sensor, tallest_m)
+    x0, y0, x1, y1 = bounds
+    return x0 - left, y0 - bottom, x1 + right, y1 + top
 
 
 # --- rendering -----------------------------------------------------------------------------------------------------
@@ -199,8 +230,8 @@ def _render_strip(job: tuple[Recipe, Strip, Path]) -> list[Tile]:
         "shift_px": _random_vector(recipe.faults.sar_shift_px, rng),
         "offset_m": _random_vector(recipe.faults.footprint_offset_m, rng),
     }
-    city = _city(recipe, strip, sensor)
-    return [_render_tile(recipe, strip, i, city, sensor, settings, root) for i in range(len(strip.tiles))]
+    cities = _cities(recipe, strip, sensor)
+    return [_render_tile(recipe, strip, i, city, sensor, settings, root) for i, city in enumerate(cities)]
 
 
 def _random_vector(longest: float, rng: np.random.Generator) -> tuple[float, float]:

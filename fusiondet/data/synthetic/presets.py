@@ -19,6 +19,7 @@ class Preset:
         height_median_m, height_log_sigma: log-normal heights, cut to `height_range_m`.
         building_spacing_m: "isolated" only, side of the square in which one building stands on average.
         tilted_roof_share: buildings with gable or hip roofs where the layout allows both.
+        rooftop_per_100_m2: boxes on flat roofs.
         tree_per_ha: mean number of trees on unbuilt ground per hectare.
         psf_fwhm_m: optical point spread. haze: share of the light that is haze. optical_noise: std, [0, 1] scale.
         sar_resolution_m: impulse response and spacing of independent speckle. sar_looks: looks per resolution cell.
@@ -38,6 +39,7 @@ class Preset:
     height_range_m: Range
     building_spacing_m: float
     tilted_roof_share: float
+    rooftop_per_100_m2: float
     tree_per_ha: float
     psf_fwhm_m: float
     haze: Range
@@ -63,6 +65,7 @@ PRESETS = {
         height_range_m=(3.0, 45.0),
         building_spacing_m=29.0,
         tilted_roof_share=0.2,
+        rooftop_per_100_m2=0.0,
         tree_per_ha=6.0,
         psf_fwhm_m=0.7,
         haze=(0.0, 0.05),
@@ -86,6 +89,7 @@ PRESETS = {
         height_range_m=(3.0, 45.0),
         building_spacing_m=0.0,
         tilted_roof_share=0.5,
+        rooftop_per_100_m2=0.8,
         tree_per_ha=40.0,
         psf_fwhm_m=0.9,
         haze=(0.03, 0.2),

@@ -145,13 +145,14 @@ def _tallest_m(city: City, bounds, sensor: SensorGeometry) -> float:
     for _ in range(2):
         x0, y0, x1, y1 = bounds
         near = city.near((x0 - reach_m, y0 - reach_m, x1 + reach_m, y1 + reach_m))
-        tops = [_ridge_m(b) for b in near]
+        tops = [ridge_m(b) for b in near]
         tallest_m = max([CAR_HEIGHT_M, *tops, *city.trees[:, 3]])
         reach_m = max(margins_m(sensor, tallest_m))
     return tallest_m
 
 
-def _ridge_m(building: CityBuilding) -> float:
+def ridge_m(building: CityBuilding) -> float:
+    """The highest point of a building, metres."""
     return max(
         float((shapely.get_coordinates(p.polygon) @ p.plane[:2]).max() + p.plane[2]) for p in building.roof
     )
@@ -227,7 +228,10 @@ def _stamp_trees(
 ) -> None:
     """Raise domes for the trees in place; where a tree is the highest, the surface is tree."""
     size = transform.a
-    for x, y, radius, top in trees:
+    x1, y0 = transform @ height_m.shape[::-1]
+    x, y, radius = trees[:, :3].T
+    near = (x > transform.c - radius) & (x < x1 + radius) & (y > y0 - radius) & (y < transform.f + radius)
+    for x, y, radius, top in trees[near]:
         j, i, r = (x - transform.c) / size, (transform.f - y) / size, radius / size
         j0, i0 = max(int(j - r), 0), max(int(i - r), 0)
         patch = (slice(i0, max(int(i + r) + 2, 0)), slice(j0, max(int(j + r) + 2, 0)))
