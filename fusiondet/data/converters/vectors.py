@@ -33,6 +33,7 @@ SIGNATURES = {
     b"{": ("GeoJSON", "GeoJSONSeq"),
     b"\x1e": ("GeoJSONSeq",),
 }
+LOWEST_ROOF_M = -3.0
 ID_FIELDS = ("identificatie", "id", "Building_ID", "BuildingId", "OBJECTID", "osm_id")
 
 
@@ -68,6 +69,7 @@ def read_layer(
     height_datum: str | None = None,
     outline: str = "footprint",
     extent: tuple[Sequence[float], str] | None = None,
+    signed: bool = False,
 ) -> Layer:
     """Buildings of a vector file.
 
@@ -81,6 +83,7 @@ def read_layer(
         height_stat, height_datum, outline: recorded with every building. `height_datum` None: "ground" where a ground
             elevation was subtracted, else "unverified".
         extent: ((left, bottom, right, top), crs): read only what is near it.
+        signed: see `height_above_ground_m`.
 
     Raises:
         InputError: missing, unreadable or of another format; no such layer; no such column (the columns are listed).
@@ -109,7 +112,7 @@ def read_layer(
             continue
         building = Building(polygon, outline=outline, id=_identifier(attributes, number))
         if height_field is not None:
-            building.height_m, reason = height_above_ground_m(attributes, height_field, ground_field)
+            building.height_m, reason = height_above_ground_m(attributes, height_field, ground_field, signed)
             result.reasons.update([reason] if reason else [])
             if building.height_m is not None:
                 vars(building).update(common)
@@ -117,10 +120,14 @@ def read_layer(
     return result
 
 
-def height_above_ground_m(attributes, height_field: str, ground_field: str | None = None):
+def height_above_ground_m(
+    attributes, height_field: str, ground_field: str | None = None, signed: bool = False
+):
     """(height, None) or (None, reason) of one feature; see `buildings.clean_height_m` for the reasons.
 
-    With a ground field both are elevations, which may be negative or zero; only their difference is judged.
+    With a ground field both are elevations, which may be negative or zero; only their difference is judged. A roof
+    slightly below the ground (down to `LOWEST_ROOF_M`) is a measurement all the same: `signed` keeps it, for comparing
+    two layers number by number; as a label to learn from it is "negative".
     """
     top = _plain(attributes.get(height_field))
     if ground_field is None:
@@ -130,9 +137,12 @@ def height_above_ground_m(attributes, height_field: str, ground_field: str | Non
         if value is None:
             return None, reason
     try:
-        return clean_height_m(float(top) - float(ground))
+        height_m = float(top) - float(ground)
     except (TypeError, ValueError):
         return None, "not a number"
+    if signed and LOWEST_ROOF_M <= height_m < 0:
+        return height_m, None
+    return clean_height_m(height_m)
 
 
 def transform_layer(layer: Layer, crs: str) -> Layer:
