@@ -1,0 +1,45 @@
+"""Pictures of datasets and predictions: image panels, outlines coloured by height, and the height scatter.
+
+Everything takes plain records (`Tile`, `Building`, (C, H, W) arrays) and returns an RGB array or a matplotlib `Figure`
+made without pyplot, so nothing is global and nothing needs a display. Only `dataset_overview` and `prediction_overview`
+(they read rasters) and `save_figure` touch files.
+
+    panels.py    optical_panel, sar_panel: bands -> (H, W, 3) uint8
+    outlines.py  draw_buildings, draw_matches, height_colours: on any axes in pixels
+    tiles.py     TileView, tile_figure, overview_figure: panels, arrows, scale bar and legend of some tiles
+    datasets.py  dataset_overview, prediction_overview: of COCO files and their rasters
+    heights.py   height_scatter: truth against prediction
+    canvas.py    save_figure, figure_array
+"""
+
+from fusiondet.visualization.canvas import figure_array, save_figure
+from fusiondet.visualization.datasets import (
+    MAX_TILES,
+    building_from_prediction,
+    dataset_overview,
+    match_tile,
+    prediction_overview,
+)
+from fusiondet.visualization.heights import height_scatter
+from fusiondet.visualization.outlines import draw_buildings, draw_matches, height_colours
+from fusiondet.visualization.panels import optical_panel, sar_panel
+from fusiondet.visualization.tiles import TileView, overview_figure, tile_figure
+
+__all__ = [
+    "MAX_TILES",
+    "TileView",
+    "building_from_prediction",
+    "dataset_overview",
+    "draw_buildings",
+    "draw_matches",
+    "figure_array",
+    "height_colours",
+    "height_scatter",
+    "match_tile",
+    "optical_panel",
+    "overview_figure",
+    "prediction_overview",
+    "sar_panel",
+    "save_figure",
+    "tile_figure",
+]

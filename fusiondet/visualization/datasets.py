@@ -1,0 +1,129 @@
+"""Figures of datasets and predictions on disk: which tiles, read how, matched how."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusiondet.buildings import Building, Tile
+from fusiondet.data.coco import Dataset, polygon_from_segmentation, segmentation_from_polygon
+from fusiondet.data.imagery import read_tile
+from fusiondet.errors import InputError
+from fusiondet.evaluation.instances import compressed_rle
+from fusiondet.evaluation.matching import mask_iou, match_greedily
+from fusiondet.visualization.tiles import MATCH_IOU, TileView, overview_figure, tile_figure
+
+import numpy as np
+from matplotlib.figure import Figure
+
+MAX_TILES = 60
+
+
+def dataset_overview(dataset: Dataset, n: int = 6, name: str | None = None) -> Figure:
+    """Tiles of `dataset`: image panels and true buildings.
+
+    Args:
+        n: number of tiles, spread evenly over the dataset, tiles with buildings first.
+        name: only the tile with this file name (or its last part), drawn large.
+
+    Raises:
+        InputError: no such tile, an empty dataset, n outside 1...60, or a raster that cannot be read.
+    """
+    tiles = _wanted(dataset, n, name, [t.buildings for t in dataset.tiles])
+    views = [TileView(tile, read_tile(dataset, tile), dataset.bands) for tile in tiles]
+    return tile_figure(views[0]) if name else overview_figure(views)
+
+
+def prediction_overview(
+    dataset: Dataset, records: Sequence[dict], n: int = 4, name: str | None = None, min_score: float = 0.5
+) -> Figure:
+    """Truth beside predictions: as `dataset_overview`, with predicted heights and what matched.
+
+    Args:
+        records: COCO results, see `fusiondet.data.coco.prediction_record`; those of other images are left out.
+        min_score: predictions below this score are not drawn (and do not match).
+    """
+    per_image = records_by_image([r for r in records if r["score"] >= min_score])
+    tiles = _wanted(dataset, n, name, [t.buildings or per_image.get(t.id) for t in dataset.tiles])
+    views = []
+    for tile in tiles:
+        predictions, matches = _drawable(tile, per_image.get(tile.id, []))
+        views.append(TileView(tile, read_tile(dataset, tile), dataset.bands, predictions, matches))
+    return tile_figure(views[0], panel_in=3.2) if name else overview_figure(views)
+
+
+def _wanted(dataset: Dataset, n: int, name: str | None, content: Sequence) -> list[Tile]:
+    return choose_tiles(dataset.tiles, n, content) if name is None else [find_tile(dataset, name)]
+
+
+def _drawable(tile: Tile, best_first: Sequence[dict]) -> tuple[list[Building], list[int]]:
+    """Predictions of `tile` that have an outline, and the true building that each matches, or -1."""
+    buildings = [building_from_prediction(record, tile.height, tile.width) for record in best_first]
+    pairs = zip(buildings, match_tile(tile, best_first), strict=True)
+    kept = [(building, int(truth)) for building, truth in pairs if building is not None]
+    return [building for building, _ in kept], [truth for _, truth in kept]
+
+
+def choose_tiles(tiles: Sequence[Tile], n: int, content: Sequence) -> list[Tile]:
+    """`n` tiles spread evenly over those with `content` (truthy), filled up with others, in the dataset's order.
+
+    Raises:
+        InputError: n outside 1...MAX_TILES, or no tile at all.
+    """
+    if not 1 <= n <= MAX_TILES:
+        raise InputError(f"number of tiles {n}: expected 1 to {MAX_TILES} in one picture.")
+    if not tiles:
+        raise InputError("no tile to draw: the annotations list no image.")
+    full = [i for i, something in enumerate(content) if something]
+    empty = [i for i, something in enumerate(content) if not something]
+    chosen = _spread(full, n) + _spread(empty, n - min(n, len(full)))
+    return [tiles[i] for i in sorted(chosen)]
+
+
+def _spread(items: list[int], n: int) -> list[int]:
+    if n >= len(items):
+        return list(items)
+    return [items[int((k + 0.5) * len(items) / n)] for k in range(n)]
+
+
+def find_tile(dataset: Dataset, name: str) -> Tile:
+    """The tile whose file name, or the last part of it, is `name`.
+
+    Raises:
+        InputError: none; the message names similar ones.
+    """
+    for tile in dataset.tiles:
+        if name in (tile.file_name, Path(tile.file_name).name, Path(tile.file_name).stem):
+            return tile
+    near = difflib.get_close_matches(name, [t.file_name for t in dataset.tiles], n=3, cutoff=0.0)
+    raise InputError(
+        f"image {name!r} is not in the annotations ({len(dataset.tiles)} images). Similar: {', '.join(near) or 'none'}."
+    )
+
+
+def records_by_image(records: Sequence[dict]) -> dict[int, list[dict]]:
+    """COCO results per image id, best score first."""
+    per_image: dict[int, list[dict]] = {}
+    for record in sorted(records, key=lambda r: -r["score"]):
+        per_image.setdefault(record["image_id"], []).append(record)
+    return per_image
+
+
+def building_from_prediction(record: dict, height: int, width: int) -> Building | None:
+    """A COCO result as a building for drawing; None when its mask is empty.
+
+    Outlines are simplified by one pixel: that takes the stairs off a mask, and nothing else.
+    """
+    polygon = polygon_from_segmentation(record["segmentation"], height, width)
+    if polygon is None:
+        return None
+    heights = {key: record.get(key) for key in ("height_m", "height_p16_m", "height_p84_m")}
+    return Building(polygon=polygon.simplify(1.0), score=record["score"], **heights)
+
+
+def match_tile(tile: Tile, records: Sequence[dict]) -> np.ndarray:
+    """Truth index of every record (best score first) of `tile`, -1 for none: the evaluation's rule at IoU >= 0.5."""
+    size = tile.height, tile.width
+    truth = [compressed_rle(segmentation_from_polygon(b.polygon, *size), *size) for b in tile.buildings]
+    predicted = [compressed_rle(r["segmentation"], *size) for r in records]
+    iou = mask_iou(predicted, truth, np.zeros(len(truth), bool))
+    return match_greedily(iou, [MATCH_IOU])[0]

@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Pictures of a dataset, or of predictions against its truth."""
+
+import argparse
+from pathlib import Path
+
+from fusiondet.cli import run
+from fusiondet.data.coco import read_coco, read_predictions
+from fusiondet.evaluation.instances import matched_heights
+from fusiondet.files import require_new
+from fusiondet.visualization import (
+    MAX_TILES,
+    dataset_overview,
+    height_scatter,
+    prediction_overview,
+    save_figure,
+)
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    dataset = commands.add_parser(
+        "dataset",
+        help="image panels and true buildings -> overview.png",
+        formatter_class=parser.formatter_class,
+    )
+    predictions = commands.add_parser(
+        "predictions",
+        help="truth beside predictions -> overview.png, height scatter -> heights.png",
+        formatter_class=parser.formatter_class,
+    )
+    for command, tiles in ((dataset, 6), (predictions, 4)):
+        command.add_argument(
+            "--annotations", type=Path, required=True, metavar="A.json", help="COCO file of the split"
+        )
+        command.add_argument(
+            "--tiles", type=int, default=tiles, metavar="N", help=f"tiles to draw, 1 to {MAX_TILES}"
+        )
+        command.add_argument("--image", metavar="NAME", help="draw only the tile with this file name, large")
+        command.add_argument("--overwrite", action="store_true", help="replace existing pictures")
+    dataset.add_argument(
+        "--out", type=Path, required=True, metavar="DIR|PNG", help="folder, or the picture itself"
+    )
+    predictions.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for both pictures"
+    )
+    predictions.add_argument(
+        "--predictions", type=Path, required=True, metavar="P.json", help="COCO results with height_m"
+    )
+    predictions.add_argument(
+        "--min-score", type=float, default=0.5, metavar="S",
+        help="draw predictions from this score in [0, 1] on; the scatter takes all, as the evaluation does",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def draw_dataset(arguments) -> list[Path]:
+    out = arguments.out if arguments.out.suffix.lower() == ".png" else arguments.out / "overview.png"
+    require_new(out, arguments.overwrite)
+    save_figure(dataset_overview(read_coco(arguments.annotations), arguments.tiles, arguments.image), out)
+    return [out]
+
+
+def draw_predictions(arguments) -> list[Path]:
+    overview, heights = (
+        require_new(arguments.out / name, arguments.overwrite) for name in ("overview.png", "heights.png")
+    )
+    dataset, records = read_coco(arguments.annotations), read_predictions(arguments.predictions)
+    scatter = height_scatter(*matched_heights(dataset, records).T)
+    save_figure(
+        prediction_overview(dataset, records, arguments.tiles, arguments.image, arguments.min_score), overview
+    )
+    save_figure(scatter, heights)
+    return [overview, heights]
+
+
+def main(argv=None) -> int:
+    arguments = parse_arguments(argv)
+    draw = draw_dataset if arguments.command == "dataset" else draw_predictions
+    print("wrote " + ", ".join(str(path) for path in draw(arguments)))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
