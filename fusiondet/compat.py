@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import types
+import warnings
 
 from fusiondet.errors import InputError
 
@@ -151,6 +152,9 @@ _ANY_VERSION = {"pkg_resources"}  # the others are needed by v0.5 alone
 
 def _apply() -> tuple[str, ...]:
     require_installed("torch", "torchvision", "detectron2")
+    # Every command would print these two, of every Detectron2, and only Detectron2 could act on them.
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
     import detectron2  # loads nothing that a shim has to precede
 
     old = detectron2.__version__ == "0.5"

@@ -76,6 +76,12 @@ def test_pkg_resources_is_lent_to_detectron2_alone():
     assert "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None
 
 
+def test_importing_detectron2_prints_nothing():
+    code = "import fusiondet.compat, detectron2.modeling"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 # ---- What is not installed
 
 
