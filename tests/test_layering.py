@@ -30,7 +30,7 @@ LAYERS = {
             "fusiondet.evaluation.*",
             "fusiondet.export.*",
             "fusiondet.polygons.*",
-            "fusiondet.visualization",
+            "fusiondet.visualization.*",
         ],
     ),
     "modeling": (GEO, ["fusiondet.compat", "fusiondet.config", "fusiondet.modeling.*"]),
