@@ -7,6 +7,10 @@ from fusiondet.cli import run
 
 SOURCES = {
     "synthetic": ("fusiondet.data.synthetic", "physically rendered city, exact outlines and heights"),
+    "tiles": (
+        "fusiondet.data.converters.tiles",
+        "your own RGB (and SAR) rasters with footprints, heights where known",
+    ),
 }
 
 

@@ -318,6 +318,13 @@ class SceneReader:
         if not inside.all():
             self.notes.append(f"{names} overlap only in part; the rest is no data.")
 
+    @property
+    def optical_format(self) -> tuple[str, float | None]:
+        """What the optical file holds: (dtype that all its chosen bands fit in, nodata number or None)."""
+        part = self._optical
+        dtypes = [part.source.dtypes[i - 1] for i in part.indexes]
+        return str(np.result_type(*dtypes)), part.nodata[0]
+
     def read(self, window: PixelWindow | None = None) -> Scene:
         """The pixels of `window` (x0, y0, width, height) of the grid, which may reach beyond it (NaN there)."""
         x0, y0, width, height = window or (0, 0, self.width, self.height)
@@ -345,6 +352,36 @@ class SceneReader:
 
     def __exit__(self, *_):
         self.close()
+
+
+class BandReader:
+    """One band of a raster in the file's numbers (elevations, say), readable on any grid.
+
+    Attributes:
+        transform, crs, width, height: of the file.
+    """
+
+    def __init__(self, path: Path, band: int = 1, nodata: float | None = None):
+        """Open `path`; a context manager that closes it. Raises InputError as `open_raster` does."""
+        self._source = open_raster(path, allow_vrt=True)
+        self._bands = _Bands(self._source, [band], nodata, None)
+        self.transform, self.crs = self._source.transform, self._source.crs
+        self.width, self.height = self._source.width, self._source.height
+
+    def onto(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:
+        """(H, W) float32 on the grid of `transform` and `crs` (rasterio's), warped where it differs; NaN = no data."""
+        offset = _whole_pixel_offset(self._bands, transform, crs, shape)
+        if offset is None:
+            return self._bands.warp(transform, crs, shape)[0]
+        image = np.full((1, *shape), np.nan, np.float32)
+        self._bands.read_into(image, *offset)
+        return image[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._source.close()
 
 
 class _Bands:
