@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Turn an RGB + SAR raster pair into a GIS layer of buildings with heights."""
+
+import argparse
+from pathlib import Path
+
+from fusiondet import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--weights", required=True, type=Path, help="checkpoint written by tools/train_net.py"
+    )
+    parser.add_argument("--rgb", type=Path, help="optical raster; its grid and CRS are those of the result")
+    parser.add_argument(
+        "--sar", type=Path, help="SAR raster; warped onto the optical grid if it has another one"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, help="layer to write: .gpkg, .geojson, .fgb or .parquet"
+    )
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="drop detections below this score")
+    parser.add_argument(
+        "--rgb-bands", type=int, nargs="+", metavar="N", help="1-based bands of --rgb in training order"
+    )
+    parser.add_argument(
+        "--sar-bands", type=int, nargs="+", metavar="N", help="1-based bands of --sar in training order"
+    )
+    parser.add_argument(
+        "--sar-scale", help="what --sar holds: linear_power, amplitude, db, stretched_uint8 (as trained)"
+    )
+    parser.add_argument("--nodata", type=float, help="number that means no data in rasters that declare none")
+    parser.add_argument(
+        "--gsd", type=float, metavar="M", help="metres per pixel, for rasters without georeference"
+    )
+    parser.add_argument(
+        "--force-gsd", action="store_true", help="predict however far the pixel size is from training"
+    )
+    parser.add_argument(
+        "--window", type=int, default=1024, metavar="PX", help="side of the windows that are predicted"
+    )
+    parser.add_argument(
+        "--overlap", type=int, default=192, metavar="PX", help="overlap of neighbouring windows"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from fusiondet.inference import predict_to_file
+
+    result = predict_to_file(
+        args.weights,
+        args.rgb,
+        args.sar,
+        args.out,
+        score_threshold=args.score_threshold,
+        device=args.device,
+        overwrite=args.overwrite,
+        window_px=args.window,
+        overlap_px=args.overlap,
+        force_gsd=args.force_gsd,
+        rgb_bands=args.rgb_bands,
+        sar_bands=args.sar_bands,
+        sar_scale=args.sar_scale,
+        nodata=args.nodata,
+        gsd_m=args.gsd,
+    )
+    for note in result.notes:
+        print(f"note: {note}")
+    known = sum(b.height_m is not None for b in result.buildings)
+    print(f"wrote {args.out}: {len(result.buildings)} buildings, {known} with heights, {result.crs}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
