@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 from fusiondet import compat
 from fusiondet.errors import InputError
@@ -16,6 +17,7 @@ from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+ROOT = Path(__file__).resolve().parents[1]
 only_v05 = pytest.mark.skipif(detectron2.__version__ != "0.5", reason="needed by Detectron2 v0.5 alone")
 
 
@@ -97,6 +99,16 @@ def test_missing_package_gives_one_sentence_that_says_what_to_run(name):
     assert {"detectron2": "install_detectron2.py", "torch": "make setup", "torchvision": "together"}[
         name
     ] in last
+
+
+def test_tool_without_detectron2_prints_that_sentence_alone():
+    code = (
+        "import runpy, sys; sys.modules['detectron2'] = None; sys.argv = ['train_net.py']; "
+        f"runpy.run_path({str(ROOT / 'tools' / 'train_net.py')!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("error: detectron2 is not installed")
 
 
 def test_folder_of_that_name_is_not_an_installed_package(tmp_path, monkeypatch):
