@@ -12,7 +12,7 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
 from fusiondet.data.coco import Dataset, annotation_record, image_root, read_coco
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.files import read_json, safe_join
+from fusiondet.files import safe_join
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -52,8 +52,8 @@ def annotation_file(name: str) -> Path:
 def ensure_registered(name: str) -> str:
     """Make `name` known to Detectron2's catalogs and return it; a second call does nothing.
 
-    `DatasetCatalog.get(name)` is then a list of `record`s, read at the first call; `MetadataCatalog.get(name)` has
-    json_file, image_root, thing_classes and bands (`BandSpec.to_dict()`).
+    `DatasetCatalog.get(name)` is then a list of `record`s, and `MetadataCatalog.get(name)` has json_file, image_root
+    and thing_classes, once the file was read also bands (`BandSpec.to_dict()`).
 
     Raises:
         InputError: see `annotation_file`.
@@ -64,15 +64,20 @@ def ensure_registered(name: str) -> str:
             return name
         DatasetCatalog.pop(name)
         MetadataCatalog.pop(name)
-    DatasetCatalog.register(name, lambda: records(load_split(name)))
+    DatasetCatalog.register(name, lambda: _load(name))
     MetadataCatalog.get(name).set(
         json_file=str(path),
         image_root=str(image_root(path)),
         thing_classes=["building"],
-        bands=read_json(path).get("bands"),
         evaluator_type="building",
     )
     return name
+
+
+def _load(name: str) -> list[dict]:
+    dataset = load_split(name)
+    MetadataCatalog.get(name).bands = dataset.bands.to_dict()
+    return records(dataset)
 
 
 def load_split(name: str) -> Dataset:
