@@ -13,12 +13,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusiondet.errors import InputError
+
+import numpy as np
 import shapely
 from affine import Affine
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
-
-from fusiondet.errors import InputError
 
 # Above the tallest building on earth there is no building: a larger number is a sentinel or another unit.
 TALLEST_BUILDING_M = 1000.0
@@ -159,6 +160,8 @@ def clean_height_m(value: Any) -> tuple[float | None, str | None]:
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None, "missing"
+    if isinstance(value, bool):
+        return None, "not a number"
     try:
         height_m = float(value)
     except (TypeError, ValueError):
@@ -178,11 +181,16 @@ def clean_polygon(geometry: BaseGeometry | None) -> BaseGeometry | None:
     """`geometry` as a valid, 2-D, non-empty Polygon or MultiPolygon; None when no area is left.
 
     Self-intersections are repaired with shapely's `make_valid(method="structure")`, which keeps the enclosed area;
-    lines and points are dropped.
+    lines and points are dropped, and so is an outline with a coordinate that is NaN or infinite.
     """
     if geometry is None or geometry.is_empty:
         return None
     geometry = shapely.force_2d(geometry)
+    if (
+        not all(map(math.isfinite, geometry.bounds))
+        or not np.isfinite(shapely.get_coordinates(geometry)).all()
+    ):
+        return None
     if not geometry.is_valid:
         geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
     parts = [p for p in _polygons(geometry) if p.area > 0]
@@ -207,7 +215,9 @@ def validate(building: Building) -> Building:
     polygon = building.polygon
     name = f"building {building.id!r}"
     if polygon is None or polygon.geom_type not in ("Polygon", "MultiPolygon") or polygon.is_empty:
-        raise InputError(f"{name}: expected a Polygon or MultiPolygon, found {getattr(polygon, 'geom_type', None)}.")
+        raise InputError(
+            f"{name}: expected a Polygon or MultiPolygon, found {getattr(polygon, 'geom_type', None)}."
+        )
     if not polygon.is_valid:
         raise InputError(f"{name}: {shapely.is_valid_reason(polygon)}. Pass it through clean_polygon first.")
     for key in ("height_m", "height_p16_m", "height_p84_m"):

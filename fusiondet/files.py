@@ -47,7 +47,12 @@ def atomic_dir(path: Path):
         yield fresh
         if path.exists():
             os.replace(path, holder / "replaced")
-        os.replace(fresh, path)
+        try:
+            os.replace(fresh, path)
+        except BaseException:
+            if (holder / "replaced").exists():
+                os.replace(holder / "replaced", path)
+            raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -68,7 +73,7 @@ def read_json(path: Path):
         raise InputError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory, expected a JSON file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}). Is it the right file, and complete?") from None
 
 
@@ -78,7 +83,15 @@ def safe_join(root: Path, name: str) -> Path:
     Refused: absolute names, `..`, drive letters, URLs and GDAL's `/vsi…` file systems.
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if not name or posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts or "://" in name:
+    if (
+        not name
+        or "\0" in name
+        or posix.is_absolute()
+        or windows.drive
+        or windows.root
+        or ".." in windows.parts
+        or "://" in name
+    ):
         raise InputError(
             f"file name {name!r} points outside its folder {root}. Use a name relative to that folder, without '..'."
         )

@@ -29,6 +29,9 @@ class BandSpec:
         """Normalise sequences to tuples and refuse a SAR scale that is missing or unknown."""
         object.__setattr__(self, "optical", tuple(self.optical))
         object.__setattr__(self, "sar", tuple(self.sar))
+        twice = [name for name in self.names if self.names.count(name) > 1]
+        if twice:
+            raise InputError(f"band {twice[0]!r} is named twice in {', '.join(self.names)}.")
         if self.sar and self.sar_scale not in SAR_SCALES:
             raise unknown_name("SAR scale", self.sar_scale, SAR_SCALES)
         if not self.sar and self.sar_scale:

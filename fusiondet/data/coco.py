@@ -33,6 +33,8 @@ from shapely.geometry.base import BaseGeometry
 
 CATEGORIES = [{"id": 1, "name": "building", "supercategory": "building"}]
 RASTER_KEYS = ("file_name", "sar_file_name", "ndsm_file_name", "building_height_file_name")
+# Masks of an image are made in memory: a larger one has to be cut into tiles.
+MAX_SIDE_PX = 32768
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
 
 
@@ -96,7 +98,10 @@ def read_coco(path: Path) -> Dataset:
     tiles = {image["id"]: _tile(image) for image in document["images"]}
     for annotation in document["annotations"]:
         tile = tiles[annotation["image_id"]]
-        building = building_from_annotation(annotation, tile.height, tile.width)
+        try:
+            building = building_from_annotation(annotation, tile.height, tile.width)
+        except (InputError, TypeError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: annotation {annotation.get('id')!r}: {error}") from None
         if building is not None and not annotation.get("iscrowd"):
             tile.buildings.append(building)
     bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
@@ -116,19 +121,29 @@ def validate_coco(document: dict, path: Path) -> None:
 
     Raises:
         InputError: names the file, the record and the key; also for names that leave the image root, duplicated ids,
-            annotations of unknown images, and heights that are neither null nor in (0, 1000] m.
+            annotations of unknown images or without outline, sizes that are not pixels, and heights that are neither
+            null nor in (0, 1000] m.
     """
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise InputError(
                 f"{path}: expected a COCO file with a list {key!r}. Make one with tools/prepare_dataset.py."
             )
+    for key in ("images", "annotations"):
+        for i, record in enumerate(document[key]):
+            if not isinstance(record, dict):
+                raise InputError(f"{path}: {key}[{i}] is {type(record).__name__}, expected an object.")
     ids = set()
     for image in document["images"]:
         where = f"{path}: image {image.get('id')!r}"
         for key in ("id", "file_name", "width", "height"):
             if image.get(key) is None:
                 raise InputError(f"{where}: {key!r} is missing.")
+        for key in ("width", "height"):
+            if not isinstance(image[key], int) or not 0 < image[key] <= MAX_SIDE_PX:
+                raise InputError(
+                    f"{where}: {key!r} is {image[key]!r}, expected pixels from 1 to {MAX_SIDE_PX}."
+                )
         if image["id"] in ids:
             raise InputError(f"{where}: this id occurs twice.")
         ids.add(image["id"])
@@ -141,8 +156,10 @@ def validate_coco(document: dict, path: Path) -> None:
             raise InputError(
                 f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list."
             )
+        if not isinstance(annotation.get("segmentation"), (list, dict)):
+            raise InputError(f"{where}: 'segmentation' is neither polygons nor RLE.")
         height_m = annotation.get("height_m")
-        if height_m is not None and clean_height_m(height_m)[1]:
+        if height_m is not None and (isinstance(height_m, str) or clean_height_m(height_m)[1]):
             raise InputError(
                 f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
             )
@@ -160,7 +177,7 @@ def annotation_record(building: Building, height: int, width: int) -> dict:
         "height_m": None if building.height_m is None else round(float(building.height_m), 4),
         **{key: getattr(building, key) for key in _HEIGHT_TEXT_KEYS},
         "outline": building.outline,
-        "source_id": building.id,
+        "source_id": building.id.item() if hasattr(building.id, "item") else building.id,
         # RLE rounds an outline to pixels; the exact one stays beside it, for pictures and vector metrics.
         **({"outline_px": shapely.to_geojson(building.polygon)} if _has_holes(building.polygon) else {}),
     }
@@ -193,10 +210,14 @@ def segmentation_from_polygon(polygon_px: BaseGeometry, height: int, width: int)
 def polygon_from_segmentation(segmentation, height: int, width: int) -> BaseGeometry | None:
     """Outline in pixels of a COCO segmentation (polygons or RLE); None when it encloses no area.
 
-    An RLE becomes the union of its pixels' outer borders (exact area, stair-cased).
+    An RLE becomes the union of its pixels' outer borders (exact area, stair-cased). InputError when it is damaged.
     """
     if isinstance(segmentation, dict):
         return mask_to_polygon(decode_rle(segmentation, height, width))
+    if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
+        segmentation = [segmentation]
+    if any(len(ring) % 2 for ring in segmentation):
+        raise InputError("a COCO polygon needs an even number of coordinates (x, y, x, y, ...).")
     rings = [Polygon(np.asarray(ring, dtype=float).reshape(-1, 2)) for ring in segmentation if len(ring) >= 6]
     parts = [clean_polygon(ring) for ring in rings]
     return clean_polygon(shapely.unary_union([p for p in parts if p is not None])) if any(parts) else None
@@ -212,13 +233,19 @@ def decode_rle(segmentation: dict, height: int, width: int) -> np.ndarray:
     """Inverse of `encode_rle`, also of uncompressed counts -> (H, W) bool.
 
     Raises:
-        InputError: the RLE's size is not (height, width).
+        InputError: the RLE's size is not (height, width), or its counts do not fill it.
     """
     if list(segmentation["size"]) != [height, width]:
         raise InputError(f"RLE of size {segmentation['size']} in an image of size {[height, width]}.")
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_api.frPyObjects(segmentation, height, width)
-    return mask_api.decode(segmentation).astype(bool)
+    counts = segmentation["counts"]
+    try:
+        if isinstance(counts, list):
+            if sum(counts) != height * width:
+                raise ValueError(f"counts add up to {sum(counts)}, not {height * width}")
+            segmentation = mask_api.frPyObjects(segmentation, height, width)
+        return mask_api.decode(segmentation).astype(bool)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"damaged RLE: {error}.") from None
 
 
 def polygon_to_mask(polygon_px: BaseGeometry, height: int, width: int) -> np.ndarray:
@@ -290,6 +317,7 @@ def _image_record(tile: Tile) -> dict:
         for f in dataclasses.fields(Tile)
         if f.name not in ("buildings", "sensor")
     }
+    record["gsd_m"] = _plain(tile.gsd_m)
     record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
     return {**record, "sensor": tile.sensor.to_dict()}
 
