@@ -5,15 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.data.coco import Dataset, polygon_from_segmentation, segmentation_from_polygon
+from fusiondet.data.coco import (
+    Dataset,
+    decode_rle,
+    mask_to_polygon,
+    polygon_from_segmentation,
+    segmentation_from_polygon,
+)
 from fusiondet.data.imagery import read_tile
 from fusiondet.errors import InputError
 from fusiondet.evaluation.instances import compressed_rle
 from fusiondet.evaluation.matching import mask_iou, match_greedily
+from fusiondet.polygons.contour import mask_to_polygon_px
 from fusiondet.visualization.tiles import MATCH_IOU, TileView, overview_figure, tile_figure
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+from shapely.geometry.base import BaseGeometry
 
 MAX_TILES = 60
 
@@ -111,13 +120,29 @@ def records_by_image(records: Sequence[dict]) -> dict[int, list[dict]]:
 def building_from_prediction(record: dict, height: int, width: int) -> Building | None:
     """A COCO result as a building for drawing; None when its mask is empty.
 
-    Outlines are simplified by one pixel: that takes the stairs off a mask, and nothing else.
+    The outline of a mask is drawn without its stairs: the mask is blurred by less than a pixel and contoured, which
+    keeps its area within a few percent. Polygons are taken as they are.
     """
-    polygon = polygon_from_segmentation(record["segmentation"], height, width)
+    segmentation = record["segmentation"]
+    if isinstance(segmentation, dict):
+        polygon = _smooth_outline(decode_rle(segmentation, height, width))
+    else:
+        polygon = polygon_from_segmentation(segmentation, height, width)
     if polygon is None:
         return None
     heights = {key: record.get(key) for key in ("height_m", "height_p16_m", "height_p84_m")}
-    return Building(polygon=polygon.simplify(1.0), score=record["score"], **heights)
+    return Building(polygon=polygon, score=record["score"], **heights)
+
+
+def _smooth_outline(mask: np.ndarray) -> BaseGeometry | None:
+    """Outline of (H, W) bool `mask` in its pixels; of masks too thin to survive the blur, the pixels' own."""
+    if not mask.any():
+        return None
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    soft = gaussian_filter(mask[y0:y1, x0:x1].astype(np.float32), sigma=0.8, mode="nearest")
+    outline = mask_to_polygon_px(soft, (x0, y0, x1, y1), tolerance_px=0.3)
+    return mask_to_polygon(mask) if outline is None else outline
 
 
 def match_tile(tile: Tile, records: Sequence[dict]) -> np.ndarray:

@@ -8,7 +8,7 @@ from fusiondet.visualization.canvas import FAINT, INK, axes_in, round_down
 from fusiondet.visualization.outlines import MATCH_COLOURS
 from fusiondet.visualization.panels import NODATA_GREYS
 
-from affine import Affine
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -26,10 +26,10 @@ def image_direction(azimuth_deg: float, transform: Sequence[float] | None = None
     """
     east, north = math.sin(math.radians(azimuth_deg)), math.cos(math.radians(azimuth_deg))
     a, b, _, d, e, _ = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0) if transform is None else tuple(transform)[:6]
-    columns, rows = math.hypot(a, d), math.hypot(b, e)
-    right, down = ~Affine(a / columns, b / rows, 0.0, d / columns, e / rows, 0.0) * (east, north)
-    length = math.hypot(right, down)
-    return right / length, down / length
+    axes = np.array([[a, b], [d, e]]) / [math.hypot(a, d), math.hypot(b, e)]
+    direction = np.linalg.solve(axes, (east, north))
+    right, down = direction / np.linalg.norm(direction)
+    return float(right), float(down)
 
 
 def draw_direction(

@@ -126,9 +126,8 @@ def _draw_outlines(
         linewidths=linewidth_pt,
         linestyles=style,
     )
-    if not dashed:
-        rim = Stroke(linewidth=1.9 * linewidth_pt, foreground=(0, 0, 0, 0.55))
-        collection.set_path_effects([rim, Normal()])
+    rim = Stroke(linewidth=1.9 * linewidth_pt, foreground=(0, 0, 0, 0.55))
+    collection.set_path_effects([rim, Normal()])
     ax.add_collection(collection, autolim=False)
 
 
@@ -149,7 +148,8 @@ def _label_heights(ax: Axes, buildings: Sequence[Building], size_pt: float = 6.5
     for building in sorted(buildings, key=lambda b: -b.polygon.area):
         text = f"{building.height_m:.0f}" if building.height_m >= 9.95 else f"{building.height_m:.1f}"
         half_w, half_h = 0.33 * size_pt * len(text) * px_per_pt, 0.55 * size_pt * px_per_pt
-        at = building.polygon.representative_point()
+        centre = building.polygon.centroid
+        at = centre if building.polygon.contains(centre) else building.polygon.representative_point()
         label = (at.x - half_w, at.y - half_h, at.x + half_w, at.y + half_h)
         if _fits(label, building.polygon.bounds, frame) and not any(
             _overlap(label, other) for other in taken

@@ -1,0 +1,240 @@
+"""From files to pictures: which tiles, what matches, and the tool that writes the PNGs."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+from fusiondet.buildings import Building, SensorGeometry, Tile
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import (
+    Dataset,
+    encode_rle,
+    polygon_to_mask,
+    prediction_record,
+    read_coco,
+    write_coco,
+)
+from fusiondet.errors import InputError
+from fusiondet.visualization import (
+    building_from_prediction,
+    dataset_overview,
+    match_tile,
+    prediction_overview,
+    save_figure,
+)
+from fusiondet.visualization.canvas import new_figure, round_down, round_up
+from fusiondet.visualization.datasets import choose_tiles, find_tile
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from shapely.affinity import rotate
+from shapely.geometry import box
+
+SIZE = 64
+SENSOR = SensorGeometry(sun_azimuth_deg=150.0, sun_elevation_deg=40.0, sar_look_azimuth_deg=90.0)
+
+
+def write_raster(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **shape) as target:
+        target.write(array)
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """Three tiles: two buildings, none and without SAR, one of unknown height."""
+    rng = np.random.default_rng(0)
+    buildings = (
+        [Building(box(5, 5, 25, 25), 6.0), Building(box(35, 35, 60, 55), 12.0)],
+        [],
+        [Building(box(9, 9, 40, 40))],
+    )
+    tiles = []
+    for k, own in enumerate(buildings):
+        tile = Tile(f"rgb/{k}.tif", SIZE, SIZE, 0.5, sensor=SENSOR, buildings=own)
+        write_raster(tmp_path / tile.file_name, rng.integers(1, 255, (3, SIZE, SIZE)).astype(np.uint8))
+        if k != 1:
+            tile.sar_file_name = f"sar/{k}.tif"
+            write_raster(
+                tmp_path / tile.sar_file_name, rng.normal(-10, 4, (1, SIZE, SIZE)).astype(np.float32)
+            )
+        tiles.append(tile)
+    path = tmp_path / "annotations" / "val.json"
+    write_coco(Dataset(tiles, BandSpec(sar=("HH",), sar_scale="db")), path)
+    return path
+
+
+def record(image_id, polygon, score=0.9, height_m=(5.0, 6.0, 7.0)):
+    rle = encode_rle(polygon_to_mask(polygon, SIZE, SIZE))
+    return prediction_record(image_id, score, polygon.bounds, rle, height_m)
+
+
+RECORDS = [
+    record(1, box(5, 5, 25, 24), 0.8),
+    record(1, box(5, 6, 25, 25), 0.9),
+    record(1, box(45, 5, 60, 20), 0.7),
+    record(1, box(35, 35, 60, 55), 0.2, (9.0, 10.0, 13.0)),
+    record(3, box(9, 9, 40, 41), 0.9, None),
+]
+
+
+def test_dataset_overview_draws_every_tile_also_without_sar(annotations):
+    figure = dataset_overview(read_coco(annotations), n=9)
+    headings = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert headings == ["optical", "SAR HH (dB)", "buildings, height in m"] * 3
+    keys = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert keys == ["height unknown", "no data"]
+
+
+def test_prediction_overview_draws_confident_predictions_only(annotations):
+    figure = prediction_overview(read_coco(annotations), RECORDS, name="0.tif", min_score=0.5)
+    prediction, match = figure.axes[3:5]
+    assert len(prediction.collections[0].get_paths()) == 3
+    assert [len(c.get_paths()) for c in match.collections] == [1, 1, 2], "missed, matched, false"
+    assert any(t.get_text().endswith("3 predicted") for t in figure.texts)
+    nothing = prediction_overview(read_coco(annotations), [], n=3)
+    assert all(not ax.collections for ax in nothing.axes if ax.get_title().startswith("prediction"))
+
+
+def test_the_best_score_takes_the_building(annotations):
+    tile = read_coco(annotations).tiles[0]
+    best_first = sorted(RECORDS[:4], key=lambda r: -r["score"])
+    assert match_tile(tile, best_first).tolist() == [0, -1, -1, 1]
+    assert match_tile(tile, []).tolist() == []
+    assert match_tile(read_coco(annotations).tiles[1], best_first[:1]).tolist() == [-1]
+
+
+@pytest.mark.parametrize("angle", [0, 10, 30, 45])
+def test_prediction_becomes_a_building_without_stairs(angle):
+    drawn = rotate(box(20, 20, 44, 44), angle)
+    building = building_from_prediction(record(1, drawn), SIZE, SIZE)
+    assert building.polygon.area == pytest.approx(polygon_to_mask(drawn, SIZE, SIZE).sum(), rel=0.01)
+    assert building.polygon.length <= 1.04 * drawn.length, "stairs would be 1.41 times as long at 45 degrees"
+    heights = building.height_m, building.height_p16_m, building.height_p84_m
+    assert (*heights, building.score) == (6.0, 5.0, 7.0, 0.9)
+
+
+def test_thin_empty_and_polygon_predictions():
+    thin = building_from_prediction(record(1, box(3, 3, 40, 4)), SIZE, SIZE)
+    assert thin.polygon.bounds == pytest.approx((3, 3, 40, 4), abs=0.6)
+    assert building_from_prediction(record(1, box(7, 7, 8, 8)), SIZE, SIZE).polygon.area > 0
+    empty = record(1, box(1, 1, 2, 2)) | {"segmentation": encode_rle(np.zeros((SIZE, SIZE), bool))}
+    assert building_from_prediction(empty, SIZE, SIZE) is None
+    rings = record(1, box(1, 1, 2, 2)) | {"segmentation": [[2, 2, 12, 2, 12, 12, 2, 12]]}
+    assert building_from_prediction(rings, SIZE, SIZE).polygon.equals(box(2, 2, 12, 12))
+
+
+def test_tiles_are_spread_and_those_with_content_come_first():
+    tiles = [Tile(f"{k}.tif", 8, 8, 1.0) for k in range(10)]
+    content = [k % 2 for k in range(10)]
+    assert [t.file_name for t in choose_tiles(tiles, 2, content)] == ["3.tif", "7.tif"]
+    assert len(choose_tiles(tiles, 7, content)) == 7
+    assert [t.file_name for t in choose_tiles(tiles, 60, content)] == [t.file_name for t in tiles]
+    for n in (0, 61):
+        with pytest.raises(InputError, match="1 to 60"):
+            choose_tiles(tiles, n, content)
+    with pytest.raises(InputError, match="list no image"):
+        choose_tiles([], 1, [])
+
+
+def test_a_tile_is_found_by_any_form_of_its_name(annotations):
+    dataset = read_coco(annotations)
+    assert {find_tile(dataset, name).id for name in ("rgb/1.tif", "1.tif", "1")} == {2}
+    with pytest.raises(InputError, match=r"'7.tif' is not in the annotations \(3 images\). Similar: rgb/"):
+        find_tile(dataset, "7.tif")
+
+
+def test_saved_pictures_are_whole_png_files_of_the_figure_s_size_and_repeat_to_the_byte(tmp_path):
+    for name in ("a.png", "b.png"):
+        save_figure(new_figure(2, 1), tmp_path / name)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (240, 120))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_round_numbers():
+    assert [round_up(v) for v in (0.0, 3.0, 3.1, 12.0, 30.0, 99.0, 101.0)] == [3, 3, 4, 15, 30, 100, 150]
+    assert [round_down(v) for v in (0.3, 1.0, 7.0, 42.0, 500.0)] == pytest.approx([0.2, 1, 5, 20, 500])
+
+
+# ---- the tool ----
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = Path(__file__).resolve().parents[2] / "tools" / "visualize.py"
+    spec = importlib.util.spec_from_file_location("visualize", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tool_draws_a_dataset_into_a_folder_or_a_file(tool, annotations, tmp_path, capsys):
+    assert tool.main(["dataset", "--annotations", str(annotations), "--out", str(tmp_path / "o")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'o' / 'overview.png'}\n"
+    one = tmp_path / "one.png"
+    tool.main(["dataset", "--annotations", str(annotations), "--image", "0.tif", "--out", str(one)])
+    with Image.open(one) as picture:
+        picture.load()
+        assert picture.size[0] > 3 * 4.2 * 120
+
+
+def test_tool_draws_predictions_beside_other_files_and_needs_overwrite(tool, annotations, tmp_path, capsys):
+    predictions = tmp_path / "p.json"
+    predictions.write_text(json.dumps(RECORDS))
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    arguments = [
+        "predictions",
+        "--annotations",
+        str(annotations),
+        "--predictions",
+        str(predictions),
+        "--out",
+        str(out),
+    ]
+    tool.main(arguments)
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "overview.png", "heights.png"}
+    with Image.open(out / "heights.png") as picture:
+        picture.load()
+        assert picture.size == (1224, 588)
+    with pytest.raises(InputError, match="--overwrite"):
+        tool.main(arguments)
+    tool.main([*arguments, "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--annotations", "nowhere.json"], "no such file"),
+        (["--tiles", "0"], "1 to 60"),
+        (["--image", "x.tif"], "not in the annotations"),
+    ],
+)
+def test_tool_refuses_bad_input_and_writes_nothing(tool, annotations, tmp_path, options, message):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=message):
+        tool.main(["dataset", "--annotations", str(annotations), "--out", str(out), *options])
+    assert not out.exists()
+
+
+def test_a_missing_raster_is_named(tool, annotations, tmp_path):
+    (tmp_path / "sar" / "0.tif").unlink()
+    with pytest.raises(InputError, match=r"sar/0\.tif"):
+        tool.main(["dataset", "--annotations", str(annotations), "--out", str(tmp_path / "o")])
+
+
+def test_real_tile_with_black_border(shared_data, tmp_path):
+    name = "SN6_Train_AOI_11_Rotterdam_PS-RGB_20190822070610_20190822070846_tile_3721.tif"
+    source = shared_data("sn6-psrgb-3721") / name
+    (tmp_path / name).symlink_to(source)
+    write_coco(Dataset([Tile(name, 900, 900, 0.5)], BandSpec(), nodata=0), tmp_path / "a.json")
+    figure = dataset_overview(read_coco(tmp_path / "a.json"))
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    hatched = np.isin(shown, (190, 214)).all(axis=2) & (np.ptp(shown, axis=2) == 0)
+    assert hatched[:300].mean() > 0.99 and hatched[450:].mean() < 0.02

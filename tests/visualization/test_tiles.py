@@ -1,0 +1,180 @@
+"""Figures of tiles: which panels there are, what stands on them, and that odd tiles work."""
+
+from fusiondet.buildings import Building, SensorGeometry, Tile
+from fusiondet.data.bands import BandSpec
+from fusiondet.errors import InputError
+from fusiondet.visualization import TileView, figure_array, overview_figure, tile_figure
+from fusiondet.visualization.marks import image_direction
+
+import numpy as np
+import pytest
+from matplotlib.patches import FancyArrow
+from shapely.geometry import box
+
+RGB_SAR = BandSpec(sar=("VV",), sar_scale="db")
+
+
+def view(bands=RGB_SAR, size=(32, 48), sensor=None, buildings=(), **kwargs):
+    """A tile of noise, `size` (height, width)."""
+    image = np.random.default_rng(0).uniform(1, 200, (len(bands), *size)).astype(np.float32)
+    tile = Tile(
+        "rgb/a.tif", size[1], size[0], 0.5, sensor=sensor or SensorGeometry(), buildings=list(buildings)
+    )
+    return TileView(tile, image, bands, **kwargs)
+
+
+def headings(figure):
+    return [ax.get_title() for ax in figure.axes if ax.get_title()]
+
+
+def texts(figure):
+    return [t.get_text() for t in figure.texts]
+
+
+def keys(figure):
+    return [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+
+
+def colourbars(figure):
+    return [ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()]
+
+
+def test_truth_only_has_optical_sar_and_buildings_with_a_scale_in_metres():
+    figure = tile_figure(view(buildings=[Building(box(4, 4, 20, 20), 8.0)]))
+    assert headings(figure) == ["optical", "SAR VV (dB)", "buildings, height in m"]
+    assert colourbars(figure) == ["height above ground (m)"]
+    assert keys(figure) == []
+    assert "a.tif" in texts(figure) and "48 × 32 px · 0.5 m/px · 1 building" in texts(figure)
+    outlines = [len(ax.collections) for ax in figure.axes[:3]]
+    assert outlines == [0, 0, 1], "image panels stay free of outlines"
+
+
+def test_with_predictions_there_is_truth_prediction_and_match_side_by_side():
+    truth, predicted = [Building(box(4, 4, 20, 20), 8.0)], [Building(box(4, 4, 20, 20), 9.0, score=0.9)]
+    figure = tile_figure(view(buildings=truth, predictions=predicted, matches=[0]))
+    expected = ["truth, height in m", "prediction, height in m", "match at IoU ≥ 0.5"]
+    assert headings(figure)[2:] == expected
+    assert keys(figure) == ["matched", "missed", "false"]
+    assert any(text.endswith("1 predicted") for text in texts(figure))
+
+
+@pytest.mark.parametrize(
+    ("bands", "expected"),
+    [
+        (BandSpec(optical=("pan",)), ["optical: pan", "buildings"]),
+        (BandSpec(optical=(), sar=("HH",), sar_scale="stretched_uint8"), ["SAR HH (stretched)", "buildings"]),
+        (
+            BandSpec(optical=("blue", "green", "red", "nir"), sar=("VH", "VV"), sar_scale="db"),
+            ["optical", "SAR: VV, VH, VV−VH as R, G, B", "buildings"],
+        ),
+    ],
+)
+def test_panels_follow_the_bands(bands, expected):
+    assert headings(tile_figure(view(bands))) == expected
+
+
+def test_all_heights_unknown_no_colourbar_but_a_key():
+    figure = tile_figure(view(buildings=[Building(box(4, 4, 20, 20))]))
+    assert colourbars(figure) == [] and keys(figure) == ["height unknown"]
+
+
+def test_a_tile_without_its_sar_is_hatched_and_explained():
+    one = view(buildings=[Building(box(4, 4, 20, 20), 3.0)])
+    one.image[3] = np.nan
+    figure = tile_figure(one)
+    assert keys(figure) == ["no data"]
+    shown = figure.axes[1].images[0].get_array()
+    assert set(np.unique(shown)) == {190, 214}
+
+
+def test_nothing_at_all_still_draws():
+    empty = view(BandSpec(optical=("pan",)), predictions=[])
+    empty.image[:] = np.nan
+    empty.tile.gsd_m = float("nan")
+    figure = tile_figure(empty)
+    assert "48 × 32 px · GSD unknown · 0 buildings · 0 predicted" in texts(figure)
+    assert figure_array(figure).ndim == 3
+
+
+def test_without_optical_pixels_the_outlines_stand_on_sar():
+    one = view()
+    one.image[:3] = np.nan
+    background = figure_background(tile_figure(one))
+    assert background.std() > 5 and set(np.unique(background)) != {190, 214}
+
+
+def figure_background(figure):
+    return np.asarray(figure.axes[2].images[0].get_array())
+
+
+def test_overview_is_a_grid_under_one_height_scale():
+    views = [view(buildings=[Building(box(4, 4, 20, 20), h)]) for h in (4.0, 40.0, 7.0)]
+    figure = overview_figure(views)
+    assert len(headings(figure)) == 9 and len(colourbars(figure)) == 1
+    edge = [tuple(ax.collections[0].get_edgecolor()[0]) for ax in figure.axes if ax.collections][:3]
+    assert len(set(edge)) == 3
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    boxes = [ax.get_position() for ax in panels]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    width, height = figure.get_size_inches() * figure.dpi
+    assert figure_array(figure).shape == (int(height), int(width), 3)
+
+
+def test_no_view_is_an_input_error():
+    with pytest.raises(InputError, match="no tile"):
+        overview_figure([])
+
+
+def test_long_names_are_shortened_in_the_middle_and_do_not_run_into_the_facts():
+    one = view(BandSpec())
+    one.tile.file_name = "rgb/SN6_Train_AOI_11_Rotterdam_PS-RGB_20190822070610_20190822070846_tile_3721.tif"
+    figure = overview_figure([one])
+    name, facts = figure.texts[:2]
+    assert "…" in name.get_text() and name.get_text().endswith("3721.tif")
+    figure_array(figure)
+    assert not name.get_window_extent().overlaps(facts.get_window_extent())
+
+
+def arrow(figure, name):
+    """(right, down) unit vector of the drawn arrow, or None."""
+    found = [a for ax in figure.axes for a in ax.findobj(FancyArrow) if a.get_gid() == f"{name} arrow"]
+    if not found:
+        return None
+    right, up = found[0]._dx, found[0]._dy
+    return np.round(np.array([right, -up]) / np.hypot(right, up), 6)
+
+
+def test_arrows_point_to_the_sun_and_along_the_look():
+    sensor = SensorGeometry(sun_azimuth_deg=180.0, sun_elevation_deg=40.0, sar_look_azimuth_deg=90.0)
+    figure = tile_figure(view(sensor=sensor))
+    np.testing.assert_allclose(arrow(figure, "sun"), [0, 1], atol=1e-6)
+    np.testing.assert_allclose(arrow(figure, "look"), [1, 0], atol=1e-6)
+    words = [t.get_text() for ax in figure.axes for t in ax.findobj(lambda a: hasattr(a, "get_text"))]
+    assert "sun 40°" in words and "look" in words
+    assert any(text.startswith("arrows: to the sun") for text in texts(figure))
+
+
+def test_unknown_directions_have_no_arrow():
+    figure = tile_figure(view())
+    assert arrow(figure, "sun") is None and arrow(figure, "look") is None
+    assert not any(text.startswith("arrows") for text in texts(figure))
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "transform", "expected"),
+    [
+        (0, None, (0, -1)),
+        (90, (0.5, 0, 1000, 0, -0.5, 2000), (1, 0)),
+        (0, (0.5, 0, 1000, 0, 0.5, 2000), (0, 1)),  # south up
+        (0, (0, -0.5, 0, 0.5, 0, 0), (1, 0)),  # turned: columns run north, rows run west
+        (45, (4.48e-6, 0, -43.0, 0, -4.0e-6, -22.0), (0.5**0.5, -(0.5**0.5))),  # degrees
+    ],
+)
+def test_direction_in_the_image(azimuth, transform, expected):
+    np.testing.assert_allclose(image_direction(azimuth, transform), expected, atol=1e-9)
+
+
+def test_the_scale_bar_has_a_round_length():
+    ax = tile_figure(view(size=(64, 128))).axes[0]
+    (left, right), label = ax.lines[0].get_xdata(), ax.texts[0].get_text()
+    assert label == "20 m" and right - left == pytest.approx(40)
