@@ -50,8 +50,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.FUSION = CN()
     # Leading channels of the stacked image that are optical; the rest is SAR. From the training data (-1).
     cfg.MODEL.FUSION.OPTICAL_CHANNELS = -1
-    # How a pretrained 3-channel stem takes more bands: "zero" (extra bands start silent) or "mean_rescaled" (extra bands
-    # start as the mean filter, everything rescaled so that the response keeps its size). See modeling/weights.py.
+    # How a pretrained 3-channel stem takes more bands: "zero" (extra bands start silent) or "mean_rescaled" (extra
+    # bands start as the mean filter, everything rescaled so that the response keeps its size). See modeling/weights.py.
     cfg.MODEL.FUSION.STEM_INFLATION = "zero"
 
     # Whether the network predicts a height per building.
@@ -145,23 +145,30 @@ def check_names(cfg: CN) -> None:
 
     from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
     from detectron2.modeling.backbone import BACKBONE_REGISTRY
+    from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
     for key, registry in {
         "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
         "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
         "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
         "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+        "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+        "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
         "MODEL.ROI_HEIGHT_HEAD.NAME": ROI_HEIGHT_HEAD_REGISTRY,
     }.items():
         name = _get(cfg, key)
-        if name not in registry:
+        # Detectron2's default for the box head is "", which networks without one keep.
+        if name and name not in registry:
             raise unknown_name(key, name, [known for known, _ in registry])
+    if not len(cfg.INPUT.MODALITIES):
+        raise InputError('INPUT.MODALITIES is empty, expected "optical", "sar" or both.')
     for modality in cfg.INPUT.MODALITIES:
         if modality not in ("optical", "sar"):
             raise unknown_name("INPUT.MODALITIES entry", modality, ("optical", "sar"))
     for key, known in {
         "MODEL.FUSION.STEM_INFLATION": ("zero", "mean_rescaled"),
         "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+        "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     }.items():
         if _get(cfg, key) not in known:
             raise unknown_name(key, _get(cfg, key), known)
@@ -194,15 +201,22 @@ def _known_near(cfg: CN, dotted: str) -> list[str]:
     return [".".join([*prefix, key]) for key in section]
 
 
-def _load_yaml_chain(path: Path) -> dict:
-    tree = _safe_yaml(path.read_text(encoding="utf-8"), str(path))
+def _load_yaml_chain(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """The tree of `path` over those of its bases; `above` are the files that led here."""
+    if path.resolve() in above:
+        raise InputError(f"{path}: is its own _BASE_, by way of {above[-1]}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file, expected a YAML config.") from None
+    tree = _safe_yaml(text, str(path))
     base = tree.pop("_BASE_", None)
     if base is None:
         return tree
-    base_path = path.parent / base
+    base_path = path.parent / str(base)
     if not base_path.is_file():
         raise InputError(f"{path}: its _BASE_ {base_path} does not exist.")
-    return _overlay(_load_yaml_chain(base_path), tree)
+    return _overlay(_load_yaml_chain(base_path, (*above, path.resolve())), tree)
 
 
 def _overlay(base: dict, top: dict) -> dict:
@@ -213,14 +227,41 @@ def _overlay(base: dict, top: dict) -> dict:
     return both
 
 
+# Far above any config. References let a few lines of YAML stand for more than any memory holds.
+_MOST_YAML_VALUES = 100_000
+
+
 def _safe_yaml(text: str, source: str) -> dict:
     try:
         tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         problem = getattr(error, "problem", None) or str(error)
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}: not a plain YAML config{line}: {problem}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{source}: expected a YAML mapping of config keys, found {type(tree).__name__}.")
+    if _expanded_size(tree, {}) > _MOST_YAML_VALUES:
+        raise InputError(f"{source}: its references (& and *) expand to too many values; write them out.")
+    for key in _keys(tree):
+        if not isinstance(key, str):
+            raise InputError(f"{source}: config keys are words, found {key!r}.")
     return tree
+
+
+def _expanded_size(value, known: dict[int, float]) -> float:
+    """Number of values below `value` with references written out, counted without doing so."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")  # what a value that contains itself finds
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded_size(part, known) for part in parts)
+    return known[id(value)]
+
+
+def _keys(tree: dict):
+    for key, value in tree.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value)

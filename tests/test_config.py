@@ -1,0 +1,220 @@
+"""Config loading: every key documented, every mistake named, nothing executed."""
+
+import re
+
+import fusiondet.compat  # noqa: F401
+import fusiondet.config as config_module
+from fusiondet.config import add_fusiondet_config, config_from_yaml_text, load_config
+from fusiondet.errors import InputError
+from tests.tiny_city import ROOT
+
+import pytest
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+BASE = ROOT / "configs" / "Base-FusionRCNN-FPN.yaml"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="my.yaml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def refused(message, path, *overrides):
+    with pytest.raises(InputError, match=message) as error:
+        load_config(path, list(overrides))
+    return str(error.value)
+
+
+# ---- The reference manual --------------------------------------------------------------------------------
+
+
+def leaves(cfg, prefix=""):
+    for key, value in cfg.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
+
+
+def test_every_key_of_ours_has_a_comment_above():
+    cfg = get_cfg()
+    theirs = set(leaves(cfg))
+    add_fusiondet_config(cfg)
+    ours = set(leaves(cfg)) - theirs
+    lines = open(config_module.__file__, encoding="utf-8").read().splitlines()
+    documented, commented = set(), False
+    for line in lines:
+        text = line.strip()
+        if text.startswith("# ") and not text.startswith("# ----"):
+            commented = True
+        elif match := re.match(r"cfg\.([A-Z0-9_.]+) = (?!CN)", text):
+            assert commented, f"{match[1]} has no comment above it"
+            documented.add(match[1])
+        elif not text.startswith("cfg."):
+            commented = False
+    assert ours == documented and len(ours) > 30
+
+
+def test_defaults_are_plain_values():
+    """Everything survives YAML, so that a checkpoint can hold it as text."""
+    cfg = get_cfg()
+    add_fusiondet_config(cfg)
+    again = config_from_yaml_text(cfg.dump(), "dump")
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+# ---- Loading ---------------------------------------------------------------------------------------------
+
+
+def test_leaf_over_base_over_defaults(write):
+    write("MODEL: {FPN: {OUT_CHANNELS: 32, NORM: GN}}\nSEED: 3", "base.yaml")
+    path = write("_BASE_: base.yaml\nMODEL: {FPN: {OUT_CHANNELS: 64}}")
+    cfg = load_config(path, ["SEED", "5"])
+    assert (cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, cfg.SEED, cfg.MODEL.MASK_ON) == (
+        64,
+        "GN",
+        5,
+        False,
+    )
+
+
+def test_detectron2s_spelling_of_tuples_and_numbers(write):
+    cfg = load_config(write('DATASETS:\n  TRAIN: ("a_train",)\nSOLVER: {BASE_LR: 1e-4}'))
+    assert cfg.DATASETS.TRAIN == ("a_train",) and cfg.SOLVER.BASE_LR == 1e-4
+
+
+def test_config_of_a_checkpoint_comes_back():
+    cfg = load_config(BASE, ["MODEL.PIXEL_MEAN", "[1.0, 2.0]", "INPUT.SAR_BANDS", "['HH']"])
+    again = config_from_yaml_text(cfg.dump(), "model.pth")
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+# ---- Mistakes --------------------------------------------------------------------------------------------
+
+
+def test_misspelt_key_in_a_file(write):
+    message = refused("my.yaml: unknown config key", write("MODEL: {ROI_HEIGHT_HEAD: {FC_DIMS: 3}}"))
+    assert "Did you mean 'MODEL.ROI_HEIGHT_HEAD.FC_DIM'?" in message
+    assert "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M" in message and "RPN" not in message
+
+
+def test_misspelt_key_on_the_command_line():
+    message = refused("command line: unknown config key 'SOLVER.BASELR'", BASE, "SOLVER.BASELR", "0.1")
+    assert "Did you mean 'SOLVER.BASE_LR'?" in message
+
+
+def test_misspelt_section(write):
+    message = refused("unknown config key", write("MODEL: {FUSSION: {OPTICAL_CHANNELS: 3}}"))
+    assert "Did you mean 'MODEL.FUSION'?" in message
+    assert "Did you mean 'SOLVER'?" in refused("unknown", write("SOLVERS: {BASE_LR: 0.1}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("MODEL.META_ARCHITECTURE", "FusionRNN", "FusionRCNN"),
+        (
+            "MODEL.BACKBONE.NAME",
+            "build_early_fusion_resnet_backbone",
+            "build_early_fusion_resnet_fpn_backbone",
+        ),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RPM", "RPN"),
+        ("MODEL.ROI_HEADS.NAME", "FusionROIHead", "FusionROIHeads"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFC", "FastRCNNConvFCHead"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvHead", "MaskRCNNConvUpsampleHead"),
+        ("MODEL.ROI_HEIGHT_HEAD.NAME", "ContextHeight", "ContextHeightHead"),
+        ("MODEL.FUSION.STEM_INFLATION", "zeros", "zero"),
+        ("SOLVER.OPTIMIZER", "Adam", "AdamW"),
+        ("SOLVER.LR_SCHEDULER_NAME", "CosineLR", "WarmupCosineLR"),
+    ],
+)
+def test_unknown_name_lists_the_right_ones(key, wrong, right):
+    message = refused(f"unknown {key} '{wrong}'", BASE, key, wrong)
+    assert f"Did you mean '{right}'?" in message and "Known: " in message
+
+
+def test_modalities():
+    assert "Did you mean 'sar'?" in refused(
+        "INPUT.MODALITIES entry 'sars'", BASE, "INPUT.MODALITIES", "['sars']"
+    )
+    refused("INPUT.MODALITIES is empty", BASE, "INPUT.MODALITIES", "[]")
+
+
+def test_value_of_another_type(write):
+    refused("my.yaml: .*int.*str", write("SOLVER: {MAX_ITER: many}"))
+    refused("command line: .*bool", BASE, "MODEL.HEIGHT_ON", "3")
+    refused("my.yaml", write("MODEL: 5"))
+    refused("my.yaml", write("SEED: {A: 1}"))
+    refused("my.yaml: config keys are words, found 7", write("MODEL: {7: 1}"))
+
+
+def test_odd_number_of_overrides():
+    refused("KEY VALUE pairs, found 3 words: SEED 1 MODEL", BASE, "SEED", "1", "MODEL")
+
+
+def test_files_that_are_no_configs(tmp_path, write):
+    refused("nowhere.yaml: no such config file", tmp_path / "nowhere.yaml")
+    refused("no such config file", tmp_path)
+    refused("my.yaml: expected a YAML mapping of config keys, found list", write("- 1"))
+    refused("my.yaml: not a plain YAML config in line 2", write("MODEL: {\nSEED: ]"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    refused("binary.yaml: not a text file", tmp_path / "binary.yaml")
+
+
+def test_bases_that_are_not_there_or_go_round(write):
+    refused("my.yaml: its _BASE_ .*gone.yaml does not exist", write("_BASE_: gone.yaml"))
+    write("_BASE_: my.yaml", "other.yaml")
+    refused("is its own _BASE_, by way of .*other.yaml", write("_BASE_: other.yaml"))
+    refused("_BASE_ .* does not exist", write("_BASE_: {a: 1}"))
+
+
+# ---- Untrusted input -------------------------------------------------------------------------------------
+
+BOMBS = [
+    "SEED: !!python/object/apply:os.system ['touch {target}']",
+    "SEED: !!python/object/new:subprocess.Popen [['touch', '{target}']]",
+    "MODEL: !!python/tuple [1, 2]",
+    "SEED: !!python/name:os.system",
+]
+
+
+@pytest.mark.parametrize("text", BOMBS)
+def test_python_tags_are_refused_and_do_nothing(write, tmp_path, text):
+    target = tmp_path / "touched"
+    text = text.format(target=target)
+    refused("my.yaml: not a plain YAML config in line 1: could not determine a constructor", write(text))
+    with pytest.raises(InputError, match="model.pth: not a plain YAML config in line 1"):
+        config_from_yaml_text(text, "model.pth")
+    write(text, "base.yaml")
+    refused("base.yaml: not a plain YAML", write("_BASE_: base.yaml"))
+    assert not target.exists()
+
+
+def test_base_in_a_stored_config_is_refused():
+    with pytest.raises(InputError, match="model.pth: its config refers to another file by _BASE_"):
+        config_from_yaml_text("_BASE_: /etc/passwd\nSEED: 1", "model.pth")
+
+
+def test_stored_config_with_unknown_keys_and_names():
+    with pytest.raises(InputError, match="model.pth: unknown config key 'MODEL.NEW'"):
+        config_from_yaml_text("MODEL: {NEW: 1}", "model.pth")
+    with pytest.raises(InputError, match="unknown MODEL.BACKBONE.NAME 'evil'"):
+        config_from_yaml_text("MODEL: {BACKBONE: {NAME: evil}}", "model.pth")
+
+
+def test_references_that_expand_without_end_are_refused():
+    laughs = "A0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"A{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)
+    )
+    for text in (laughs, "A: &a [*a]"):
+        with pytest.raises(InputError, match="model.pth: its references .* expand to too many values"):
+            config_from_yaml_text(text, "model.pth")
+    with pytest.raises(InputError, match="not a plain YAML config"):
+        config_from_yaml_text("[" * 100_000, "model.pth")
+
+
+def test_honest_references_are_read():
+    cfg = config_from_yaml_text("MODEL: {PIXEL_MEAN: &m [1.0, 2.0], PIXEL_STD: *m}", "model.pth")
+    assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [1.0, 2.0]
