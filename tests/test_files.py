@@ -1,0 +1,134 @@
+"""Outputs appear whole or not at all; names in data stay in their folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from fusiondet.errors import InputError
+from fusiondet.files import atomic_dir, atomic_path, read_json, require_new, safe_join, write_json
+
+import pytest
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_atomic_path_replaces_on_success_and_makes_the_folder(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with atomic_path(target) as temporary:
+            assert temporary.suffix == ".txt" and temporary != target
+            temporary.write_text(text)
+        assert target.read_text() == text
+    assert names(target.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_full_disk_or_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(type(error)), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_atomic_dir_replaces_whole_folders(tmp_path):
+    target = tmp_path / "set"
+    for name in ("one", "two"):
+        with atomic_dir(target) as fresh:
+            (fresh / name).touch()
+        assert names(target) == [name]
+    with pytest.raises(OSError, match="No space"), atomic_dir(target) as fresh:
+        (fresh / "three").touch()
+        raise OSError(28, "No space left on device")
+    assert names(target) == ["two"] and names(tmp_path) == ["set"]
+
+
+def test_atomic_dir_gives_the_old_folder_back_when_the_last_step_fails(tmp_path, monkeypatch):
+    target = tmp_path / "set"
+    target.mkdir()
+    (target / "old").touch()
+    replace = os.replace
+
+    def failing(source, destination):
+        if (
+            str(destination) == str(target)
+            and os.path.basename(os.path.dirname(source)).startswith(".set.")
+            and (os.path.basename(source) == "set")
+        ):
+            raise OSError(5, "Input/output error")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"), atomic_dir(target):
+        pass
+    assert names(target) == ["old"] and names(tmp_path) == ["set"]
+
+
+def test_killed_process_leaves_no_half_file(tmp_path):
+    target = tmp_path / "a.json"
+    code = (
+        "import sys, time\nfrom fusiondet.files import atomic_path\n"
+        f"with atomic_path({str(target)!r}) as t:\n    t.write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    time.sleep(0.05)
+    assert not target.exists()
+    assert all(name.startswith(".") for name in names(tmp_path))
+
+
+def test_json_never_holds_nan(tmp_path):
+    target = tmp_path / "a.json"
+    write_json({"a": [1, None]}, target)
+    assert json.loads(target.read_text()) == {"a": [1, None]}
+    with pytest.raises(ValueError):
+        write_json({"a": float("nan")}, target)
+    assert read_json(target) == {"a": [1, None]} and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 200_000])
+def test_not_json(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json: not valid JSON"):
+        read_json(path)
+
+
+def test_json_missing_or_directory(tmp_path):
+    with pytest.raises(InputError, match=r"b\.json: no such file"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(InputError, match="is a directory"):
+        read_json(tmp_path)
+
+
+def test_require_new(tmp_path):
+    assert require_new(tmp_path / "a") == tmp_path / "a"
+    assert require_new(tmp_path) == tmp_path  # empty: as good as new
+    (tmp_path / "a").touch()
+    for taken in (tmp_path, tmp_path / "a"):
+        with pytest.raises(InputError, match="already exists.*--overwrite"):
+            require_new(taken)
+        assert require_new(taken, overwrite=True) == taken
+
+
+@pytest.mark.parametrize("name", ["a.tif", "rgb/a.tif", "rgb/a..b.tif", ".hidden/a.tif"])
+def test_safe_names(tmp_path, name):
+    assert safe_join(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/etc/passwd", "../a.tif", "rgb/../../a.tif", "/vsicurl/http://host/a.tif", "http://host/a.tif", "C:\\a.tif",
+     "C:a.tif", "\\\\host\\share\\a.tif", "rgb\\..\\..\\a.tif", "a\0.tif"],
+)  # fmt: skip
+def test_names_that_point_outside(tmp_path, name):
+    with pytest.raises(InputError, match="points outside its folder"):
+        safe_join(tmp_path, name)
