@@ -11,6 +11,7 @@ import numpy as np
 SKY_SHARE = np.array(
     [0.30, 0.34, 0.40]
 )  # diffuse light per band where the sun gives 1 on a facet that faces it
+WALL_STEP_M = 0.3  # a smaller step than this between two pixels is slope or roughness, not a wall
 HAZE_RGB = np.array([0.62, 0.68, 0.76])
 
 
@@ -49,11 +50,15 @@ def _shadow_along_rows(
     sheared = np.zeros((rows, columns + shift.max()), np.float32)
     for i, s in enumerate(shift):
         sheared[i, s : s + columns] = height_m[i]
-    # A ray that leaves the top of row i arrives at height z - (distance) * tan(elevation) further on.
-    fall_m = math.tan(math.radians(elevation_deg)) * gsd_m / abs(toward_y) * np.arange(rows, dtype=np.float32)
-    sheared += fall_m[:, None]
-    reach = np.maximum.accumulate(sheared, axis=0)
-    hidden = reach > sheared + 1e-3
+    # A ray that leaves the top of row i arrives at height z - (distance) * tan(elevation) further on. It leaves the
+    # middle of the pixel, but behind a wall its far edge: else every shadow would be half a pixel short.
+    fall_m = math.tan(math.radians(elevation_deg)) * gsd_m / abs(toward_y)
+    walls = np.zeros(sheared.shape, bool)
+    walls[:-1] = sheared[:-1] - sheared[1:] > fall_m + WALL_STEP_M
+    sheared += fall_m * np.arange(rows, dtype=np.float32)[:, None]
+    reach = np.maximum.accumulate(sheared + np.float32(fall_m / 2) * walls, axis=0)
+    hidden = np.zeros(sheared.shape, bool)
+    hidden[1:] = reach[:-1] > sheared[1:] + 1e-3
     return np.stack([hidden[i, s : s + columns] for i, s in enumerate(shift)])
 
 

@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 
 from fusiondet.buildings import SensorGeometry
-from fusiondet.data.synthetic.scene import Scene
+from fusiondet.data.synthetic.optical import WALL_STEP_M, shadow_mask
+from fusiondet.data.synthetic.scene import Scene, Surfaces
 
 import cv2
 import numpy as np
 
-WALL_STEP_M = 0.3  # a smaller step between two surfaces is roughness, not a wall
 CORNER_WIDTH_DEG = 12.0  # the double bounce has fallen to a half at this angle from the wall's normal
 FLOOR_DB = -40.0
 
@@ -65,7 +65,9 @@ def render_sar(
     """
     spacing_m = scene.gsd_m * scene.oversample
     frame = radar_frame(scene, sensor, spacing_m)
-    power = ground_range_power(frame, scene, sensor.sar_incidence_deg, shadow, layover, double_bounce)
+    power = ground_range_power(
+        frame, scene.surfaces, sensor.sar_incidence_deg, shadow, layover, double_bounce
+    )
     power = cv2.GaussianBlur(power.astype(np.float32), (0, 0), max(resolution_m / 2.355 / spacing_m, 0.1))
     step = max(1.0, resolution_m / spacing_m)
     size = (math.ceil(power.shape[1] / step), math.ceil(power.shape[0] / step))
@@ -76,6 +78,13 @@ def render_sar(
     if rng is not None:
         power = speckle(power, looks, rng)
     return _to_tile(power, frame, scene, sampling, shift_px)
+
+
+def radar_shadow_mask(
+    height_m: np.ndarray, look_azimuth_deg: float, incidence_deg: float, gsd_m: float
+) -> np.ndarray:
+    """Pixels of the (H, W) `height_m` that the antenna cannot see; conventions of `SensorGeometry`, north up."""
+    return shadow_mask(height_m, look_azimuth_deg + 180.0, 90.0 - incidence_deg, gsd_m)
 
 
 def speckle(power: np.ndarray, looks: float, rng: np.random.Generator) -> np.ndarray:
@@ -129,7 +138,7 @@ def _nearest(matrix: np.ndarray, shape: tuple[int, int], source_shape: tuple[int
 
 def ground_range_power(
     frame: RadarFrame,
-    scene: Scene,
+    surfaces: Surfaces,
     incidence_deg: float,
     shadow: bool = True,
     layover: bool = True,
@@ -140,7 +149,7 @@ def ground_range_power(
     step_m = frame.spacing_m
     z, slope = frame.height_m, frame.slope
     lit, ray_m = lit_share(z, slope, cot, step_m, shadow)
-    materials = _linear(scene.surfaces)
+    materials = _linear(surfaces)
     lift = cot if layover else 0.0
     edges = np.arange(z.shape[1] + 1, dtype=np.float32) * step_m
     # Level and tilted facets: constant gamma, so tilting towards the sensor adds and tilting away removes area.
@@ -181,7 +190,7 @@ def lit_share(height_m, slope, cot: float, step_m: float, shadow: bool = True):
     return np.where(rise_m + slope * step_m <= 0, 0, share).astype(np.float32), ray_m
 
 
-def _linear(surfaces) -> dict[str, np.ndarray]:
+def _linear(surfaces: Surfaces) -> dict[str, np.ndarray]:
     tables = (
         ("sigma0", surfaces.sigma0_db),
         ("wall", surfaces.wall_sigma0_db),
