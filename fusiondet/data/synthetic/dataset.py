@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel
@@ -134,7 +135,8 @@ def _run(jobs: list, workers: int) -> Iterable[list[Tile]]:
     if workers <= 1 or len(jobs) == 1:
         yield from map(_render_strip, jobs)
         return
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    # A fork would inherit OpenCV's thread pool, without its threads, and wait for them for ever.
+    with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
         yield from pool.map(_render_strip, jobs)
 
 
