@@ -44,7 +44,8 @@ class TestCleanPolygon:
     @pytest.mark.parametrize(
         "nothing",
         [None, Polygon(), MultiPolygon(), Point(1, 1), LineString([(0, 0), (1, 1)]), Polygon([(0, 0), (1, 1), (2, 2)]),
-         GeometryCollection([Point(0, 0)]), Polygon([(0, 0), (1, math.nan), (1, 1)]), Polygon([(0, 0), (1, math.inf), (1, 1)])],
+         GeometryCollection([Point(0, 0)]), Polygon([(0, 0), (1, math.nan), (1, 1)]),
+         Polygon([(0, 0), (1, math.inf), (1, 1)])],
         ids=lambda g: str(g)[:30],
     )  # fmt: skip
     def test_no_area(self, nothing):

@@ -74,7 +74,8 @@ def test_killed_process_leaves_no_half_file(tmp_path):
     target = tmp_path / "a.json"
     code = (
         "import sys, time\nfrom fusiondet.files import atomic_path\n"
-        f"with atomic_path({str(target)!r}) as t:\n    t.write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)"
+        f"with atomic_path({str(target)!r}) as t:\n"
+        "    t.write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"

@@ -23,6 +23,7 @@ import pytest
 import rasterio
 import rasterio.features
 import rasterio.warp
+import shapely
 from affine import Affine
 
 RGB = BandSpec()
@@ -281,10 +282,7 @@ class TestBands:
         assert scene.image[:, 0, 0].tolist() == [4.0, 3.0, 2.0] and scene.notes == []
 
     def test_first_ones_with_a_note(self, tmp_path):
-        path = write(
-            tmp_path / "s.tif",
-            np.arange(1, 3, dtype="float32")[:, None, None] * np.ones((2, 2, 2), "float32"),
-        )
+        path = write(tmp_path / "s.tif", np.array([[[1, 1]], [[2, 2]]], "float32"))
         scene = read_scene(None, path, sar_spec("db"))
         assert scene.image[:, 0, 0].tolist() == [1.0]
         assert "the first is taken as HH (see --sar-bands)" in scene.notes[0]
@@ -367,9 +365,7 @@ class TestGrids:
             "EPSG:32631", "EPSG:4326", 599_990, 5_749_970, 600_030, 5_750_010
         )
         grid = rasterio.transform.from_bounds(west, south, east, north, 400, 400)
-        square = {"type": "Polygon", "coordinates": [
-            [(600_005, 5_749_995), (600_015, 5_749_995), (600_015, 5_749_985), (600_005, 5_749_985), (600_005, 5_749_995)]
-        ]}  # fmt: skip
+        square = shapely.geometry.mapping(shapely.box(600_005, 5_749_985, 600_015, 5_749_995))
         square = rasterio.warp.transform_geom("EPSG:32631", "EPSG:4326", square)
         power = rasterio.features.rasterize(
             [(square, 100)], (400, 400), fill=1, transform=grid, dtype="float32"
