@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import time
 import weakref
 from collections.abc import Iterable
@@ -95,7 +96,14 @@ _DATA_KEYS = (
 
 
 def _take_over(cfg: CfgNode, stored: CfgNode) -> None:
+    # A network of other bands, RGB weights going on with SAR say, needs statistics of its own bands.
+    other_bands = list(cfg.INPUT.MODALITIES) != list(stored.INPUT.MODALITIES) or any(
+        len(cfg.INPUT[name]) and list(cfg.INPUT[name]) != list(stored.INPUT[name])
+        for name in ("OPTICAL_BANDS", "SAR_BANDS")
+    )
     for key in _DATA_KEYS:
+        if other_bands and key.startswith("MODEL.PIXEL_"):
+            continue
         *path, name = key.split(".")
         ours, theirs = cfg, stored
         for part in path:
@@ -351,6 +359,7 @@ class FusionTrainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._last_eval_results: dict = {}
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         self.register_hooks(self.build_hooks())
 
     def run_step(self) -> None:
