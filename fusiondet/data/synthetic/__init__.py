@@ -1,7 +1,13 @@
 """The synthetic city: physically rendered RGB and SAR tiles with exact outlines and heights.
 
-`tools/prepare_dataset.py synthetic` is `add_arguments` + `main`. In here: `presets` (frozen settings), `city` (the
-world as vectors), `scene` (a window of it as rasters), `optical` and `sar` (pictures of a scene), `dataset` (on disk).
+`tools/prepare_dataset.py synthetic` is `add_arguments` + `main`. In here:
+
+    presets                  frozen settings
+    city                     the world as vectors: roofs, trees, ground
+    procedural, footprints   invent such a world, or read its buildings from CityJSON
+    scene                    a window of it as rasters
+    optical, sar             pictures of a scene: pure functions
+    dataset                  tiles, labels and their faults, on disk
 """
 
 import argparse

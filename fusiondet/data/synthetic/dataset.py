@@ -150,7 +150,7 @@ def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
         "options": options,
         "footprints": None if recipe.footprints is None else recipe.footprints.name,
         "height_stat": f"{HEIGHT_STAT}: area-weighted 70th percentile of the roof's height above ground",
-        "label_faults": split == "train",
+        "label_faults_in_this_split": split == "train",
         "buildings": sum(len(t.buildings) for t in tiles),
     }
 
@@ -267,7 +267,8 @@ def _render_tile(
     local = Affine(scene.gsd_m * n, 0, bounds[0], 0, -scene.gsd_m * n, bounds[3])
     near = city.near(bounds)
     heights = building_heights(near, local, rgb.shape[:2])
-    transform = Affine.translation(*city.origin_map) * local
+    x0, y0 = city.origin_map
+    transform = Affine(local.a, 0, x0 + local.c, 0, local.e, y0 + local.f)
     name = f"{strip.split}_{strip.index:04d}_{i:02d}.tif"
     files = {}
     for kind, raster in (("rgb", rgb), ("sar", sar_db), ("ndsm", ndsm), ("building_height", heights)):

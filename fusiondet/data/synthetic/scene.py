@@ -228,7 +228,7 @@ def _stamp_trees(
 ) -> None:
     """Raise domes for the trees in place; where a tree is the highest, the surface is tree."""
     size = transform.a
-    x1, y0 = transform @ height_m.shape[::-1]
+    x1, y0 = transform.c + height_m.shape[1] * size, transform.f - height_m.shape[0] * size
     x, y, radius = trees[:, :3].T
     near = (x > transform.c - radius) & (x < x1 + radius) & (y > y0 - radius) & (y < transform.f + radius)
     for x, y, radius, top in trees[near]:
