@@ -106,6 +106,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     except (
         pickle.UnpicklingError,
         RuntimeError,
+        OSError,
         EOFError,
         zipfile.BadZipFile,
         ValueError,

@@ -253,8 +253,6 @@ class StepTrainer(SimpleTrainer):
             FloatingPointError: a loss or gradient is not finite; on every rank, naming losses and images of all ranks.
         """
         assert self.model.training, "the model was left in eval mode"
-        # What the network draws (RoI sampling) follows from the step alone, so that a resumed run draws the same.
-        torch.manual_seed(_step_seed(self.seed, self.iter, comm.get_rank()))
         self.optimizer.zero_grad()
         files, losses, data_time = [], {}, 0.0
         for part in range(self.accumulate_steps):
@@ -262,6 +260,9 @@ class StepTrainer(SimpleTrainer):
             batch = self.last_batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             files += [x["file_name"] for x in batch]
+            # What the network draws (RoI sampling) follows from the step alone, so that a resumed run draws the same.
+            # After the data: a loader draws too when it starts.
+            torch.manual_seed(_step_seed(self.seed, self.iter, part, comm.get_rank()))
             with self._gradient_sync(part == self.accumulate_steps - 1):
                 with self._autocast():
                     named = self.model(batch)

@@ -1,0 +1,137 @@
+import os
+import pickle
+
+from fusiondet.engine import checkpoint
+from fusiondet.engine.checkpoint import FusionCheckpointer, load_model, read_checkpoint
+from fusiondet.errors import InputError
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+
+class State:
+    """A trainer as far as a checkpoint sees it."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def state_dict(self):
+        return self.values
+
+    def load_state_dict(self, state):
+        self.values = {key: state[key] for key in self.values}
+
+
+def test_a_checkpoint_is_plain_data_and_comes_back(tmp_path):
+    model, trainer = (
+        nn.Linear(2, 3),
+        State(optimizer={"lr": np.float64(0.5), "betas": (0.9, np.float32(0.5))}, iteration=4),
+    )
+    FusionCheckpointer(model, str(tmp_path), config_yaml="A: 1\n", trainer=trainer).save(
+        "model_0000004", iteration=4
+    )
+    content = torch.load(tmp_path / "model_0000004.pth", weights_only=True)
+    assert set(content) == {"model", "config_yaml", "optimizer", "iteration", "fusiondet"}
+    assert content["config_yaml"] == "A: 1\n" and content["iteration"] == 4
+    assert type(content["optimizer"]["lr"]) is float and content["optimizer"]["betas"] == (0.9, 0.5)
+    assert set(content["fusiondet"]) == {"version", "detectron2", "torch"}
+    other, state = nn.Linear(2, 3), State(optimizer=None)
+    FusionCheckpointer(other, str(tmp_path), trainer=state).load(str(tmp_path / "model_0000004.pth"))
+    assert torch.equal(other.weight, model.weight) and state.values["optimizer"]["lr"] == 0.5
+
+
+def test_only_the_weights_when_asked(tmp_path):
+    FusionCheckpointer(nn.Linear(1, 1), str(tmp_path), config_yaml="A: 1", trainer=State(x=1)).save("a")
+    state = State(x=2)
+    FusionCheckpointer(nn.Linear(1, 1), trainer=state).load(str(tmp_path / "a.pth"), checkpointables=[])
+    assert state.values["x"] == 2
+
+
+def test_the_best_one_does_not_become_the_one_to_resume_from(tmp_path):
+    checkpointer = FusionCheckpointer(nn.Linear(1, 1), str(tmp_path), config_yaml="A: 1")
+    checkpointer.save("model_0000001")
+    checkpointer.save("model_best", tag=False, facts={"metric": "joint/AP50", "value": 3.0})
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+    assert read_checkpoint(tmp_path / "model_best.pth")["fusiondet"]["value"] == 3.0
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    model = nn.Linear(1, 1)
+    checkpointer = FusionCheckpointer(model, str(tmp_path), config_yaml="A: 1")
+    checkpointer.save("model_final")
+    before = (tmp_path / "model_final.pth").read_bytes()
+
+    def full_disk(content, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"], (
+        "and nothing else lies around"
+    )
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    FusionCheckpointer(nn.Linear(1, 1), str(tmp_path), config_yaml="A: 1", save_to_disk=False).save("a")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": torch.zeros(3, 2)}, r"1 missing \(bias\)"),
+        (
+            {"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "extra": torch.zeros(1)},
+            r"1 unknown \(extra\)",
+        ),
+        ({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, r"1 of another shape \(weight\)"),
+    ],
+)
+def test_loading_is_strict_and_all_or_nothing(state, message):
+    model = nn.Linear(2, 3)
+    before = model.weight.clone()
+    with pytest.raises(InputError, match=message):
+        load_model(model, state, "model.pth")
+    assert torch.equal(model.weight, before)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_bomb_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {}, "config_yaml": "A: 1", "x": Bomb()}, tmp_path / "bomb.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Bomb()))
+    for name in ("bomb.pth", "raw.pth"):
+        with pytest.raises(InputError, match=f"{name}: damaged, or holds more than tensors"):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_files_that_are_no_checkpoint_say_so(tmp_path):
+    with pytest.raises(InputError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "missing.pth")
+    torch.save({"model": {"a": torch.zeros(10_000)}, "config_yaml": "A: 1"}, tmp_path / "half.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "half.pth").read_bytes()[:5000])
+    with pytest.raises(InputError, match="half.pth: damaged"):
+        read_checkpoint(tmp_path / "half.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(InputError, match=r"not a checkpoint of fusiondet.*MODEL.WEIGHTS"):
+        read_checkpoint(tmp_path / "resnet.pth")
+    assert not checkpoint.is_own_checkpoint(tmp_path / "resnet.pth")
+
+
+def test_a_config_with_python_tags_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evil = "OUTPUT_DIR: !!python/object/apply:os.system ['touch exploded']\n"
+    torch.save({"model": {}, "config_yaml": evil}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match=r"evil.pth.*not a plain YAML config"):
+        checkpoint.stored_config(tmp_path / "evil.pth")
+    assert not (tmp_path / "exploded").exists()

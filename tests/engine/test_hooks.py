@@ -1,0 +1,162 @@
+import math
+from types import SimpleNamespace
+
+from fusiondet.buildings import Building
+from fusiondet.data import catalog
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.mapper import FusionDatasetMapper
+from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
+from fusiondet.engine.hooks import BestCheckpoint, PredictionPanel
+from tests.tiny_city import write_split
+
+import pytest
+import torch
+from shapely.geometry import box
+from torch import nn
+
+
+def best_hook(folder, metric="joint/AP50", start_iter=0):
+    hook = BestCheckpoint(FusionCheckpointer(nn.Linear(1, 1), str(folder), config_yaml="A: 1"), metric)
+    hook.trainer = SimpleNamespace(
+        iter=start_iter, start_iter=start_iter, max_iter=100, _last_eval_results={}
+    )
+    hook.before_train()
+    return hook
+
+
+def evaluated(hook, iteration, results):
+    hook.trainer.iter, hook.trainer._last_eval_results = iteration, results
+    hook.after_step()
+
+
+def stored(folder):
+    return read_checkpoint(folder / "model_best.pth")["fusiondet"]["value"]
+
+
+def test_only_a_better_evaluation_is_kept(tmp_path):
+    hook = best_hook(tmp_path)
+    hook.after_step()
+    assert not hook.path.exists(), "nothing was evaluated yet"
+    for iteration, value, kept in [
+        (1, 10.0, 10.0),
+        (2, 30.0, 30.0),
+        (3, 20.0, 30.0),
+        (4, 30.0, 30.0),
+        (5, 31.0, 31.0),
+    ]:
+        evaluated(hook, iteration, {"joint": {"AP50": value}})
+        assert stored(tmp_path) == kept
+    assert read_checkpoint(hook.path)["iteration"] == 5
+
+
+def test_an_error_in_metres_is_better_when_smaller(tmp_path):
+    hook = best_hook(tmp_path, "height/mae_m")
+    for iteration, value, kept in [(1, 3.0, 3.0), (2, 2.0, 2.0), (3, 2.5, 2.0)]:
+        evaluated(hook, iteration, {"height": {"mae_m": value}})
+        assert stored(tmp_path) == kept
+
+
+@pytest.mark.parametrize("results", [{"segm": {"AP50": 5.0}}, {"joint": {"AP50": math.nan}}, {}])
+def test_a_metric_that_is_not_there_never_counts(tmp_path, results):
+    hook = best_hook(tmp_path)
+    evaluated(hook, 1, results)
+    assert not hook.path.exists()
+    evaluated(hook, 2, {"joint": {"AP50": 0.0}})
+    assert stored(tmp_path) == 0.0
+
+
+def test_a_resumed_run_knows_what_is_to_be_beaten(tmp_path):
+    evaluated(best_hook(tmp_path), 9, {"joint": {"AP50": 50.0}})
+    resumed = best_hook(tmp_path, start_iter=10)
+    evaluated(resumed, 19, {"joint": {"AP50": 40.0}})
+    assert stored(tmp_path) == 50.0, "40 does not replace 50 after a resume"
+    evaluated(resumed, 29, {"joint": {"AP50": 60.0}})
+    assert stored(tmp_path) == 60.0
+
+
+def test_another_metric_or_a_fresh_run_starts_anew(tmp_path):
+    evaluated(best_hook(tmp_path), 9, {"joint": {"AP50": 50.0}})
+    evaluated(best_hook(tmp_path, "segm/AP50", start_iter=10), 19, {"segm": {"AP50": 10.0}})
+    assert stored(tmp_path) == 10.0
+    evaluated(best_hook(tmp_path, "segm/AP50", start_iter=0), 3, {"segm": {"AP50": 5.0}})
+    assert stored(tmp_path) == 5.0
+
+
+def test_a_damaged_best_file_does_not_stop_training(tmp_path):
+    (tmp_path / "model_best.pth").write_bytes(b"half")
+    hook = best_hook(tmp_path, start_iter=10)
+    evaluated(hook, 19, {"joint": {"AP50": 1.0}})
+    assert stored(tmp_path) == 1.0
+
+
+def test_of_several_test_sets_the_first_decides(tmp_path):
+    hook = best_hook(tmp_path)
+    evaluated(hook, 1, {"town_val": {"joint": {"AP50": 7.0}}, "city_val": {"joint": {"AP50": 9.0}}})
+    assert stored(tmp_path) == 7.0
+
+
+class OneBox(nn.Module):
+    """A "network" that always predicts the same square of 8 m."""
+
+    def forward(self, inputs):
+        from detectron2.structures import Boxes, Instances
+
+        found = Instances((64, 64))
+        found.pred_boxes, found.scores = Boxes(torch.tensor([[4.0, 4, 12, 12]])), torch.tensor([0.9])
+        found.pred_masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+        found.pred_masks[0, 4:12, 4:12] = True
+        for name in ("pred_heights", "pred_height_p16", "pred_height_p84"):
+            found.set(name, torch.tensor([8.0]))
+        return [{"instances": found}]
+
+
+@pytest.mark.parametrize(
+    "bands",
+    [
+        BandSpec(("pan",)),
+        BandSpec((), ("VV", "VH"), "db"),
+        BandSpec(("red", "green", "blue", "nir"), ("HH",), "db"),
+    ],
+)
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_the_panel_takes_any_number_of_bands(tmp_path, bands, mask_format):
+    write_split(tmp_path, counts=(2,), bands=BandSpec((), ("HH",), "db"))
+    record = catalog.records(catalog.load_split(str(tmp_path / "annotations" / "train.json")))[0]
+    inputs = FusionDatasetMapper(False, optical_bands=(), sar_bands=("HH",), mask_format=mask_format)(record)
+    inputs["image"] = torch.rand(len(bands), 64, 64)
+    inputs["image"][:, :8] = torch.nan
+    hook = PredictionPanel(2, bands)
+    model = OneBox().train()
+    drawn = {}
+    hook.trainer = SimpleNamespace(
+        model=model,
+        iter=0,
+        _trainer=SimpleNamespace(last_batch=[inputs]),
+        storage=SimpleNamespace(put_image=drawn.__setitem__),
+    )
+    hook.after_step()
+    assert not drawn, "not yet due"
+    hook.trainer.iter = 1
+    hook.after_step()
+    picture = drawn["predictions"]
+    assert picture.dtype == torch.uint8 and picture.shape[0] == 3 and picture.float().std() > 10
+    assert model.training, "training goes on"
+
+
+def test_the_panel_draws_the_truth_of_its_inputs():
+    from fusiondet.engine.hooks import _tile_of
+
+    from detectron2.structures import BitMasks, Instances
+
+    truth = Instances((64, 64))
+    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    mask[0, 4:12, 6:20] = mask[1, 30:40, 30:40] = True
+    truth.gt_masks, truth.gt_heights = BitMasks(mask), torch.tensor([7.0, math.nan])
+    sensor = {"sun_azimuth_deg": 10.0, "sun_elevation_deg": math.nan}
+    tile = _tile_of({"instances": truth, "sensor": sensor, "file_name": "a/b.tif", "gsd_m": 0.5})
+    assert [
+        b.polygon.equals(p)
+        for b, p in zip(tile.buildings, (box(6, 4, 20, 12), box(30, 30, 40, 40)), strict=True)
+    ]
+    assert [b.height_m for b in tile.buildings] == [7.0, None] and isinstance(tile.buildings[0], Building)
+    assert tile.sensor.sun_azimuth_deg == 10 and tile.sensor.sun_elevation_deg is None
