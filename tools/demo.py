@@ -5,6 +5,7 @@ Every step is a command of this folder that is printed before it runs; a step wh
 """
 
 import argparse
+import collections
 import json
 import os
 import shutil
@@ -15,10 +16,11 @@ from pathlib import Path
 
 from fusiondet import cli
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, read_json, write_json
+from fusiondet.files import atomic_path, read_json
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
+RESULTS = ("buildings.gpkg", "overview.png", "heights.png", "metrics.json", "model_final.pth", "config.yaml")
 SHOWN = {
     "segm/AP50": "mask AP50",
     "bbox/AP50": "box AP50",
@@ -39,13 +41,18 @@ def parse_args():
     parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder for everything")
     parser.add_argument("--preset", default="easy", help="synthetic city: easy or realistic")
     parser.add_argument(
-        "--config-file", type=Path, default=ROOT / "configs/synthetic/early_r18.yaml", help="what to train"
+        "--config-file",
+        type=Path,
+        default=ROOT / "configs/synthetic/fusion_r18_small.yaml",
+        help="what to train",
     )
     parser.add_argument(
         "--split", nargs="+", default=["train=300", "val=40", "test=40"], help="tiles per split"
     )
     parser.add_argument("--overwrite", action="store_true", help="start again from nothing")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to change")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY VALUE", dest="overrides", help="config keys to change"
+    )
     cli.seed_argument(parser)
     parser.set_defaults(seed=1)
     return parser.parse_args()
@@ -54,74 +61,42 @@ def parse_args():
 def main():
     args = parse_args()
     out, started = args.out.resolve(), time.time()
-    if args.overwrite and (out / "train").exists() | (out / "datasets").exists():
-        for name in ("train", "datasets", "scene"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (
-            "metrics.json",
-            "buildings.gpkg",
-            "overview.png",
-            "heights.png",
-            "model_final.pth",
-            "config.yaml",
-        ):
-            (out / name).unlink(missing_ok=True)
-    city, train = out / "datasets" / "synthcity", out / "train"
+    if args.overwrite:
+        remove(out)
+    city, train, scene = out / "datasets/synthcity", out / "train", out / "scene"
     os.environ["DETECTRON2_DATASETS"] = str(city.parent)
     test = city / "annotations/test.json"
     if not test.exists():
-        tool(
-            "prepare_dataset",
-            "synthetic",
-            "--out",
-            city,
-            "--preset",
-            args.preset,
-            "--split",
-            *args.split,
-            "--seed",
-            args.seed,
-        )
-    checkpoint = train / "model_final.pth"
-    train_net = ["--config-file", args.config_file]
+        split = ["--split", *args.split, "--seed", args.seed]
+        tool("prepare_dataset", "synthetic", "--out", city, "--preset", args.preset, *split)
+    checkpoint, inference = train / "model_final.pth", train / "inference/synthcity_test"
     keys = ["OUTPUT_DIR", train, "SEED", args.seed, *args.overrides]
     if not checkpoint.exists():
-        tool("train_net", *train_net, "--resume", *keys)
-    tool(
-        "train_net",
-        *train_net,
-        "--eval-only",
-        "MODEL.WEIGHTS",
-        checkpoint,
-        "DATASETS.TEST",
-        "('synthcity_test',)",
-        *keys,
-    )
-    inference = train / "inference/synthcity_test"
-    rgb, sar = (
-        mosaic(city, read_json(test), "file_name", out),
-        mosaic(city, read_json(test), "sar_file_name", out),
-    )
-    tool(
-        "predict_scene",
-        "--weights",
-        checkpoint,
-        "--rgb",
-        rgb,
-        "--sar",
-        sar,
-        "--out",
-        out / "buildings.gpkg",
-        "--overwrite",
-    )
-    predictions = ["--annotations", test, "--predictions", inference / "predictions.json"]
-    tool("visualize", "predictions", *predictions, "--out", out, "--overwrite")
-    for source in (checkpoint, train / "config.yaml"):
+        tool("train_net", "--config-file", args.config_file, "--resume", *keys)
+    if not (inference / "metrics.json").exists():
+        what = ["MODEL.WEIGHTS", checkpoint, "DATASETS.TEST", "('synthcity_test',)"]
+        tool("train_net", "--config-file", args.config_file, "--eval-only", *what, *keys)
+    if not (out / "buildings.gpkg").exists():
+        strip = fullest_strip(read_json(test))
+        mosaic([city / image["file_name"] for image in strip], scene / "rgb.tif")
+        mosaic([city / image["sar_file_name"] for image in strip], scene / "sar.tif")
+        rasters = ["--rgb", scene / "rgb.tif", "--sar", scene / "sar.tif"]
+        tool("predict_scene", "--weights", checkpoint, *rasters, "--out", out / "buildings.gpkg")
+    if not (out / "heights.png").exists():
+        files = ["--annotations", test, "--predictions", inference / "predictions.json"]
+        tool("visualize", "predictions", *files, "--out", out, "--overwrite")
+    for source in (checkpoint, train / "config.yaml", inference / "metrics.json"):
         with atomic_path(out / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    metrics = read_json(inference / "metrics.json")
-    write_json(metrics, out / "metrics.json", indent=1)
-    report(metrics, out, time.time() - started)
+    report(read_json(out / "metrics.json"), out, time.time() - started)
+
+
+def remove(out):
+    """Delete what an earlier run left in `out`, and nothing else."""
+    for name in ("train", "datasets", "scene"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in RESULTS:
+        (out / name).unlink(missing_ok=True)
 
 
 def tool(name, *arguments):
@@ -136,21 +111,21 @@ def tool(name, *arguments):
         raise InputError(f"tools/{name}.py failed with status {done.returncode}; see above.")
 
 
-def mosaic(city, annotations, key, out):
-    """One raster of the test strip with the most buildings: what a user would call a scene."""
+def fullest_strip(annotations):
+    """Images of the acquisition with the most buildings; its tiles are neighbours."""
+    counts = collections.Counter(a["image_id"] for a in annotations["annotations"])
+    strips = collections.defaultdict(list)
+    for image in annotations["images"]:
+        strips[json.dumps(image["sensor"])].append(image)
+    return max(strips.values(), key=lambda images: sum(counts[image["id"]] for image in images))
+
+
+def mosaic(tiles, path):
+    """One raster of neighbouring tiles: what a user would call a scene."""
     from rasterio.merge import merge
 
-    counts = {image["id"]: 0 for image in annotations["images"]}
-    for annotation in annotations["annotations"]:
-        counts[annotation["image_id"]] += 1
-    strips = {}
-    for image in annotations["images"]:
-        strips.setdefault(json.dumps(image["sensor"]), []).append(image)
-    strip = max(strips.values(), key=lambda images: sum(counts[image["id"]] for image in images))
-    path = out / "scene" / ("rgb.tif" if key == "file_name" else "sar.tif")
     with atomic_path(path) as temporary:
-        merge([city / image[key] for image in strip], dst_path=temporary)
-    return path
+        merge(tiles, dst_path=temporary)
 
 
 def report(metrics, out, seconds):
