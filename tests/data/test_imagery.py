@@ -267,8 +267,8 @@ class TestBrokenFiles:
 
 class TestBands:
     def test_by_description(self, tmp_path):
-        path = write(tmp_path / "s.tif", np.arange(1, 5, dtype="float32")[:, None, None] * np.ones((4, 2, 2), "float32"),
-                     names=("Sigma0_HH_db", "HV", "sigma vh", "VVX"))  # fmt: skip
+        values = np.arange(1, 5, dtype="float32")[:, None, None] * np.ones((4, 2, 2), "float32")
+        path = write(tmp_path / "s.tif", values, names=("Sigma0_HH_db", "HV", "sigma vh", "VVX"))
         scene = read_scene(None, path, sar_spec("db", ("VH", "HH")))
         assert scene.image[:, 0, 0].tolist() == [3.0, 1.0] and scene.notes == []
 

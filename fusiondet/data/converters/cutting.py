@@ -1,6 +1,7 @@
 """One image and its footprints -> tiles on disk: windows, labels clipped to tiles and to valid pixels, rasters."""
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from contextlib import ExitStack
@@ -75,6 +76,7 @@ class Source:
     reasons: Counter = field(default_factory=Counter)
     comparison: list[tuple[float, float]] = field(default_factory=list)
     _labels: list[Building] | None = None
+    _tree: shapely.STRtree | None = None
 
     def cut(self, folder: Path, bands: BandSpec, windows) -> list[CutTile]:
         """Write tiles under `folder`; those with too few valid pixels are left out.
@@ -93,6 +95,7 @@ class Source:
             if self._labels is None:
                 self.notes = reader.notes
                 self._labels = self._place(reader, heights)
+                self._tree = shapely.STRtree([label.polygon for label in self._labels])
             windows = windows(reader.width, reader.height) if callable(windows) else windows
             tiles = [self._cut_one(reader, window, heights, folder) for window in windows]
         return [tile for tile in tiles if tile is not None]
@@ -100,9 +103,11 @@ class Source:
     def _place(self, reader: SceneReader, heights: HeightRaster | None) -> list[Building]:
         """Buildings that touch the image, in its pixels, with their heights."""
         frame = shapely.box(0, 0, reader.width, reader.height)
+        around = _ground(reader.transform, reader.width, reader.height)
         placed = []
         for layer in self.layers:
-            for building in _in_crs(layer, reader.crs).buildings:
+            local, tree = _in_crs(layer, reader.crs)
+            for building in (local.buildings[i] for i in sorted(tree.query(around))):
                 outline_px = clean_polygon(map_to_pixel(building.polygon, reader.transform))
                 if outline_px is not None and outline_px.intersects(frame):
                     if heights is not None:
@@ -131,7 +136,9 @@ class Source:
             return None
         name = f"{self.stem}_x{x0:05d}_y{y0:05d}.tif"
         labels = Counter()
-        buildings = clip_labels(self._labels, window, valid, self.min_area_m2 / scene.gsd_m**2, labels)
+        near = self._tree.query(shapely.box(x0, y0, x0 + width, y0 + height))
+        near = [self._labels[i] for i in sorted(near)]
+        buildings = clip_labels(near, window, valid, self.min_area_m2 / scene.gsd_m**2, labels)
         tile = Tile(
             width=width,
             height=height,
@@ -238,15 +245,17 @@ def _clip_to_valid(polygon, valid: np.ndarray, min_area_px: float):
     return rest, "clipped at no data"
 
 
-def _in_crs(layer: Layer, crs: str | None) -> Layer:
+@functools.lru_cache(maxsize=16)
+def _in_crs(layer: Layer, crs: str | None) -> tuple[Layer, shapely.STRtree]:
+    """`layer` in the image's CRS with an index of its outlines; kept, because many images share a layer."""
     if crs is not None:
-        return transform_layer(layer, crs)
-    if layer.crs is not None:
+        layer = transform_layer(layer, crs)
+    elif layer.crs is not None:
         raise InputError(
             f"the image has no CRS, but the footprints are in {layer.crs}. Give the image its CRS: "
             "`rio edit-info --crs EPSG:n FILE`."
         )
-    return layer
+    return layer, shapely.STRtree([building.polygon for building in layer.buildings])
 
 
 def _moved(polygon, crs: str | None, to_crs):

@@ -37,7 +37,7 @@ LOWEST_ROOF_M = -3.0
 ID_FIELDS = ("identificatie", "id", "Building_ID", "BuildingId", "OBJECTID", "osm_id")
 
 
-@dataclass
+@dataclass(eq=False)
 class Layer:
     """A read layer.
 

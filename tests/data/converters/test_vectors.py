@@ -178,7 +178,8 @@ def test_other_kinds_of_json_and_damage(tmp_path):
 
 def test_vrt_that_points_elsewhere_is_not_opened(tmp_path):
     secret = save(frame(), tmp_path / "secret.gpkg")
-    vrt = f"<OGRVRTDataSource><OGRVRTLayer name='secret'><SrcDataSource>{secret}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    source = f"<SrcDataSource>{secret}</SrcDataSource>"
+    vrt = f"<OGRVRTDataSource><OGRVRTLayer name='secret'>{source}</OGRVRTLayer></OGRVRTDataSource>"
     for name in ("a.vrt", "a.geojson", "a.json"):
         (tmp_path / name).write_text(vrt)
         with pytest.raises(InputError, match="not a vector file that is read here"):
