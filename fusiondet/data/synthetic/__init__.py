@@ -114,6 +114,11 @@ def _add_faults(group) -> None:
     group.add_argument(
         "--height-noise-m", type=float, default=0.0, help="standard deviation of the label heights, metres"
     )
+    group.add_argument(
+        "--shuffle-heights",
+        action="store_true",
+        help="control: label every building with another one's height; what is learnt then owes nothing to the pictures",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -126,6 +131,7 @@ def main(args: argparse.Namespace) -> None:
         args.missing_labels,
         args.extra_labels,
         args.height_noise_m,
+        args.shuffle_heights,
     )
     recipe = Recipe(
         preset=_preset(args),

@@ -47,6 +47,8 @@ class Faults:
         footprint_offset_m: all outlines of an acquisition, at most this far, one random vector.
         missing_labels, extra_labels: share of the buildings without label; labels without building per building.
         height_noise_m: standard deviation of the label heights.
+        shuffled_heights: every building is labelled with the height of another one. Not a fault of real data but a
+            control: what is learnt from such labels has nothing to do with the pictures.
     """
 
     sar_shift_px: float = 0.0
@@ -54,6 +56,7 @@ class Faults:
     missing_labels: float = 0.0
     extra_labels: float = 0.0
     height_noise_m: float = 0.0
+    shuffled_heights: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def write_dataset(
         bar = progress(_run(jobs, workers), total=len(jobs), label="synthetic city", unit="strip")
         for strip, rendered in zip(strips, bar, strict=True):
             done[strip.split] += rendered
+        if recipe.faults.shuffled_heights:
+            _shuffle_heights(done.get("train", []), recipe.rng(_LABELS, "train"))
         for split, records in done.items():
             info = _info(recipe, split, records)
             write_coco(Dataset(records, BANDS, info), root / "annotations" / f"{split}.json")
@@ -339,6 +344,13 @@ def _label(polygon, height_m: float, identifier) -> Building:
         outline="footprint",
         id=identifier,
     )
+
+
+def _shuffle_heights(tiles: list[Tile], rng: np.random.Generator) -> None:
+    buildings = [b for tile in tiles for b in tile.buildings]
+    heights_m = [b.height_m for b in buildings]
+    for building, i in zip(buildings, rng.permutation(len(buildings)), strict=True):
+        building.height_m = heights_m[i]
 
 
 def _spoil(labels: list[Building], recipe: Recipe, offset_m, rng: np.random.Generator) -> list[Building]:

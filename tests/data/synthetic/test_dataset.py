@@ -174,6 +174,17 @@ def test_label_faults_are_in_train_alone_and_leave_the_pictures_alone(easy, tmp_
     assert 0.5 < np.std([after[i].height_m - before[i].height_m for i in after]) < 4
 
 
+def test_shuffled_heights_are_the_same_heights_on_other_buildings(easy, tmp_path):
+    recipe = dataclasses.replace(SMALL, faults=Faults(shuffled_heights=True))
+    write_dataset(recipe, {"train": 5, "val": 2}, tmp_path / "control")
+    before, after = labels_of(easy[0]), labels_of(tmp_path / "control")
+    assert [b.polygon.wkb for b in before] == [b.polygon.wkb for b in after]
+    assert sorted(b.height_m for b in before) == sorted(b.height_m for b in after)
+    assert np.mean([x.height_m == y.height_m for x, y in zip(before, after, strict=True)]) < 0.2
+    clean, control = (labels_of(folder, "val") for folder in (easy[0], tmp_path / "control"))
+    assert [b.height_m for b in clean] == [b.height_m for b in control]
+
+
 def test_extra_labels_and_sar_shift(easy, tmp_path):
     faults = Faults(extra_labels=0.5, sar_shift_px=6.0)
     write_dataset(dataclasses.replace(SMALL, faults=faults), {"train": 5}, tmp_path / "bad")
