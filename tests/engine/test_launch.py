@@ -1,0 +1,111 @@
+"""tools/train_net.py, from the command line's words to files."""
+
+import subprocess
+import sys
+
+from fusiondet.engine.checkpoint import read_checkpoint
+from fusiondet.engine.launch import parse_arguments, prepare, work
+from fusiondet.errors import InputError
+from fusiondet.files import read_json
+from tests.tiny_city import ROOT, tiny_config, write_split
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    write_split(tmp_path, "train")
+    write_split(tmp_path, "val", (2, 0), seed=5)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_config(tmp_path, "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.001").dump())
+    return path
+
+
+def run(*words):
+    args = parse_arguments([str(word) for word in words])
+    return work(prepare(args), args)
+
+
+def test_train_then_evaluate_from_the_checkpoint_gives_the_same_numbers(config_file, tmp_path):
+    trained = run("--config-file", config_file)
+    out = tmp_path / "out"
+    assert (out / "config.yaml").exists() and (out / "log.txt").exists()
+    weights = out / "model_final.pth"
+    # The training data may be gone by then: everything needed is in the checkpoint.
+    (tmp_path / "annotations" / "train.json").unlink()
+    evaluated = run(
+        *("--config-file", config_file, "--eval-only", "DATASETS.TRAIN", "[]"),
+        *("MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / "again"),
+    )
+    assert evaluated == trained
+    folder = tmp_path / "again" / "inference" / f"{tmp_path.name}_val"
+    assert read_json(folder / "metrics.json")["dataset/n_images"] == 2
+
+
+def test_the_written_config_alone_resumes(config_file, tmp_path):
+    run("--config-file", config_file)
+    written = tmp_path / "out" / "config.yaml"
+    run("--config-file", written, "--resume", "SOLVER.MAX_ITER", "3")
+    content = read_checkpoint(tmp_path / "out" / "model_final.pth")
+    assert content["iteration"] == 2 and content["sampler"]["consumed"] == 6
+    assert content["optimizer"]["state"][0]["step"] == 3
+
+
+def test_resume_keeps_the_statistics_it_was_trained_with(config_file, tmp_path):
+    run("--config-file", config_file)
+    before = read_checkpoint(tmp_path / "out" / "model_final.pth")["config_yaml"]
+    write_split(tmp_path, "train", seed=99)
+    cfg = prepare(parse_arguments(["--config-file", str(config_file), "--resume"]))
+    assert cfg.dump() == before, "other pixels in the files do not shift the input of trained weights"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--config-file is missing"),
+        (("--config-file", "nowhere.yaml"), "nowhere.yaml: no such config file"),
+        (
+            ("--config-file", "{c}", "SOLVER.BASE_RL", "1"),
+            "(?s)SOLVER.BASE_RL.*Did you mean 'SOLVER.BASE_LR'",
+        ),
+        (
+            ("--config-file", "{c}", "DATASETS.TRAIN", "('synthcity_train',)"),
+            "unknown data set 'synthcity_train'",
+        ),
+        (("--config-file", "{c}", "--eval-only"), "--eval-only needs MODEL.WEIGHTS"),
+        (
+            ("--config-file", "{c}", "--eval-only", "MODEL.WEIGHTS", "gone.pth"),
+            "gone.pth: no such checkpoint",
+        ),
+        (("--config-file", "{c}", "--eval-only", "DATASETS.TEST", "[]"), "--eval-only needs DATASETS.TEST"),
+        (
+            ("--config-file", "{c}", "MODEL.ROI_HEIGHT_HEAD.NAME", "Tape"),
+            "ROI_HEIGHT_HEAD.NAME 'Tape'.*ContextHeightHead",
+        ),
+    ],
+)
+def test_wrong_input_is_named_before_anything_starts(config_file, words, message):
+    with pytest.raises(InputError, match=message):
+        run(*(word.format(c=config_file) for word in words))
+
+
+def test_foreign_weights_cannot_be_evaluated(config_file, tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(InputError, match="not a checkpoint of fusiondet"):
+        run("--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", tmp_path / "resnet.pth")
+
+
+def test_the_tool_says_it_in_one_line_and_exits_with_2(tmp_path):
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(ROOT / "tools" / "train_net.py"),
+        "--config-file",
+        "nowhere.yaml",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "error: nowhere.yaml: no such config file."
+    assert "Traceback" not in done.stderr
