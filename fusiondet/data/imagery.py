@@ -31,6 +31,7 @@ import rasterio
 from affine import Affine
 from pyproj import CRS as ProjCRS
 from pyproj import Geod, Transformer
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -108,11 +109,18 @@ def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
         raise InputError(f"{path}: not a raster of a kind that is read here ({kinds}).{vrt}")
     try:
         with rasterio.Env(**_GDAL_OPTIONS):
-            return rasterio.open(path.absolute(), driver=driver)
+            source = rasterio.open(path.absolute(), driver=driver)
     except RasterioError as error:
         raise InputError(
             f"{path}: damaged or truncated, GDAL cannot open it as {driver} ({error}). Copy or download it again."
         ) from None
+    area = source.transform.determinant
+    if not (math.isfinite(area) and area):
+        source.close()
+        raise InputError(
+            f"{path}: its transform {tuple(source.transform)[:6]} gives pixels no area. Georeference it again."
+        )
+    return source
 
 
 def _driver(path: Path) -> str | None:
@@ -627,8 +635,13 @@ def metric_crs(crs: str, x: float, y: float) -> str:
 
     `crs` itself if it is projected, in metres, and true to scale there (Web Mercator is not); else the UTM zone.
     """
-    projected = ProjCRS.from_user_input(crs)
-    lon, lat = Transformer.from_crs(projected, "EPSG:4326", always_xy=True).transform(x, y)
+    try:
+        projected = ProjCRS.from_user_input(crs)
+        lon, lat = Transformer.from_crs(projected, "EPSG:4326", always_xy=True).transform(x, y)
+    except ProjError as error:
+        raise InputError(
+            f"the CRS {crs[:80]!r} cannot be placed on earth ({error}). Assign the right one."
+        ) from None
     if not (math.isfinite(lon) and math.isfinite(lat)):
         raise InputError(f"the point ({x}, {y}) is not a place in {projected.name}. Is the CRS right?")
     if projected.is_projected and all(axis.unit_conversion_factor == 1 for axis in projected.axis_info[:2]):

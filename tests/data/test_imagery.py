@@ -256,6 +256,17 @@ class TestBrokenFiles:
         with pytest.raises(InputError, match="complex numbers .complex64.*Detect it to intensity"):
             read_scene(None, path, sar_spec())
 
+    def test_pixels_without_area_are_refused(self, tmp_path):
+        path = write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"), Affine(0.5, 0, 6, 0, 0, 5))
+        with pytest.raises(InputError, match="gives pixels no area"):
+            read_scene(path, None, RGB)
+
+    def test_crs_that_is_nowhere(self, tmp_path):
+        local = 'LOCAL_CS["site",UNIT["metre",1]]'
+        path = write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"), crs=local)
+        with pytest.raises(InputError, match="cannot be placed on earth"):
+            read_scene(path, None, RGB)
+
     def test_palette_is_refused(self, tmp_path):
         path = tmp_path / "a.tif"
         with rasterio.open(path, "w", driver="GTiff", width=2, height=2, count=1, dtype="uint8") as target:
