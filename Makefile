@@ -27,8 +27,9 @@ $(STAMP): $(INPUTS)
 demo: setup
 	$(VENV)/bin/python tools/demo.py --out output/demo
 
+# One process per core, up to four; a file's tests stay together, they share what is costly to make.
 test: setup
-	$(VENV)/bin/python -m pytest -q -m "not slow"
+	$(VENV)/bin/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(VENV)/bin/python -m pytest -q -m slow
