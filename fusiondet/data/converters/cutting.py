@@ -229,12 +229,17 @@ def clip_labels(
 
 def _clip_to_valid(polygon, valid: np.ndarray, min_area_px: float):
     """(`polygon` without its part on no data, None or what happened); the polygon is None when little is left."""
-    mask = polygon_to_mask(polygon, *valid.shape)
+    x0, y0 = (max(0, math.floor(v)) for v in polygon.bounds[:2])
+    x1, y1 = (math.ceil(v) for v in polygon.bounds[2:])
+    valid = valid[y0:y1, x0:x1]
+    if valid.all():
+        return polygon, None
+    mask = polygon_to_mask(shapely.affinity.translate(polygon, -x0, -y0), *valid.shape)
     if not mask.any() or valid[mask].all():
         return polygon, None
     if not valid[mask].any():
         return None, "dropped on no data"
-    holes = mask_to_polygon(mask & ~valid)
+    holes = shapely.affinity.translate(mask_to_polygon(mask & ~valid), x0, y0)
     holes = [p for p in getattr(holes, "geoms", [holes]) if p.area >= MIN_HOLE_PX]
     if not holes:
         return polygon, None
@@ -324,8 +329,8 @@ def write_tile(
         "transform": transform,
         "crs": crs,
         "nodata": nodata,
-        "compress": "deflate",
-        "predictor": 3 if dtype == "float32" else 2,
+        # Speckle in float32 does not compress, and unpacking it would take longer than reading it.
+        **({} if dtype == "float32" else {"compress": "deflate", "predictor": 2}),
         "photometric": "RGB" if names == ("red", "green", "blue") else "MINISBLACK",
     }
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as target:
