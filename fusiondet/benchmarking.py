@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import platform
 import time
+import warnings
 from dataclasses import dataclass
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
@@ -29,6 +30,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -85,13 +87,15 @@ def benchmark_training(
 
     Args:
         cfg: of fusiondet; its widths, depth and frozen stages hold for all networks. Data keys are not needed.
-        size_px, batch: random images of that side, that many per step. buildings: random boxes on each.
+        size_px, batch: random images of that side, that many per step.
+        buildings: random boxes on each; operations are counted for one image with that many detections at most.
         rounds: timed steps of each network, after `warmup` others.
         sar_bands: bands beside red, green and blue.
         precision: one of PRECISIONS; float16 trains with a loss scaler, on CUDA only.
 
     Returns:
-        Plain data for JSON: "settings", "networks" {name: parameters, flops, step_s}, "rows" of COMPARISONS.
+        Plain data for JSON: "settings", "networks" {name: parameters, flops, step_flops, step_s}, "rows" of
+        COMPARISONS with their ratios.
 
     Raises:
         InputError: no such device or precision, sizes or counts below 1.
@@ -109,6 +113,9 @@ def benchmark_training(
         "seed": seed,
         **_machine(device),
     }
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.DETECTIONS_PER_IMAGE = buildings
     inputs = random_inputs(batch, size_px, 3 + sar_bands, buildings, seed)
     contestants = {}
     for name, model in _networks(cfg, sar_bands, device, seed).items():
@@ -119,6 +126,7 @@ def benchmark_training(
         name: {
             "parameters": sum(p.numel() for p in c.model.parameters()),
             "flops": count_flops(c.model, c.inputs[:1]),
+            "step_flops": c.step_flops(seed),
             "step_s": float(np.median(seconds[name])),
         }
         for name, c in contestants.items()
@@ -148,8 +156,9 @@ def count_flops(model: nn.Module, inputs: list[dict]) -> float:
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        counter = FlopCountAnalysis(model.eval(), inputs)
-        return float(counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer: constants, deprecations
+            return float(FlopCountAnalysis(model.eval(), inputs).total())
     finally:
         noisy.setLevel(level)
         model.train(training)
@@ -161,7 +170,8 @@ def format_table(result: dict) -> str:
     lines = [
         f"{s['batch']} images of {s['size_px']} px, R-{s['depth']}, {s['precision']}, {s['device_name']}, "
         f"{s['rounds']} rounds; torch {s['torch']}, Detectron2 {s['detectron2']}",
-        f"{'':<28}{'FLOPs':>8}{'parameters':>12}{'step time':>11}   95 % interval    aim",
+        "FLOPs: multiply-adds of one inference of one image (fvcore), and of one training step (torch)",
+        f"{'':<28}{'FLOPs':>8}{'of a step':>11}{'parameters':>12}{'step time':>11}   95 % interval    aim",
     ]
     for row in result["rows"]:
         step = row["step"]
@@ -171,11 +181,12 @@ def format_table(result: dict) -> str:
             verdict = "met" if row["met"] else "MISSED"
             aim = f"step <= {row['step_limit']:.2f}{flops}: {verdict}"
         lines.append(
-            f"{row['title']:<28}{row['flops']:>8.4f}{row['parameters']:>12.4f}{step['median']:>11.3f}"
+            f"{row['title']:<28}{row['flops']:>8.4f}{row['step_flops']:>11.4f}{row['parameters']:>12.4f}{step['median']:>11.3f}"
             f"   {step['low']:.3f} .. {step['high']:.3f}   {aim}".rstrip()
         )
     for name, n in result["networks"].items():
-        costs = f"{n['flops'] / 1e9:.1f} G multiply-adds, {n['parameters'] / 1e6:.2f} M parameters"
+        flops = f"{n['flops'] / 1e9:.1f} G, step {n['step_flops'] / 1e9:.1f} G multiply-adds"
+        costs = f"{flops}, {n['parameters'] / 1e6:.2f} M parameters"
         lines.append(f"{name:<28}{costs}, {n['step_s']:.3f} s")
     return "\n".join(lines)
 
@@ -303,6 +314,14 @@ class _Contestant:
         self._wait()
         return time.perf_counter() - start
 
+    def step_flops(self, seed: int) -> float:
+        """Multiply-adds of the convolutions and products in one forward and backward pass."""
+        torch.manual_seed(seed)
+        with EventStorage(), FlopCounterMode(display=False) as counter, self._autocast():
+            sum(self.model(self.inputs).values()).backward()
+        self.optimizer.zero_grad()
+        return counter.get_total_flops() / 2
+
     def _autocast(self):
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
 
@@ -333,6 +352,7 @@ def _row(c: Comparison, networks: dict, seconds: dict) -> dict:
     row = {
         **dataclasses.asdict(c),
         "flops": ours["flops"] / theirs["flops"],
+        "step_flops": ours["step_flops"] / theirs["step_flops"],
         "parameters": ours["parameters"] / theirs["parameters"],
         "step": dataclasses.asdict(step),
         "met": None,

@@ -72,7 +72,12 @@ def test_small_benchmark(cfg):
     assert networks["early fusion"]["parameters"] - networks["detectron2"]["parameters"] == 64 * 7 * 7 * 2
     assert networks["early fusion"]["flops"] - networks["detectron2"]["flops"] == 64 * 7 * 7 * 2 * 32 * 32
     assert fusion["met"] == (fusion["step"]["high"] <= 1.05 and fusion["flops"] <= 1.01)
-    assert rows["height head / without"]["flops"] > 1
+    assert rows["height head / without"]["flops"] > 1 and rows["height head / without"]["step_flops"] > 1
+    # Forward, and the gradient of the filter; the image needs none.
+    assert (
+        networks["early fusion"]["step_flops"] - networks["detectron2"]["step_flops"]
+        == 2 * 64 * 7 * 7 * 2 * 32 * 32
+    )
     json.dumps(result, allow_nan=False)
     table = format_table(result)
     assert all(title in table for title in rows) and "95 % interval" in table

@@ -529,46 +529,31 @@ def inflate_stem(weight: Tensor, source: Layout, bands: Layout, inflation: str) 
     Returns:
         Filter (O, bands, k, k); (O,) what to subtract from the running mean behind it; one line for the report.
     """
-    of = {name: i for i, name in enumerate(source.bands)}
-    common = source.eight_bit and _is_8bit(bands.bands, bands.mean) or not _knows_imagenet(source)
+    common = _is_8bit(bands.bands, bands.mean) or not _knows_imagenet(source)
+    at = {name: i for i, name in enumerate(source.bands)}
     columns, constant = {}, torch.zeros(len(weight))
     for j, name in enumerate(bands.bands):
-        if name not in of:
-            continue
-        i = of[name]
-        gain = bands.std[j] / source.std[i] if common else _imagenet_std(name) / source.std[i]
-        columns[j] = weight[:, i] * gain
-        if common:
+        if name in at and common:
+            i = at[name]
+            columns[j] = weight[:, i] * (bands.std[j] / source.std[i])
             constant += weight[:, i].sum((1, 2)) * (bands.mean[j] - source.mean[i]) / source.std[i]
-    extra = [j for j in range(len(bands.bands)) if j not in columns]
-    rescaled = inflation == "mean_rescaled" or not columns
-    # The filters as they are for inputs of unit deviation, where a band that nobody knows is filtered like the others.
-    known = (
-        columns.values()
-        if columns
-        else [weight[:, i] * _unit_gain(source, i) for i in range(len(source.bands))]
-    )
-    mean = torch.stack(list(known)).mean(0)
-    scale = len(source.bands) / len(bands.bands) if rescaled and extra else 1.0
-    filters = [
-        columns.get(j, mean if rescaled else torch.zeros_like(mean)) * scale for j in range(len(bands.bands))
-    ]
-    return torch.stack(filters, dim=1), constant, _stem_line(bands, extra, source, rescaled, common)
+        elif name in at:
+            columns[j] = weight[:, at[name]] * _unit_gain(source, at[name])
+    extra = [name for name in bands.bands if name not in at]
+    rescaled = bool(extra) and (inflation == "mean_rescaled" or not columns)
+    known = list(columns.values()) or [weight[:, i] * _unit_gain(source, i) for i in at.values()]
+    start = torch.stack(known).mean(0) * float(rescaled)
+    scale = len(source.bands) / len(bands.bands) if rescaled else 1.0
+    filters = [columns.get(j, start) * scale for j in range(len(bands.bands))]
+    return torch.stack(filters, dim=1), constant, _stem_line(bands, source, extra, rescaled, common)
 
 
-def _stem_line(bands: Layout, extra: list[int], source: Layout, rescaled: bool, common: bool) -> str:
-    known = [name for name in bands.bands if name in source.bands]
-    new = [bands.bands[j] for j in extra]
-    lost = [name for name in source.bands if name not in bands.bands]
-    parts = [
-        f"{', '.join(known)} from the file{'' if common else ' (not 8-bit: statistics matched)'}"
-        if known
-        else ""
-    ]
-    parts.append(
-        f"{', '.join(new)} {'as the mean filter, all rescaled' if rescaled else 'zero'}" if new else ""
-    )
-    parts.append(f"{', '.join(lost)} dropped" if lost and known else "")
+def _stem_line(bands: Layout, source: Layout, extra: list[str], rescaled: bool, common: bool) -> str:
+    known = ", ".join(name for name in bands.bands if name in source.bands)
+    lost = ", ".join(name for name in source.bands if name not in bands.bands)
+    parts = [known and f"{known} from the file{'' if common else ' (not 8-bit: statistics matched)'}"]
+    parts.append(extra and f"{', '.join(extra)} {'as the mean filter, all rescaled' if rescaled else 'zero'}")
+    parts.append(known and lost and f"{lost} dropped")
     return "; ".join(part for part in parts if part)
 
 
@@ -582,13 +567,11 @@ def _knows_imagenet(source: Layout) -> bool:
     return set(source.bands) == {"red", "green", "blue"} and source.eight_bit
 
 
-def _imagenet_std(name: str) -> float:
-    return dict(zip(("red", "green", "blue"), IMAGENET_STD, strict=True))[name]
-
-
 def _unit_gain(source: Layout, i: int) -> float:
-    """What makes filter i one for inputs of unit deviation; our own checkpoints already are."""
-    return _imagenet_std(source.bands[i]) / source.std[i] if _knows_imagenet(source) else 1.0
+    """What makes filter i one for inputs of unit deviation; our own checkpoints' filters already are."""
+    if not _knows_imagenet(source):
+        return 1.0
+    return IMAGENET_STD[("red", "green", "blue").index(source.bands[i])] / source.std[i]
 
 
 def _commit(model: nn.Module, merged: dict[str, Tensor], report: LoadReport) -> None:

@@ -405,6 +405,18 @@ def test_normalisation_inside_an_old_checkpoint_is_used(tmp_path):
     assert all(close(ours[level], theirs[level]) for level in theirs)
 
 
+def test_a_bare_resnet_is_a_model_too(torchvision_r18):
+    resnet = build_resnet_backbone(config(channels=3, depth=18), ShapeSpec(channels=3))
+    report = load_pretrained(resnet, torchvision_r18[1], **inputs(config(channels=3), bands=()))
+    assert torch.allclose(resnet.stem.conv1.weight, torchvision_r18[0].conv1.weight, atol=1e-6)
+    assert not report.left_at_init and not report.unused
+
+
+def test_a_model_without_a_resnet_is_refused(torchvision_r18):
+    with pytest.raises(InputError, match="need a ResNet in the model; Linear has none"):
+        load_pretrained(torch.nn.Linear(1, 1), torchvision_r18[1], **inputs(config()))
+
+
 def test_several_streams_take_their_own_bands(torchvision_r18):
     cfg = config(depth=18)
 
