@@ -233,19 +233,49 @@ def decode_rle(segmentation: dict, height: int, width: int) -> np.ndarray:
     """Inverse of `encode_rle`, also of uncompressed counts -> (H, W) bool.
 
     Raises:
+        InputError: see `checked_rle`.
+    """
+    return mask_api.decode(checked_rle(segmentation, height, width)).astype(bool)
+
+
+def checked_rle(segmentation: dict, height: int, width: int) -> dict:
+    """`segmentation` as compressed RLE that pycocotools can be given: it reads wild memory where runs do not add up.
+
+    Raises:
         InputError: the RLE's size is not (height, width), or its counts do not fill it.
     """
-    if list(segmentation["size"]) != [height, width]:
-        raise InputError(f"RLE of size {segmentation['size']} in an image of size {[height, width]}.")
-    counts = segmentation["counts"]
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise InputError(f"RLE of size {size} in an image of size {[height, width]}.")
     try:
-        if isinstance(counts, list):
-            if sum(counts) != height * width:
-                raise ValueError(f"counts add up to {sum(counts)}, not {height * width}")
-            segmentation = mask_api.frPyObjects(segmentation, height, width)
-        return mask_api.decode(segmentation).astype(bool)
-    except (ValueError, TypeError) as error:
+        runs = np.array(counts, dtype=np.int64) if isinstance(counts, list) else _runs(counts)
+        if runs.ndim != 1 or (runs < 0).any():
+            raise ValueError("a negative or nested count")
+        if runs.sum() != height * width:
+            raise ValueError(f"counts add up to {runs.sum()}, not {height * width}")
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"damaged RLE: {error}.") from None
+    return mask_api.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+
+
+def _runs(counts: str | bytes) -> np.ndarray:
+    """Run lengths of compressed RLE counts: base 32, 5 bits a character, low ones first, differences to the run two
+    before from the fourth run on (cocoapi, common/maskApi.c, rleFrString).
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    digits = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    last = digits < 32
+    if not len(digits) or not last[-1] or digits.min() < 0 or digits.max() > 63:
+        raise ValueError(f"{text[:20]!r} are no counts")
+    ends = np.flatnonzero(last)
+    starts = np.append(0, ends[:-1] + 1)
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:  # 35 bits: longer than any image
+        raise ValueError(f"{text[:20]!r} are no counts")
+    values = np.add.reduceat((digits & 31) << (5 * place), starts)
+    values = np.where(digits[ends] & 16, values - (1 << 5 * (place[ends] + 1)), values)
+    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    return values
 
 
 def polygon_to_mask(polygon_px: BaseGeometry, height: int, width: int) -> np.ndarray:

@@ -91,7 +91,8 @@ def _errors(truth_m, median_m) -> dict:
 def _per_bin(truth_m, median_m) -> dict:
     numbers = {}
     for low, high in zip(BIN_EDGES_M, BIN_EDGES_M[1:], strict=False):
-        inside = (truth_m >= low) & (truth_m < high)
+        # Measured differences may lie slightly below 0; they belong to the lowest bin.
+        inside = ((truth_m >= low) | (low == 0)) & (truth_m < high)
         error = (median_m - truth_m)[inside]
         name = f"bin_{low:g}_{high:g}_m"
         numbers[f"{name}/n"] = len(error)

@@ -5,9 +5,10 @@ All instances are buildings: category ids are not looked at.
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
-from fusiondet.data.coco import Dataset, coco_document, validate_coco
+from fusiondet.data.coco import Dataset, checked_rle, coco_document, read_predictions, validate_coco
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.evaluation import average_precision as ap
 from fusiondet.evaluation.heights import RATIO, height_metrics, height_ratio
@@ -40,7 +41,7 @@ class _Image:
 
 def evaluate_instances(
     dataset: Dataset | Path | dict,
-    records: list[dict],
+    records: list[dict] | Path,
     max_detections: int | None = None,
     metrics: tuple[str, ...] = METRICS,
 ) -> dict[str, float | int | None]:
@@ -48,7 +49,8 @@ def evaluate_instances(
 
     Args:
         dataset: truth; a `Dataset`, the path of its JSON, or the JSON's content.
-        records: COCO results with `height_m, height_p16_m, height_p84_m` (missing or None: no height predicted).
+        records: COCO results with `height_m, height_p16_m, height_p84_m` (missing or None: no height predicted), or
+            the path of their JSON.
         max_detections: best-scored predictions per image that count; None: twice the densest image's truth, at
             least 100.
         metrics: any of "coco", "height", "joint".
@@ -57,14 +59,13 @@ def evaluate_instances(
         Flat dict with the keys of `fusiondet.evaluation`; None where a number is not defined.
 
     Raises:
-        InputError: unknown metric, invalid truth, or a record of an image that the truth does not list or whose mask
-            has another size.
+        InputError: unknown metric, invalid truth, a record of an image that the truth does not list, a mask that is
+            broken or has another size than its image, or a score that is not a number.
     """
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
-    document = _one_class(_document(dataset))
-    records = _with_boxes(records, document)
+    document, records = _prepared(dataset, records)
     max_detections = max_detections or _max_detections(document)
     result = {
         "dataset/n_images": len(document["images"]),
@@ -84,15 +85,14 @@ def evaluate_instances(
 
 
 def matched_heights(
-    dataset: Dataset | Path | dict, records: list[dict], max_detections: int | None = None
+    dataset: Dataset | Path | dict, records: list[dict] | Path, max_detections: int | None = None
 ) -> np.ndarray:
     """The pairs behind the `height/` numbers of `evaluate_instances`, for drawing; same arguments and errors.
 
     Returns:
         (N, 4) true height, predicted median, p16, p84, metres; NaN where unknown or not predicted.
     """
-    document = _one_class(_document(dataset))
-    records = _with_boxes(records, document)
+    document, records = _prepared(dataset, records)
     return _matched_columns(_images(document, records, max_detections or _max_detections(document)))
 
 
@@ -131,6 +131,13 @@ def evaluate_truth_box_heights(
     )
 
 
+def _prepared(dataset, records) -> tuple[dict, list[dict]]:
+    """Truth and predictions, each as lists of records with compressed RLE masks; see `_one_class`, `_with_boxes`."""
+    document = _one_class(_document(dataset))
+    records = read_predictions(records) if isinstance(records, str | Path) else records
+    return document, _with_boxes(records, document)
+
+
 def _document(dataset: Dataset | Path | dict) -> dict:
     if isinstance(dataset, Dataset):
         return coco_document(dataset)
@@ -148,7 +155,8 @@ def _one_class(document: dict) -> dict:
     annotations = []
     for n, annotation in enumerate(document["annotations"], start=1):
         # COCO's evaluation takes an id of 0 for "unmatched": number anew.
-        rle = compressed_rle(annotation["segmentation"], *size[annotation["image_id"]])
+        where = f"annotation {annotation.get('id')!r}"
+        rle = _named(where, annotation["segmentation"], *size[annotation["image_id"]])
         kept = {
             "id": n,
             "category_id": 1,
@@ -169,23 +177,36 @@ def _with_boxes(records: list[dict], document: dict) -> list[dict]:
                 f"prediction {i} belongs to image {record['image_id']!r}, which the annotations do not list. "
                 "Do both files belong to the same split?"
             )
-        rle = compressed_rle(record["segmentation"], *size[record["image_id"]])
+        if not isinstance(record["score"], Real) or not np.isfinite(record["score"]):
+            raise InputError(f"prediction {i}: score is {record['score']!r}, expected a number in [0, 1].")
+        rle = _named(f"prediction {i}", record["segmentation"], *size[record["image_id"]])
         box = record["bbox"] if record.get("bbox") is not None else mask_api.toBbox(rle).tolist()
         complete.append({**record, "category_id": 1, "segmentation": rle, "bbox": box})
     return complete
 
 
+def _named(where: str, segmentation, height: int, width: int) -> dict:
+    try:
+        return compressed_rle(segmentation, height, width)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def compressed_rle(segmentation: list | dict, height: int, width: int) -> dict:
-    """Compressed RLE of any COCO segmentation, rasterised the way pycocotools does."""
-    if isinstance(segmentation, list):
-        rings = [ring for ring in segmentation if len(ring) >= 6]
-        # pycocotools takes an empty list of rings for an empty list of masks.
-        return mask_api.merge(mask_api.frPyObjects(rings or [[0.0] * 6], height, width))
-    if list(segmentation["size"]) != [height, width]:
-        raise InputError(f"mask of size {segmentation['size']} in an image of size {[height, width]}.")
-    if isinstance(segmentation["counts"], list):
-        return mask_api.frPyObjects(segmentation, height, width)
-    return segmentation
+    """Compressed RLE of any COCO segmentation, rasterised the way pycocotools does.
+
+    Raises:
+        InputError: a mask of another size than (height, width), or a damaged one.
+    """
+    if isinstance(segmentation, dict):
+        return checked_rle(segmentation, height, width)
+    if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
+        segmentation = [segmentation]
+    if any(len(ring) % 2 for ring in segmentation):
+        raise InputError("a polygon with an odd number of coordinates; expected x, y, x, y, ...")
+    rings = [ring for ring in segmentation if len(ring) >= 6]
+    # pycocotools takes an empty list of rings for an empty list of masks.
+    return mask_api.merge(mask_api.frPyObjects(rings or [[0.0] * 6], height, width))
 
 
 def _max_detections(document: dict) -> int:

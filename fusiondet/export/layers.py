@@ -21,6 +21,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusiondet.buildings import Building, clean_polygon
+from fusiondet.errors import InputError
+from fusiondet.files import atomic_path, require_new
+
 import geopandas
 import numpy as np
 import pyogrio
@@ -28,10 +32,6 @@ import shapely
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from shapely.geometry.polygon import orient
-
-from fusiondet.buildings import Building, clean_polygon
-from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, require_new
 
 NUMBERS = ("score", "height_m", "height_p16_m", "height_p84_m")
 WGS84 = "EPSG:4326"
@@ -74,9 +74,7 @@ def write_buildings(
         InputError: no or unknown CRS, a suffix that is none of these, an outline without area, or `path` exists.
         OSError: it could not be written to the end; nothing is left behind.
     """
-    path = Path(path)
-    format_ = _format(path)
-    require_new(path, overwrite)
+    path, format_ = Path(path), check_output(path, overwrite)
     crs = _crs(crs, path)
     polygons = np.array([_polygon(b, path) for b in buildings], dtype=object)
     columns = _columns(buildings, areas_m2(polygons, crs))
@@ -97,6 +95,17 @@ def write_buildings(
             ) from error
         if written != len(buildings):
             raise OSError(errno.EIO, f"only {written} of {len(buildings)} buildings were written", str(path))
+
+
+def check_output(path: Path, overwrite: bool = False):
+    """Find out before a long computation what `write_buildings` would refuse about `path`: its suffix, its existence.
+
+    Raises:
+        InputError: as `write_buildings`.
+    """
+    format_ = _format(Path(path))
+    require_new(path, overwrite)
+    return format_
 
 
 def read_buildings(path: Path) -> tuple[list[Building], str | None]:
@@ -177,7 +186,7 @@ def _crs(crs, path: Path) -> CRS:
 
 
 def _crs_text(crs: CRS | None) -> str | None:
-    """ "EPSG:n" when that is exactly `crs`, else its WKT2."""
+    """Code "EPSG:n" when that is exactly `crs`, else its WKT2."""
     if crs is None:
         return None
     authority = crs.to_authority(auth_name="EPSG", min_confidence=100)

@@ -1,8 +1,8 @@
 """Buildings as a raster of heights."""
 
-import numpy as np
-
 from fusiondet.buildings import Building
+
+import numpy as np
 
 
 def paint_heights(buildings_px: list[Building], shape: tuple[int, int]) -> np.ndarray:

@@ -5,13 +5,13 @@ stands at the centre of cell (row i, column j). Between samples the probability 
 cell away: what Detectron2's `paste_masks_in_image` assumes too, but no full-size mask is painted here.
 """
 
+from fusiondet.buildings import clean_polygon
+
 import numpy as np
 import shapely
 from contourpy import FillType, contour_generator
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
-
-from fusiondet.buildings import clean_polygon
 
 
 def mask_to_polygon_px(

@@ -3,14 +3,14 @@
 import contextlib
 import io
 
+from fusiondet.data.coco import encode_rle
+from fusiondet.evaluation.average_precision import average_precision, coco_average_precision
+from fusiondet.evaluation.instances import evaluate_instances
+
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from fusiondet.data.coco import encode_rle
-from fusiondet.evaluation.average_precision import average_precision, coco_average_precision
-from fusiondet.evaluation.instances import evaluate_instances
 
 SIZE = 96
 

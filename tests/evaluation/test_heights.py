@@ -1,11 +1,11 @@
 """Height numbers by hand, and the CRPS against its defining integral."""
 
+from fusiondet.evaluation.heights import Z84, crps_log_normal, height_metrics, height_ratio
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.special import ndtr
-
-from fusiondet.evaluation.heights import Z84, crps_log_normal, height_metrics, height_ratio
 
 
 def test_numbers_one_can_check_in_the_head():

@@ -5,9 +5,17 @@ import time
 
 from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, write_coco
+from fusiondet.data.coco import (
+    Dataset,
+    decode_rle,
+    encode_rle,
+    polygon_to_mask,
+    prediction_record,
+    write_coco,
+)
 from fusiondet.errors import InputError
 from fusiondet.evaluation.instances import evaluate_instances, evaluate_truth_box_heights, matched_heights
+from fusiondet.files import write_json
 
 import numpy as np
 import pytest
@@ -71,8 +79,10 @@ def test_inputs_are_left_as_they_were():
 
 
 def test_polygons_without_boxes_and_other_category_ids_are_accepted():
-    record = {"image_id": 1, "score": 0.9, "category_id": 7, "segmentation": [[2, 2, 12, 2, 12, 12, 2, 12]]}
+    ring = [2, 2, 12, 2, 12, 12, 2, 12]
+    record = {"image_id": 1, "score": 0.9, "category_id": 7, "segmentation": [ring]}
     got = evaluate_instances(two_tiles(), [record], metrics=("coco",))
+    assert got == evaluate_instances(two_tiles(), [record | {"segmentation": ring}], metrics=("coco",))
     assert got["segm/AP50"] == got["bbox/AP50"] == pytest.approx(100 * 34 / 101)
     assert "joint/AP" not in got and "height/n" not in got
 
@@ -128,6 +138,46 @@ def test_a_mask_of_another_size_is_refused():
     rle = encode_rle(np.ones((8, 8), bool))
     with pytest.raises(InputError, match=r"\[8, 8\].*\[64, 64\]"):
         evaluate_instances(two_tiles(), [prediction_record(1, 0.5, (0, 0, 8, 8), rle, None)])
+
+
+@pytest.mark.parametrize(
+    "counts", [[3, 500], [-1, 4097], ["a"], "0P", "zzzz", "", "P", "oooooooo", "o" * 40 + "0", "é", None, 5]
+)
+def test_broken_masks_in_a_file_are_refused(tmp_path, counts):
+    record = perfect_records(two_tiles())[0]
+    record["segmentation"] = {"size": [SIZE, SIZE], "counts": counts}
+    write_json([record], tmp_path / "predictions.json")
+    with pytest.raises(InputError, match="prediction 0: damaged RLE"):
+        evaluate_instances(two_tiles(), tmp_path / "predictions.json")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_of_compressed_masks_are_read_as_pycocotools_writes_them(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((int(rng.integers(1, 700)), int(rng.integers(1, 700)))) < rng.choice([0, 0.001, 0.5, 1])
+    rle = encode_rle(mask)
+    assert (decode_rle(rle, *mask.shape) == mask).all()
+    wrong = rle | {"size": [mask.shape[0] + 1, mask.shape[1]]}
+    with pytest.raises(InputError, match="add up to"):
+        decode_rle(wrong, *wrong["size"])
+
+
+def test_predictions_may_come_as_a_file(tmp_path):
+    dataset, path = two_tiles(), tmp_path / "predictions.json"
+    write_json(perfect_records(dataset), path)
+    assert evaluate_instances(dataset, path) == evaluate_instances(dataset, perfect_records(dataset))
+
+
+def test_a_polygon_with_half_a_point_is_refused():
+    record = {"image_id": 1, "score": 0.9, "segmentation": [[2, 2, 12, 2, 12, 12, 2]]}
+    with pytest.raises(InputError, match="prediction 0: .*odd number"):
+        evaluate_instances(two_tiles(), [record])
+
+
+@pytest.mark.parametrize("score", [None, "0.5", float("nan")])
+def test_a_score_that_is_no_number_is_refused(score):
+    with pytest.raises(InputError, match="prediction 0: score is"):
+        evaluate_instances(two_tiles(), [perfect_records(two_tiles())[0] | {"score": score}])
 
 
 def dense_scene(n_images):

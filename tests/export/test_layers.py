@@ -7,6 +7,10 @@ import signal
 import subprocess
 import sys
 
+from fusiondet.buildings import Building
+from fusiondet.errors import InputError
+from fusiondet.export import FORMATS, paint_heights, read_buildings, write_buildings
+
 import geopandas
 import numpy as np
 import pyogrio
@@ -14,10 +18,6 @@ import pytest
 import shapely
 from pyproj import CRS
 from shapely.geometry import box
-
-from fusiondet.buildings import Building
-from fusiondet.errors import InputError
-from fusiondet.export import FORMATS, paint_heights, read_buildings, write_buildings
 
 SUFFIXES = sorted(FORMATS)
 COLUMNS = ["id", "score", "height_m", "height_p16_m", "height_p84_m", "area_m2", "volume_m3"]
@@ -263,8 +263,8 @@ pyogrio.raw.write = write"""
 
 
 def test_files_that_are_not_layers_are_refused(tmp_path):
-    vrt = '<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>/etc/passwd</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>'
-    (tmp_path / "a.gpkg").write_text(vrt)
+    layer = '<OGRVRTLayer name="a"><SrcDataSource>/etc/passwd</SrcDataSource></OGRVRTLayer>'
+    (tmp_path / "a.gpkg").write_text(f"<OGRVRTDataSource>{layer}</OGRVRTDataSource>")
     (tmp_path / "b.fgb").write_bytes(b"fgb\x03fgb\0 and then nothing")
     (tmp_path / "c.geojson").write_text("{")
     for name, message in (

@@ -1,5 +1,7 @@
 """Outlines of ROI masks against shapes whose outline is known exactly."""
 
+from fusiondet.polygons.contour import mask_to_polygon_px, sample_to_pixel, simplify
+
 import numpy as np
 import pytest
 import shapely
@@ -7,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from shapely.geometry import Point, Polygon, box
-
-from fusiondet.polygons.contour import mask_to_polygon_px, sample_to_pixel, simplify
 
 # Position of the edge must be right on average, whatever its place among the samples.
 BIAS_PX = 0.05

@@ -1,0 +1,71 @@
+"""The numbers of an evaluation as a few lines of text."""
+
+from fusiondet.evaluation.heights import BIN_EDGES_M
+
+
+def metrics_table(metrics: dict) -> str:
+    """Readable lines for the flat dict of an evaluation; "-" where a number is not defined, absent groups left out."""
+    lines = _average_precision(metrics) + _match(metrics)
+    for prefix, title in (("height", "matched buildings"), ("height_gt_boxes", "true boxes and masks")):
+        if f"{prefix}/n" in metrics:
+            lines += _heights(metrics, prefix, title)
+    return "\n".join(lines)
+
+
+def _average_precision(metrics: dict) -> list[str]:
+    kinds = [kind for kind in ("bbox", "segm", "joint") if f"{kind}/AP" in metrics]
+    if not kinds:
+        return []
+    rows = [
+        f"{kind:12}" + "".join(_text(metrics[f"{kind}/{name}"], "9.1f") for name in ("AP", "AP50", "AP75"))
+        for kind in kinds
+    ]
+    return [f"{'':12}{'AP':>9}{'AP50':>9}{'AP75':>9}", *rows]
+
+
+def _match(metrics: dict) -> list[str]:
+    if "match/n" not in metrics:
+        return []
+    counts = (
+        f"{metrics['match/n']} pairs of {metrics['match/n_truth']} true and "
+        f"{metrics['match/n_predictions']} predicted features at IoU >= {metrics['match/iou_threshold']:g}"
+    )
+    shares = (f"{name} {_text(metrics[f'match/{name}'], '.3f')}" for name in ("precision", "recall", "f1"))
+    return [counts, ", ".join(shares)]
+
+
+def _heights(metrics: dict, prefix: str, title: str) -> list[str]:
+    def value(name: str, spec: str = ".3f") -> str:
+        return _text(metrics[f"{prefix}/{name}"], spec)
+
+    lines = [
+        f"heights of {title}: n {metrics[f'{prefix}/n']}, {value('coverage')} of those with a known height",
+        f"  MAE {value('mae_m')} m, RMSE {value('rmse_m')} m, bias {value('bias_m')} m, "
+        f"median error {value('median_error_m')} m, NMAD {value('nmad_m')} m",
+        f"  delta1 {value('delta1')}, delta2 {value('delta2')}, delta3 {value('delta3')}, skill {value('skill')}",
+    ]
+    if metrics[f"{prefix}/crps_m"] is not None:
+        lines.append(
+            f"  interval p16-p84 covers {value('interval_coverage')}; CRPS {value('crps_m')} m "
+            f"(one width for all {value('crps_constant_width_m')} m, one ratio {value('crps_constant_ratio_m')} m)"
+        )
+    lines.append(f"  {'true height':>12}{'n':>8}{'MAE m':>9}{'bias m':>9}")
+    for low, high in zip(BIN_EDGES_M, BIN_EDGES_M[1:], strict=False):
+        name = f"bin_{low:g}_{high:g}_m"
+        if metrics[f"{prefix}/{name}/n"]:
+            numbers = (
+                value(f"{name}/n", "8d") + value(f"{name}/mae_m", "9.3f") + value(f"{name}/bias_m", "9.3f")
+            )
+            lines.append(f"  {f'{low:g}-{high:g} m':>12}{numbers}")
+    if metrics[f"{prefix}/crps_m"] is not None:
+        widths = (
+            f"{value(f'width_q{k}/width_m', '.2f')} m wide: MAE {value(f'width_q{k}/mae_m')}"
+            for k in (1, 2, 3, 4)
+        )
+        lines.append("  by predicted width, narrowest quarter first: " + "; ".join(widths))
+    return lines
+
+
+def _text(value, spec: str) -> str:
+    width = int("".join(c for c in spec.partition(".")[0] if c.isdigit()) or 0)
+    return "-".rjust(width) if value is None else format(value, spec)

@@ -1,0 +1,118 @@
+"""tools/evaluate.py: what it prints, writes and refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from fusiondet.buildings import Building, Tile
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, write_coco
+from fusiondet.errors import InputError
+from fusiondet.evaluation.table import metrics_table
+from fusiondet.export import write_buildings
+from fusiondet.files import write_json
+
+import pytest
+from shapely.geometry import box
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "evaluate.py"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """(annotations, predictions) of one tile with one house found and one of unknown height."""
+    houses = [Building(box(2, 2, 12, 12), 6.0), Building(box(20, 2, 32, 12))]
+    write_coco(Dataset([Tile("a.tif", 64, 64, 0.5, buildings=houses)], BandSpec()), tmp_path / "truth.json")
+    rle = encode_rle(polygon_to_mask(houses[0].polygon, 64, 64))
+    records = [prediction_record(1, 0.9, (2, 2, 12, 12), rle, (5.0, 6.5, 8.0))]
+    write_json(records, tmp_path / "predictions.json")
+    return tmp_path / "truth.json", tmp_path / "predictions.json"
+
+
+def test_instances_are_printed_and_written(files, tmp_path, capsys, load_tool):
+    out = tmp_path / "metrics.json"
+    arguments = [
+        "instances",
+        "--annotations",
+        str(files[0]),
+        "--predictions",
+        str(files[1]),
+        "--out",
+        str(out),
+    ]
+    load_tool("evaluate").main(arguments)
+    metrics = json.loads(out.read_text())
+    assert metrics["joint/AP50"] == pytest.approx(100) and metrics["height/mae_m"] == 0.5
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split() == ["joint", "100.0", "100.0", "100.0"]
+    assert "MAE 0.500 m" in "\n".join(lines) and lines[-1] == f"wrote {len(metrics)} numbers to {out}"
+    with pytest.raises(InputError, match="--overwrite"):
+        load_tool("evaluate").main(arguments)
+    load_tool("evaluate").main([*arguments, "--overwrite", "--metrics", "joint"])
+    assert "segm/AP" not in json.loads(out.read_text())
+
+
+def test_vectors_are_compared_across_crs_and_formats(tmp_path, capsys, load_tool):
+    truth = [Building(box(155_000 + x, 463_000, 155_010 + x, 463_010), 5.0 + x, id=x) for x in (0, 20, 40)]
+    write_buildings(truth, "EPSG:28992", tmp_path / "truth.gpkg")
+    write_buildings(truth[:2], "EPSG:28992", tmp_path / "found.geojson")
+    load_tool("evaluate").main(
+        ["vectors", "--truth", str(tmp_path / "truth.gpkg"), "--truth-height", "height_m"]
+        + ["--predictions", str(tmp_path / "found.geojson"), "--prediction-height", "height_m"]
+        + ["--out", str(tmp_path / "metrics.json")]
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["match/n"], metrics["match/recall"], metrics["height/mae_m"]) == (
+        2,
+        pytest.approx(2 / 3),
+        0,
+    )
+    assert "2 pairs of 3 true and 2 predicted features" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--annotations": "missing.json"}, "missing.json: no such file"),
+        ({"--predictions": "missing.json"}, "missing.json: no such file"),
+        ({"--metrics": "coco,hight"}, "unknown metric 'hight'. Did you mean 'height'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(files, change, message):
+    arguments = {"--annotations": str(files[0]), "--predictions": str(files[1])} | change
+    flat = [word for pair in arguments.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "instances", *flat], capture_output=True, text=True, cwd=TOOL.parents[1]
+    )
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "error: " in done.stderr
+
+
+def test_predictions_instead_of_annotations_are_refused(files, load_tool):
+    with pytest.raises(InputError, match="expected a COCO file"):
+        load_tool("evaluate").main(
+            ["instances", "--annotations", str(files[1]), "--predictions", str(files[1])]
+        )
+    with pytest.raises(InputError, match="expected a list of COCO results"):
+        load_tool("evaluate").main(
+            ["instances", "--annotations", str(files[0]), "--predictions", str(files[0])]
+        )
+
+
+def test_an_unknown_column_lists_the_right_ones(tmp_path, load_tool):
+    write_buildings([Building(box(0, 0, 9, 9))], "EPSG:28992", tmp_path / "a.gpkg")
+    both = ["--truth", str(tmp_path / "a.gpkg"), "--predictions", str(tmp_path / "a.gpkg")]
+    with pytest.raises(InputError, match="height_m"):
+        load_tool("evaluate").main(
+            ["vectors", *both, "--truth-height", "hight_m", "--prediction-height", "height_m"]
+        )
+
+
+def test_undefined_numbers_are_printed_as_a_dash():
+    from fusiondet.evaluation.instances import evaluate_instances
+
+    metrics = evaluate_instances(Dataset([Tile("a.tif", 64, 64, 0.5)], BandSpec()), [])
+    text = metrics_table(metrics)
+    assert text.splitlines()[1].split() == ["bbox", "-", "-", "-"]
+    assert "MAE - m" in text and "None" not in text

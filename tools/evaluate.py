@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Score predicted buildings: instances in tiles, or one GIS layer against another. `evaluate.py KIND --help`."""
+
+import argparse
+from pathlib import Path
+
+from fusiondet.cli import run
+from fusiondet.evaluation.table import metrics_table
+from fusiondet.files import require_new, write_json
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    if args.out:
+        require_new(args.out, args.overwrite)
+    metrics = args.evaluate(args)
+    print(metrics_table(metrics))
+    if args.out:
+        write_json(metrics, args.out, indent=2)
+        print(f"wrote {len(metrics)} numbers to {args.out}")
+    else:
+        print(f"computed {len(metrics)} numbers; nothing written (give --out metrics.json to keep them)")
+
+
+def evaluate_instances(args) -> dict:
+    from fusiondet.evaluation.instances import evaluate_instances
+
+    metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
+    return evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
+
+
+def evaluate_vectors(args) -> dict:
+    from fusiondet.data.converters.vectors import read_layer
+    from fusiondet.evaluation.vectors import evaluate_vectors
+
+    truth = read_layer(args.truth, args.truth_height, args.truth_ground, args.truth_layer, signed=True)
+    predictions = read_layer(
+        args.predictions, args.prediction_height, args.prediction_ground, args.prediction_layer, signed=True
+    )
+    for name, layer in (("truth", truth), ("predictions", predictions)):
+        for count in (layer.geometry, layer.reasons):
+            if count:
+                print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in sorted(count.items())))
+    return evaluate_vectors(truth, predictions, args.iou)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    kinds = parser.add_subparsers(required=True, metavar="KIND")
+
+    text = "COCO results against annotations: AP, heights of matched buildings, joint AP"
+    instances = kinds.add_parser("instances", help=text, description=text)
+    instances.set_defaults(evaluate=evaluate_instances)
+    instances.add_argument(
+        "--annotations", required=True, type=Path, metavar="JSON", help="COCO annotations (truth)"
+    )
+    instances.add_argument(
+        "--predictions", required=True, type=Path, metavar="JSON", help="COCO results with height_m"
+    )
+    instances.add_argument(
+        "--metrics", default="coco,height,joint", help="any of coco,height,joint (default: %(default)s)"
+    )
+    instances.add_argument(
+        "--max-detections",
+        type=_positive,
+        metavar="N",
+        help="best-scored predictions per tile that count (default: twice the densest tile, at least 100)",
+    )
+
+    text = "one layer against another, one-to-one by overlap, whatever their CRS; features are never merged"
+    vectors = kinds.add_parser("vectors", help=text, description=text)
+    vectors.set_defaults(evaluate=evaluate_vectors)
+    for side, prefix, what in (("truth", "truth", "true"), ("predictions", "prediction", "predicted")):
+        vectors.add_argument(
+            f"--{side}", required=True, type=Path, metavar="FILE", help=f"layer of {what} buildings"
+        )
+        vectors.add_argument(
+            f"--{prefix}-height",
+            required=True,
+            metavar="FIELD",
+            help=f"column of {what} heights in metres, or of roof elevations with --{prefix}-ground",
+        )
+        vectors.add_argument(
+            f"--{prefix}-ground",
+            metavar="FIELD",
+            help="column of ground elevations to subtract, metres (default: none)",
+        )
+        vectors.add_argument(
+            f"--{prefix}-layer", metavar="NAME", help="layer of a file with several (default: the only one)"
+        )
+    vectors.add_argument(
+        "--iou", type=float, default=0.5, help="smallest overlap of a pair, (0, 1] (default: %(default)s)"
+    )
+
+    for command in (instances, vectors):
+        command.add_argument(
+            "--out", type=Path, metavar="JSON", help="where to write the numbers (default: nowhere)"
+        )
+        command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+if __name__ == "__main__":
+    run(main)
