@@ -25,7 +25,7 @@ LAYERS = {
             "fusiondet.data.bands",
             "fusiondet.data.coco",
             "fusiondet.data.converters.*",
-            "fusiondet.data.imagery",
+            "fusiondet.data.imagery.*",
             "fusiondet.data.synthetic.*",
             "fusiondet.evaluation.*",
             "fusiondet.export.*",

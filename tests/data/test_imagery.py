@@ -3,7 +3,6 @@
 import math
 
 from fusiondet.buildings import Tile
-from fusiondet.data import imagery
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import (
@@ -12,6 +11,7 @@ from fusiondet.data.imagery import (
     gsd_m_of,
     metric_crs,
     open_raster,
+    rasters,
     read_scene,
     read_tile,
     read_tile_image,
@@ -81,7 +81,7 @@ def test_zero_power_in_all_polarisations_is_no_data_and_in_one_is_the_floor(tmp_
     path = write(tmp_path / "s.tif", np.array([[[1, 1, 0]], [[1, 0, 0]]], "float32"))
     image = read_tile_image(None, path, spec, spec)
     assert image[:, 0, 0].tolist() == [0.0, 0.0]
-    assert image[:, 0, 1].tolist() == [0.0, imagery.SAR_FLOOR_DB]
+    assert image[:, 0, 1].tolist() == [0.0, rasters.SAR_FLOOR_DB]
     assert np.isnan(image[:, 0, 2]).all()
 
 
@@ -238,7 +238,7 @@ class TestBrokenFiles:
 
     def test_size_is_checked_before_memory_is_taken(self, tmp_path, monkeypatch):
         path = write(tmp_path / "a.tif", np.ones((3, 64, 64), "uint8"))
-        monkeypatch.setattr(imagery, "MAX_READ_BYTES", 40_000)
+        monkeypatch.setattr(rasters, "MAX_READ_BYTES", 40_000)
         with pytest.raises(InputError, match="3 x 64 x 64 values would take"):
             read_tile_image(path, None, RGB, RGB)
         assert read_tile_image(path, None, RGB, RGB, window=(0, 0, 32, 32)).shape == (3, 32, 32)

@@ -1,0 +1,148 @@
+"""Where pixels lie: pixel sizes in metres, and the way from one grid to another."""
+
+import math
+
+from fusiondet.errors import InputError
+
+import numpy as np
+from affine import Affine
+from pyproj import CRS as ProjCRS
+from pyproj import Geod, Transformer
+from pyproj.exceptions import ProjError
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
+
+# Two grids that nowhere differ by more than this are one grid: a tenth of a pixel is far below the accuracy of any
+# optical-SAR registration, and resampling would smooth the speckle for nothing.
+SAME_GRID_PX = 0.1
+
+# Map units without a CRS are metres in the plane; any projected CRS serves to say "the same on both sides".
+_PLAIN_CRS = CRS.from_epsg(3857)
+
+
+def crs_text(crs) -> str | None:
+    """The CRS as "EPSG:n" where there is a code, else as WKT; None for none."""
+    return crs.to_string() if crs else None
+
+
+def metric_crs(crs: str, x: float, y: float) -> str:
+    """A CRS near the point (x, y) of `crs` in which a metre is a metre within 1 %.
+
+    `crs` itself if it is projected, in metres, and true to scale there (Web Mercator is not); else the UTM zone.
+    """
+    try:
+        projected = ProjCRS.from_user_input(crs)
+        lon, lat = Transformer.from_crs(projected, "EPSG:4326", always_xy=True).transform(x, y)
+    except ProjError as error:
+        raise InputError(
+            f"the CRS {crs[:80]!r} cannot be placed on earth ({error}). Assign the right one."
+        ) from None
+    if not (math.isfinite(lon) and math.isfinite(lat)):
+        raise InputError(f"the point ({x}, {y}) is not a place in {projected.name}. Is the CRS right?")
+    if projected.is_projected and all(axis.unit_conversion_factor == 1 for axis in projected.axis_info[:2]):
+        back = Transformer.from_crs(projected, "EPSG:4326", always_xy=True)
+        lons, lats = back.transform([x - 50, x + 50, x, x], [y, y, y - 50, y + 50])
+        _, _, metres = Geod(ellps="WGS84").inv(lons[::2], lats[::2], lons[1::2], lats[1::2])
+        if max(abs(m / 100 - 1) for m in metres) < 0.01:
+            return crs
+    zone = min(60, max(1, int((lon + 180) // 6) + 1))
+    return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+
+
+def axis_gsd_m(transform, crs: str | None, width: int, height: int) -> tuple[float, float]:
+    """Ground distance of one column and of one row step at the raster's centre, metres; see `gsd_m_of`."""
+    affine = Affine(*tuple(transform)[:6])
+    if crs is None:
+        if affine.is_identity:
+            raise InputError(
+                "the raster has neither a CRS nor a pixel size. Pass its pixel size in metres: --gsd."
+            )
+        return math.hypot(affine.a, affine.d), math.hypot(affine.b, affine.e)
+    points = [affine * (width / 2 + dx, height / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]
+    metric = metric_crs(crs, *points[0])
+    if metric != crs:
+        convert = Transformer.from_crs(crs, metric, always_xy=True)
+        points = [convert.transform(*p) for p in points]
+    (x, y), *steps = points
+    return tuple(math.hypot(px - x, py - y) for px, py in steps)
+
+
+def gsd_m_of(transform, crs: str | None, width: int, height: int) -> float:
+    """Metres per pixel at the raster's centre, geometric mean of both directions.
+
+    Degrees, feet and Web Mercator go through the local UTM zone. Without a CRS, map units are taken as metres.
+
+    Raises:
+        InputError: neither CRS nor pixel size.
+    """
+    return math.sqrt(math.prod(axis_gsd_m(transform, crs, width, height)))
+
+
+def warp_valid(values, valid, transform, crs, to_transform, to_crs, shape):
+    """Warp bands onto another grid without letting invalid pixels bleed into valid ones.
+
+    Args:
+        values: (n, h, w) float32 in units that may be averaged. valid: (h, w) bool.
+        transform, crs, to_transform, to_crs: the two grids (CRS None on both sides: plain pixels or map units).
+        shape: (H, W) of the result.
+
+    Returns:
+        (n, H, W) float32, and (H, W) bool: the nearest source pixel exists and is valid. Bilinear where pixels get
+        smaller or stay, area-weighted average where they get larger (no aliasing).
+    """
+    crs, to_crs = crs or _PLAIN_CRS, to_crs or _PLAIN_CRS
+    grids = {"src_transform": transform, "src_crs": crs, "dst_transform": to_transform, "dst_crs": to_crs}
+    # XSCALE/YSCALE fixed: GDAL would derive the kernel's width from the window, and neighbouring windows would differ.
+    exact = {"init_dest_nodata": False, "tolerance": 0, "XSCALE": 1, "YSCALE": 1}
+    nearest = np.zeros(shape, np.uint8)
+    reproject(valid.astype(np.uint8), nearest, resampling=Resampling.nearest, **grids, **exact)
+    if _pixel_area_ratio(transform, crs, to_transform, to_crs, shape) > 1.05:
+        exact = {**exact, "resampling": Resampling.average}
+        del exact["XSCALE"], exact["YSCALE"]
+    else:
+        exact["resampling"] = Resampling.bilinear
+    weighted = np.concatenate([np.where(valid, values, 0), valid[None]]).astype(np.float32)
+    warped = np.zeros((len(weighted), *shape), np.float32)
+    reproject(weighted, warped, **grids, **exact)
+    inside = (nearest > 0) & (warped[-1] > 1e-6)
+    return warped[:-1] / np.where(inside, warped[-1], 1), inside
+
+
+def grid_in_pixels_of(part, transform, crs, window, steps: int = 21):
+    """Finite pixel coordinates x, y in `part`'s file of a lattice over `window` of the grid (transform, crs)."""
+    x0, y0, width, height = window
+    u, v = (
+        a.ravel()
+        for a in np.meshgrid(np.linspace(x0, x0 + width, steps), np.linspace(y0, y0 + height, steps))
+    )
+    x, y = transform * (u, v)
+    if part.crs != crs:
+        convert = Transformer.from_crs(ProjCRS(crs.to_wkt()), ProjCRS(part.crs.to_wkt()), always_xy=True)
+        x, y = convert.transform(x, y)
+    finite = np.isfinite(x) & np.isfinite(y)
+    return ~part.transform * (x[finite], y[finite])
+
+
+def whole_pixel_offset(part, transform, crs, shape) -> tuple[int, int] | None:
+    """(dx, dy) such that grid pixel (x, y) is the file's (x + dx, y + dy) everywhere; None if it has to be warped."""
+    if part.crs != crs:
+        return None
+    height, width = shape
+    corners = np.array([(0, 0), (width, 0), (0, height), (width, height)], float)
+    there = np.array([~part.transform * (transform * tuple(c)) for c in corners])
+    shift = there - corners
+    offset = np.round(shift.mean(axis=0))
+    if np.abs(shift - offset).max() > SAME_GRID_PX:
+        return None
+    return int(offset[0]), int(offset[1])
+
+
+def _pixel_area_ratio(transform, crs, to_transform, to_crs, shape) -> float:
+    """Area of a target pixel in source pixels, at the target's centre."""
+    points = [to_transform * (shape[1] / 2 + dx, shape[0] / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]
+    if crs != to_crs:
+        convert = Transformer.from_crs(ProjCRS(to_crs.to_wkt()), ProjCRS(crs.to_wkt()), always_xy=True)
+        points = [convert.transform(*p) for p in points]
+    (x, y), (x1, y1), (x2, y2) = (~transform * p for p in points)
+    return abs((x1 - x) * (y2 - y) - (x2 - x) * (y1 - y))

@@ -1,0 +1,203 @@
+"""An RGB and a SAR raster as one image on one grid, window by window."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, grid_in_pixels_of, whole_pixel_offset
+from fusiondet.data.imagery.rasters import Bands, PixelWindow, check_size, open_raster, resolve_bands
+from fusiondet.errors import InputError
+
+import numpy as np
+from affine import Affine
+
+
+@dataclass
+class Scene:
+    """Pixels of a scene with their place on the map.
+
+    Attributes:
+        image: (C, H, W) float32, NaN = no data.
+        transform: pixel -> map.
+        crs: "EPSG:n" or WKT; None when the raster has none.
+        gsd_m: metres per pixel, geometric mean of both directions.
+        notes: what was decided on the way (bands, warping, assumptions), one sentence each, for the user.
+    """
+
+    image: np.ndarray
+    transform: Affine
+    crs: str | None
+    gsd_m: float
+    notes: list[str] = field(default_factory=list)
+
+
+def read_scene(
+    rgb_path: Path | None, sar_path: Path | None, bands: BandSpec, window=None, **options
+) -> Scene:
+    """All of a scene (or a window of it) on its optical grid; see `SceneReader` for the arguments and errors."""
+    with SceneReader(rgb_path, sar_path, bands, **options) as reader:
+        return reader.read(window)
+
+
+class SceneReader:
+    """An RGB raster and, optionally, a SAR raster as one image on one grid, read window by window.
+
+    The grid is the optical raster's (the SAR raster's without an optical one), or that extent in square pixels of
+    `target_gsd_m`. SAR in another CRS, pixel size or origin is warped onto it; what is outside SAR is NaN.
+
+    Attributes:
+        width, height, transform, crs, gsd_m: of the grid. bands: what the channels are. notes: sentences for the user.
+    """
+
+    def __init__(
+        self,
+        rgb_path: Path | None,
+        sar_path: Path | None,
+        bands: BandSpec,
+        *,
+        rgb_bands: Sequence[int] | None = None,
+        sar_bands: Sequence[int] | None = None,
+        sar_scale: str | None = None,
+        nodata: float | None = None,
+        gsd_m: float | None = None,
+        target_gsd_m: float | None = None,
+    ):
+        """Open the files and settle bands and grid.
+
+        Args:
+            rgb_path, sar_path: local rasters, VRT allowed; None: the channels of that modality are NaN.
+            bands: wanted bands.
+            rgb_bands, sar_bands: 1-based indexes in the files for the wanted bands; None: by band descriptions or
+                colour interpretation, else the first ones with a note.
+            sar_scale: what the SAR file holds (bands.SAR_SCALES); None: as `bands.sar_scale` says.
+            nodata: number that means "no data" where a file declares none.
+            gsd_m: pixel size in metres, for rasters without georeference.
+            target_gsd_m: resample to this; None: keep the raster's own grid.
+
+        Raises:
+            InputError: a file cannot be read, has too few bands or complex numbers, the files do not overlap, or
+                neither georeference nor `gsd_m` tells the pixel size.
+        """
+        self.bands, self.notes = bands, []
+        self._files = ExitStack()
+        with self._files:
+            self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, None, "--rgb-bands")
+            scale = (sar_scale or bands.sar_scale) if bands.sar else None
+            self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, scale, "--sar-bands")
+            base = self._optical or self._sar
+            if base is None:
+                raise InputError(
+                    f"none of the wanted bands {', '.join(bands.names)} has a raster. Pass --rgb or --sar."
+                )
+            self._settle_grid(base, gsd_m, target_gsd_m)
+            for other in (self._optical, self._sar):
+                if other is not None:
+                    self._relate(other, base)
+            self._files = self._files.pop_all()
+
+    def _open(self, path, wanted, indexes, nodata, scale, option):
+        if path is None or not wanted:
+            return None
+        source = self._files.enter_context(open_raster(path, allow_vrt=True))
+        indexes = resolve_bands(source, wanted, indexes, option, self.notes)
+        return Bands(source, indexes, nodata, scale)
+
+    def _settle_grid(self, base, gsd_m, target_gsd_m):
+        source = base.source
+        self.width, self.height, self.transform = source.width, source.height, source.transform
+        self.crs = crs_text(source.crs)
+        if gsd_m is not None:
+            gsd_x, gsd_y = gsd_m, gsd_m
+        else:
+            gsd_x, gsd_y = axis_gsd_m(source.transform, self.crs, self.width, self.height)
+            if self.crs is None:
+                self.notes.append(f"{source.name}: no CRS; map units are taken as metres.")
+        self.gsd_m = math.sqrt(gsd_x * gsd_y)
+        if target_gsd_m is not None and abs(target_gsd_m / self.gsd_m - 1) > 1e-3:
+            self.notes.append(
+                f"{source.name}: resampled from {self.gsd_m:.3g} m to {target_gsd_m:.3g} m per pixel."
+            )
+            columns = max(1, round(self.width * gsd_x / target_gsd_m))
+            rows = max(1, round(self.height * gsd_y / target_gsd_m))
+            self.transform = self.transform * Affine.scale(self.width / columns, self.height / rows)
+            self.width, self.height, self.gsd_m = columns, rows, target_gsd_m
+
+    def _relate(self, part, base):
+        """Decide how `part` gets onto the grid: a shift by whole pixels, or a warp."""
+        source = part.source
+        if source.crs is None and source.transform.is_identity and part is not base:
+            if (source.width, source.height) != (base.source.width, base.source.height):
+                raise InputError(
+                    f"{source.name}: has no georeference and another size than {base.source.name}. "
+                    "Give it a CRS and a transform, e.g. with `rio edit-info` or gdal_translate -a_srs -a_ullr."
+                )
+            self.notes.append(f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}.")
+            part.transform, part.crs = base.transform, base.crs
+        elif (part.crs is None) != (base.crs is None):
+            raise InputError(
+                f"{source.name}: CRS {crs_text(source.crs)}, but {base.source.name} has {crs_text(base.source.crs)}. "
+                "Both need one: `rio edit-info --crs EPSG:n FILE` sets it."
+            )
+        part.offset = whole_pixel_offset(part, self.transform, base.crs, (self.height, self.width))
+        if part is not base:
+            self._report_overlap(part, base)
+
+    def _report_overlap(self, part, base):
+        names = f"{part.source.name} and {base.source.name}"
+        x, y = grid_in_pixels_of(part, self.transform, base.crs, (0, 0, self.width, self.height))
+        inside = (x >= -1) & (x <= part.source.width + 1) & (y >= -1) & (y <= part.source.height + 1)
+        separate = x.size == 0 or x.max() <= 0 or y.max() <= 0 or x.min() >= part.source.width
+        if separate or y.min() >= part.source.height:
+            raise InputError(
+                f"{names} do not overlap: {_extent(part.source)} against {_extent(base.source)}. "
+                "Is it the right pair, and is the CRS of both right?"
+            )
+        if part.offset is None:
+            self.notes.append(
+                f"{part.source.name}: another CRS, pixel size or origin; warped onto the optical grid."
+            )
+        if not inside.all():
+            self.notes.append(f"{names} overlap only in part; the rest is no data.")
+
+    @property
+    def optical_format(self) -> tuple[str, float | None]:
+        """What the optical file holds: (dtype that all its chosen bands fit in, nodata number or None)."""
+        part = self._optical
+        dtypes = [part.source.dtypes[i - 1] for i in part.indexes]
+        return str(np.result_type(*dtypes)), part.nodata[0]
+
+    def read(self, window: PixelWindow | None = None) -> Scene:
+        """The pixels of `window` (x0, y0, width, height) of the grid, which may reach beyond it (NaN there)."""
+        x0, y0, width, height = window or (0, 0, self.width, self.height)
+        check_size((len(self.bands), height, width), np.float32, "the scene")
+        transform = self.transform * Affine.translation(x0, y0)
+        base_crs = (self._optical or self._sar).crs
+        image = np.full((len(self.bands), height, width), np.nan, np.float32)
+        n = len(self.bands.optical)
+        for part, channels in ((self._optical, image[:n]), (self._sar, image[n:])):
+            if part is None:
+                continue
+            if part.offset is not None:
+                dx, dy = part.offset
+                part.read_into(channels, x0 + dx, y0 + dy)
+            else:
+                channels[:] = part.warp(transform, base_crs, (height, width))
+        return Scene(image, transform, self.crs, self.gsd_m, list(self.notes))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _extent(source) -> str:
+    left, bottom, right, top = source.bounds
+    return f"x {left:.6g}..{right:.6g}, y {bottom:.6g}..{top:.6g} ({crs_text(source.crs) or 'no CRS'})"
