@@ -67,35 +67,21 @@ class TrainingSampler(Sampler):
         self._epoch = -1
 
 
-class _Mapped(Dataset):
-    """`records` passed through `mapper`; keys are (counter, index), or plain indexes in tests and evaluation."""
+class TileLoader:
+    """Batches (lists of the mapper's dicts) of the tiles that a sampler picks, by worker processes if wanted.
 
-    def __init__(self, records: list[dict], mapper: Callable):
-        self.records, self.mapper = records, mapper
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, key):
-        counter, index = key if isinstance(key, tuple) else (0, key)
-        return self.mapper(self.records[index], counter)
-
-
-class TrainLoader:
-    """Endless batches (lists of the mapper's dicts), starting at the sampler's position whenever iteration starts.
-
-    The worker processes start with the first batch, not before: a checkpoint may set the position until then.
+    The workers start with the first batch, not before: until then a checkpoint may set the sampler's position. An
+    InputError of the mapper arrives as it was raised, also from a worker.
     """
 
     def __init__(
-        self,
-        records: list[dict],
-        mapper: Callable,
-        sampler: TrainingSampler,
-        batch_size: int,
-        workers: int = 0,
+        self, records: list[dict], mapper: Callable, sampler: Sampler, batch_size: int = 1, workers: int = 0
     ):
-        """Batches of `batch_size` (of this process) with that many worker processes; 0 loads in this process."""
+        """`batch_size` tiles at a time, for this process; with 0 `workers` it loads them itself.
+
+        Args:
+            mapper: called as mapper(record, counter). sampler: yields (counter, index), or indexes (counter 0).
+        """
         self.sampler, self.batch_size = sampler, batch_size
         self._loader = DataLoader(
             _Mapped(records, mapper),
@@ -106,28 +92,46 @@ class TrainLoader:
             worker_init_fn=_one_thread,
         )
 
-    def __iter__(self):
-        yield from self._loader
+    def __len__(self):
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self._loader:
+            for item in batch:
+                if isinstance(item, InputError):
+                    raise item
+            yield batch
 
 
-def test_loader(records: list[dict], mapper: Callable, workers: int = 0, batch_size: int = 1) -> DataLoader:
-    """Every record once, in order, split over the processes."""
+def evaluation_loader(records: list[dict], mapper: Callable, workers: int = 0) -> TileLoader:
+    """Every record once, in order, one at a time, split over the processes.
+
+    Raises:
+        InputError: there is no record.
+    """
     from detectron2.data.samplers import InferenceSampler
 
     if not records:
         raise InputError("the test data have no tile.")
-    sampler = InferenceSampler(len(records))
-    return DataLoader(
-        _Mapped(records, mapper),
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=_as_list,
-        worker_init_fn=_one_thread,
-    )
+    return TileLoader(records, mapper, InferenceSampler(len(records)), 1, workers)
 
 
-test_loader.__test__ = False  # not a test, whatever pytest thinks of its name
+class _Mapped(Dataset):
+    """`records` passed through `mapper`."""
+
+    def __init__(self, records: list[dict], mapper: Callable):
+        self.records, self.mapper = records, mapper
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, key):
+        counter, index = key if isinstance(key, tuple) else (0, key)
+        try:
+            return self.mapper(self.records[index], counter)
+        except InputError as error:
+            # Raised in a worker, it would reach the user wrapped in that worker's traceback.
+            return error
 
 
 def _as_list(batch: list) -> list:

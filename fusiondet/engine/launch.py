@@ -7,8 +7,8 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.config import load_config
 from fusiondet.data import catalog
-from fusiondet.engine.checkpoint import is_own_checkpoint, stored_config
-from fusiondet.engine.trainer import FusionTrainer, complete_config, load_weights
+from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
+from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
 
 import torch
@@ -57,6 +57,8 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
     if args.eval_only and not cfg.DATASETS.TEST:
         raise InputError("--eval-only needs DATASETS.TEST.")
+    if cfg.SEED < 0 and args.num_machines > 1:
+        cfg.SEED = 0  # every machine completes the config for itself, and all have to shuffle alike
     weights = _weights_to_continue(cfg, args)
     complete_config(cfg, stored_config(weights) if weights else None)
     cfg.freeze()
@@ -83,7 +85,9 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
     _setup(cfg, args)
     if args.eval_only:
         model = FusionTrainer.build_model(cfg)
-        load_weights(model, cfg)
+        FusionCheckpointer(model).load(
+            cfg.MODEL.WEIGHTS, checkpointables=[]
+        )  # strict, never adapted to other bands
         return FusionTrainer.test(cfg, model)
     trainer = FusionTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)

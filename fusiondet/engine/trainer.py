@@ -15,7 +15,7 @@ from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
 from fusiondet.data.mapper import FusionDatasetMapper
-from fusiondet.data.sampler import TrainingSampler, TrainLoader, test_loader
+from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
 from fusiondet.engine.hooks import BestCheckpoint, PredictionPanel
 from fusiondet.errors import InputError
@@ -24,7 +24,7 @@ from fusiondet.modeling.weights import load_pretrained
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, defaults, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -82,11 +82,11 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
 
 
+# What weights mean nothing without. The GSD range is not among them: it says what was trained on, last.
 _DATA_KEYS = (
     "INPUT.OPTICAL_BANDS",
     "INPUT.SAR_BANDS",
     "INPUT.SAR_SCALE",
-    "INPUT.GSD_RANGE_M",
     "MODEL.PIXEL_MEAN",
     "MODEL.PIXEL_STD",
     "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M",
@@ -422,13 +422,15 @@ class FusionTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """SGD or AdamW by SOLVER.OPTIMIZER; normalisation layers decay by SOLVER.WEIGHT_DECAY_NORM (0)."""
+        bias_decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
         groups = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            # v0.5 has a default of its own that does not follow WEIGHT_DECAY; later versions have None, which does.
+            weight_decay_bias=None if bias_decay == get_cfg().SOLVER.WEIGHT_DECAY_BIAS else bias_decay,
         )
         kind, options = torch.optim.AdamW, {}
         if cfg.SOLVER.OPTIMIZER == "SGD":
@@ -440,7 +442,7 @@ class FusionTrainer(DefaultTrainer):
         return kind(_merged(groups), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, **options)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> TileLoader:
         """Endless batches of IMS_PER_BATCH / processes tiles from all of DATASETS.TRAIN."""
         records = [r for name in cfg.DATASETS.TRAIN for r in catalog.records(catalog.load_split(name))]
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -452,13 +454,13 @@ class FusionTrainer(DefaultTrainer):
             )
         sampler = TrainingSampler(len(records), max(cfg.SEED, 0), comm.get_rank(), processes)
         mapper = FusionDatasetMapper(cfg, True)
-        return TrainLoader(records, mapper, sampler, batch_size // processes, cfg.DATALOADER.NUM_WORKERS)
+        return TileLoader(records, mapper, sampler, batch_size // processes, cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Every tile of a data set once, whole and unchanged, with its instances."""
         records = catalog.records(catalog.load_split(catalog.ensure_registered(dataset_name)))
-        return test_loader(records, FusionDatasetMapper(cfg, False), cfg.DATALOADER.NUM_WORKERS)
+        return evaluation_loader(records, FusionDatasetMapper(cfg, False), cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(

@@ -1,6 +1,6 @@
 import itertools
 
-from fusiondet.data.sampler import TrainingSampler, TrainLoader, test_loader
+from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
 from fusiondet.errors import InputError
 
 import numpy as np
@@ -58,7 +58,7 @@ def test_no_tile_is_an_input_error():
     with pytest.raises(InputError, match="no tile left"):
         TrainingSampler(0, seed=1)
     with pytest.raises(InputError, match="no tile"):
-        test_loader([], None)
+        evaluation_loader([], None)
 
 
 def test_unshuffled_is_in_order():
@@ -72,7 +72,7 @@ def mapper(record, counter):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_workers_and_start_at_the_position_at_first_use(workers):
     records = [f"tile {i}" for i in range(5)]
-    loader = TrainLoader(records, mapper, TrainingSampler(5, seed=2), batch_size=2, workers=workers)
+    loader = TileLoader(records, mapper, TrainingSampler(5, seed=2), batch_size=2, workers=workers)
     iterator = iter(loader)
     loader.sampler.consumed = 4  # as a checkpoint does, after the trainer made the iterator
     batches = list(itertools.islice(iterator, 4))
@@ -83,5 +83,16 @@ def test_batches_do_not_depend_on_workers_and_start_at_the_position_at_first_use
 
 
 def test_the_test_loader_yields_every_record_once_in_order():
-    batches = list(test_loader(["a", "b", "c"], lambda record, counter: record + str(counter)))
-    assert batches == [["a0"], ["b0"], ["c0"]]
+    loader = evaluation_loader(["a", "b", "c"], lambda record, counter: record + str(counter))
+    batches = list(loader)
+    assert len(loader) == 3 and batches == [["a0"], ["b0"], ["c0"]]
+
+
+def failing(record, counter):
+    raise InputError(f"{record}: damaged")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_input_error_arrives_as_it_was_raised(workers):
+    with pytest.raises(InputError, match=r"^a.tif: damaged$"):
+        next(iter(evaluation_loader(["a.tif"], failing, workers)))

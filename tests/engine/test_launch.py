@@ -90,6 +90,19 @@ def test_wrong_input_is_named_before_anything_starts(config_file, words, message
         run(*(word.format(c=config_file) for word in words))
 
 
+def test_evaluation_never_adapts_weights_to_other_bands(config_file, tmp_path):
+    run("--config-file", config_file)
+    words = (
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        tmp_path / "out" / "model_final.pth",
+        "INPUT.MODALITIES",
+        "['optical']",
+    )
+    with pytest.raises(InputError, match=r"does not fit the network.*of another shape \(backbone"):
+        run("--config-file", config_file, *words)
+
+
 def test_foreign_weights_cannot_be_evaluated(config_file, tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     with pytest.raises(InputError, match="not a checkpoint of fusiondet"):
