@@ -12,11 +12,12 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
     height/interval_coverage             share of truth inside [p16, p84]; 0.68 is honest
     height/crps_m                        metres; log-normal through the median with p84 / p16 as predicted
     height/crps_constant_width_m         the same medians with one p84 - p16 for all, chosen best on this very truth
-    height/crps_constant_ratio_m         the same with one p84 / p16 for all: the harder of the two where tall is hard
+    height/crps_constant_ratio_m         the same with one p84 / p16 for all: what errors in proportion to height give
     height/bin_<a>_<b>_m/{n,mae_m,bias_m}                by true height: 0-3, 3-6, 6-12, 12-24, 24-50, 50-inf
     height/width_q<k>/{n,mae_m,width_m}                  by quartile of the predicted p84 - p16
     height_gt_boxes/...                  the same as height/ with ground-truth boxes and masks given to the height head
     dataset/n_images, dataset/n_buildings, dataset/n_predictions, dataset/max_detections
+    match/n, n_truth, n_predictions, precision, recall, f1, mean_iou, iou_threshold      one-to-one, layer against layer
 
-`instances` scores COCO results against annotations, `vectors` one GIS layer against another (keys `match/`, `height/`).
+`instances` scores COCO results against annotations, `vectors` one GIS layer against another.
 """

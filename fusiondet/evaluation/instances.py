@@ -96,41 +96,6 @@ def matched_heights(
     return _matched_columns(_images(document, records, max_detections or _max_detections(document)))
 
 
-def evaluate_truth_box_heights(
-    dataset: Dataset | Path | dict, records: list[dict]
-) -> dict[str, float | int | None]:
-    """Heights predicted with the true boxes and masks: the height error without any error of detection.
-
-    Args:
-        dataset: truth, as for `evaluate_instances`.
-        records: one per annotation, with `annotation_id` and `height_m, height_p16_m, height_p84_m`.
-
-    Returns:
-        Keys `height_gt_boxes/...`, see `fusiondet.evaluation`.
-
-    Raises:
-        InputError: a record names an annotation that the truth does not have, or that another record names too.
-    """
-    truth_m = {
-        a["id"]: _number(a.get("height_m")) for a in _document(dataset)["annotations"] if not a.get("iscrowd")
-    }
-    seen = set()
-    for record in records:
-        annotation_id = record.get("annotation_id")
-        if annotation_id not in truth_m or annotation_id in seen:
-            problem = "occurs twice" if annotation_id in seen else "is not in the annotations"
-            raise InputError(
-                f"height record of annotation {annotation_id!r}: {problem}. Expected one per annotation."
-            )
-        seen.add(annotation_id)
-    return height_metrics(
-        np.array([truth_m[r["annotation_id"]] for r in records]),
-        *_height_columns(records).T,
-        known_truth_total=int(np.isfinite(list(truth_m.values())).sum()),
-        prefix="height_gt_boxes",
-    )
-
-
 def _prepared(dataset, records) -> tuple[dict, list[dict]]:
     """Truth and predictions, each as lists of records with compressed RLE masks; see `_one_class`, `_with_boxes`."""
     document = _one_class(_document(dataset))

@@ -102,6 +102,9 @@ def check_output(path: Path, overwrite: bool = False):
 
     Raises:
         InputError: as `write_buildings`.
+
+    Returns:
+        The entry of `FORMATS`.
     """
     format_ = _format(Path(path))
     require_new(path, overwrite)

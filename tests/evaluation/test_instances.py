@@ -14,7 +14,7 @@ from fusiondet.data.coco import (
     write_coco,
 )
 from fusiondet.errors import InputError
-from fusiondet.evaluation.instances import evaluate_instances, evaluate_truth_box_heights, matched_heights
+from fusiondet.evaluation.instances import evaluate_instances, matched_heights
 from fusiondet.files import write_json
 
 import numpy as np
@@ -104,23 +104,6 @@ def test_the_default_cap_lies_above_the_densest_image():
     got = evaluate_instances(dataset, records)
     assert len(many) == 225 and got["dataset/max_detections"] == 450
     assert got["segm/AP"] == got["joint/AP"] == pytest.approx(100)
-
-
-def test_truth_box_heights_are_matched_by_annotation():
-    records = [{"annotation_id": 2, "height_m": 10.0}, {"annotation_id": 3, "height_m": 4.0}]
-    got = evaluate_truth_box_heights(two_tiles(), records)
-    assert (got["height_gt_boxes/n"], got["height_gt_boxes/coverage"]) == (1, 0.5)
-    assert got["height_gt_boxes/mae_m"] == 1.0
-    assert evaluate_truth_box_heights(two_tiles(), [])["height_gt_boxes/mae_m"] is None
-
-
-@pytest.mark.parametrize(
-    ("records", "message"),
-    [([{"annotation_id": 99}], "not in the annotations"), ([{"annotation_id": 2}] * 2, "occurs twice")],
-)
-def test_truth_box_records_of_other_annotations_are_refused(records, message):
-    with pytest.raises(InputError, match=message):
-        evaluate_truth_box_heights(two_tiles(), records)
 
 
 def test_unknown_metric_lists_the_right_ones():

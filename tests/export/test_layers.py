@@ -9,7 +9,7 @@ import sys
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.export import FORMATS, paint_heights, read_buildings, write_buildings
+from fusiondet.export import FORMATS, check_output, paint_heights, read_buildings, write_buildings
 
 import geopandas
 import numpy as np
@@ -198,6 +198,15 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
     assert len(read_buildings(path)[0]) == 3
     write_buildings([], UTM, path, overwrite=True)
     assert read_buildings(path)[0] == []
+
+
+def test_a_bad_target_is_found_before_the_work(tmp_path):
+    with pytest.raises(InputError, match="not known"):
+        check_output(tmp_path / "a.kml")
+    (tmp_path / "a.gpkg").touch()
+    with pytest.raises(InputError, match="--overwrite"):
+        check_output(tmp_path / "a.gpkg")
+    assert check_output(tmp_path / "a.gpkg", overwrite=True) is FORMATS[".gpkg"]
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
