@@ -5,12 +5,15 @@ seed, so the position in the data is one number, and what the mapper draws at ra
 not on workers, processes or earlier epochs.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 
+import fusiondet.compat  # noqa: F401  (before detectron2, also where a worker unpickles what it gets)
 from fusiondet.errors import InputError
 
 import numpy as np
 import torch
+from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -90,6 +93,7 @@ class TileLoader:
             num_workers=workers,
             collate_fn=_as_list,
             worker_init_fn=_one_thread,
+            multiprocessing_context=_start_method() if workers else None,
         )
 
     def __len__(self):
@@ -109,8 +113,6 @@ def evaluation_loader(records: list[dict], mapper: Callable, workers: int = 0) -
     Raises:
         InputError: there is no record.
     """
-    from detectron2.data.samplers import InferenceSampler
-
     if not records:
         raise InputError("the test data have no tile.")
     return TileLoader(records, mapper, InferenceSampler(len(records)), 1, workers)
@@ -132,6 +134,12 @@ class _Mapped(Dataset):
         except InputError as error:
             # Raised in a worker, it would reach the user wrapped in that worker's traceback.
             return error
+
+
+def _start_method() -> str | None:
+    # The processes of a distributed training are spawned and would spawn their workers too: seconds each, at every
+    # evaluation again.
+    return "fork" if sys.platform == "linux" else None
 
 
 def _as_list(batch: list) -> list:
