@@ -171,7 +171,7 @@ def format_table(result: dict) -> str:
         f"{s['batch']} images of {s['size_px']} px, R-{s['depth']}, {s['precision']}, {s['device_name']}, "
         f"{s['rounds']} rounds; torch {s['torch']}, Detectron2 {s['detectron2']}",
         "FLOPs: multiply-adds of one inference of one image (fvcore), and of one training step (torch)",
-        "aim: met when the interval's upper end is; not shown: the interval is too wide, take more steps or a quieter machine",
+        "aim: met if the upper end of the interval is within it; not shown: too noisy, take more steps",
         f"{'':<28}{'FLOPs':>8}{'of a step':>11}{'parameters':>12}{'step time':>11}   95 % interval    aim",
     ]
     for row in result["rows"]:
