@@ -85,7 +85,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M = 0.0
     cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE = 0.0
     # Trained on the jittered proposals of the box head (up to this many positives per image), as inference sees them.
-    cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE = 64
+    cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE = 32
 
     # ---- Solver, test ----------------------------------------------------------------------------------------------
     # "SGD" (Detectron2's) or "AdamW".

@@ -31,7 +31,7 @@ from detectron2.modeling import build_model
 RESAMPLE_FACTOR = 1.25
 REFUSE_FACTOR = 4.0
 # Outlines lose vertices that move them less than this; the mask is not sharper.
-SIMPLIFY_PX = 0.25
+SIMPLIFY_PX = 0.1
 # Two outlines of one building from neighbouring windows overlap by more than this.
 DUPLICATE_IOU = 0.3
 

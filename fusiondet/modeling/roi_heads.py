@@ -32,7 +32,7 @@ class FusionROIHeads(StandardROIHeads):
     """
 
     @configurable
-    def __init__(self, *, height_head: nn.Module | None = None, max_height_positives: int = 64, **kwargs):
+    def __init__(self, *, height_head: nn.Module | None = None, max_height_positives: int = 32, **kwargs):
         """See StandardROIHeads; `height_head`: None for boxes and masks only."""
         super().__init__(**kwargs)
         self.height_head = height_head
