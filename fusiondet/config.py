@@ -96,6 +96,10 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Key of the evaluation (see fusiondet/evaluation/__init__.py) that decides which checkpoint is model_best.pth.
     cfg.TEST.BEST_METRIC = "joint/AP50"
+    # At the end of the training and at each TEST.EVAL_PERIOD, calibrate the width of the height intervals on
+    # DATASETS.TEST, before the checkpoint is written. So name a validation set there while training, not the set of the
+    # final score.
+    cfg.TEST.CALIBRATE_HEIGHTS = True
     # Also score the height head with ground-truth boxes and masks: height_gt_boxes/... separates detection from height.
     cfg.TEST.HEIGHTS_ON_TRUTH_BOXES = True
 

@@ -17,7 +17,7 @@ from fusiondet.data.imagery import band_statistics
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
-from fusiondet.engine.hooks import BestCheckpoint, PredictionPanel
+from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel
 from fusiondet.errors import InputError
 from fusiondet.evaluators import BuildingEvaluator, table
 from fusiondet.modeling.weights import load_pretrained
@@ -463,6 +463,11 @@ class FusionTrainer(DefaultTrainer):
         return evaluation_loader(records, FusionDatasetMapper(cfg, False), cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
+    def calibration_batches(cls, cfg: CfgNode):
+        """Whole tiles with their truth, from all of DATASETS.TEST; each process has its share."""
+        return itertools.chain.from_iterable(cls.build_test_loader(cfg, name) for name in cfg.DATASETS.TEST)
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, model: nn.Module | None = None
     ) -> BuildingEvaluator:
@@ -484,6 +489,8 @@ class FusionTrainer(DefaultTrainer):
             made.append(
                 hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
             )
+        if cfg.MODEL.HEIGHT_ON and cfg.TEST.CALIBRATE_HEIGHTS and len(cfg.DATASETS.TEST):
+            made.append(CalibrateHeights(cfg.TEST.EVAL_PERIOD, lambda: self.calibration_batches(cfg)))
         # Checkpoints come before evaluation: should that fail, the weights are on disk.
         if comm.is_main_process():
             made.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))

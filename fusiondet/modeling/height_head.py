@@ -21,8 +21,8 @@ ROI_HEIGHT_HEAD_REGISTRY = Registry("ROI_HEIGHT_HEAD")
 ROI_HEIGHT_HEAD_REGISTRY.__doc__ = """
 Heads that predict a height per region. Built as obj(cfg, input_shape: dict[str, ShapeSpec]).
 
-forward(features: dict[str, (N, D, H, W)], boxes: N Boxes in image pixels, masks: (R, 1, M, M) probabilities in the frame
-of each box, or None, sensor: (R, len(SENSOR_FIELDS))) -> HeightDistribution of R regions.
+forward(features: dict[str, (N, D, H, W)], boxes: N Boxes in image pixels, masks: (R, 1, M, M) probabilities in the
+frame of each box, or None, sensor: (R, len(SENSOR_FIELDS))) -> HeightDistribution of R regions.
 losses(predicted: HeightDistribution, heights_m: (R,) known heights) -> dict of scalar losses; R may be 0.
 """
 
@@ -42,16 +42,18 @@ class HeightDistribution:
     Attributes:
         location: (R,) median of the log height. log_scale: (R,) log of its scale.
         range_m: heights leave clipped to this range, metres.
+        width: intervals leave this much wider than the scale says; see `ContextHeightHead.interval_width`.
     """
 
     location: Tensor
     log_scale: Tensor
     range_m: tuple[float, float]
+    width: float | Tensor = 1.0
 
     def heights_m(self) -> tuple[Tensor, Tensor, Tensor]:
         """(R,) each: 16th percentile, median, 84th percentile of the height, metres above ground."""
-        width = self.log_scale.exp() * _LAPLACE_P84
-        quantiles = (self.location - width, self.location, self.location + width)
+        half = self.log_scale.exp() * (_LAPLACE_P84 * self.width)
+        quantiles = (self.location - half, self.location, self.location + half)
         return tuple(q.exp().clamp(*self.range_m) for q in quantiles)
 
     def negative_log_likelihood(self, heights_m: Tensor) -> Tensor:
@@ -72,6 +74,10 @@ class ContextHeightHead(nn.Module):
     Two regions are pooled: the tight box, averaged inside the mask, and a square that reaches `context_m` beyond the
     box, kept as a map because direction and distance matter there. Both see the mask as one more channel. The sizes of
     both in metres enter beside them: a convolution counts cells, the height is in metres.
+
+    Attributes:
+        interval_width: factor on the width of the intervals, 1 until it is calibrated on held-out data: a network that
+            has seen its training heights often is surer of new ones than it should be. It has no part in the loss.
     """
 
     @configurable
@@ -107,6 +113,7 @@ class ContextHeightHead(nn.Module):
         self.pooler, self.context_pooler = pooler, context_pooler
         self.resolution, self.context_resolution = resolution, context_resolution
         self.context_m, self.range_m, self.loss_weight = context_m, tuple(range_m), loss_weight
+        self.register_buffer("interval_width", torch.ones(()))
         self.convs = _convolutions(in_channels + 1, conv_dim, [1] * num_conv, norm)
         self.context_convs = _convolutions(in_channels + 1, conv_dim, [1, 2] + [1] * (num_conv - 2), norm)
         side = math.ceil(context_resolution / 2)
@@ -168,7 +175,9 @@ class ContextHeightHead(nn.Module):
         sizes = _scale_features(xyxy, context_xyxy, gsd_m).to(x.dtype)
         x = self.fcs(torch.cat([masked_mean, x.mean((2, 3)), y.flatten(1), sizes], dim=1))
         location, log_scale = self.predictor(x).float().unbind(1)
-        return HeightDistribution(location, log_scale.clamp(*_LOG_SCALE_RANGE), self.range_m)
+        return HeightDistribution(
+            location, log_scale.clamp(*_LOG_SCALE_RANGE), self.range_m, self.interval_width
+        )
 
     def losses(self, predicted: HeightDistribution, heights_m: Tensor) -> dict[str, Tensor]:
         """Mean negative log-likelihood over R known heights.

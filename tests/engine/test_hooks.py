@@ -6,7 +6,7 @@ from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
-from fusiondet.engine.hooks import BestCheckpoint, PredictionPanel
+from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel, calibrate_heights
 from tests.tiny_city import write_split
 
 import pytest
@@ -160,3 +160,49 @@ def test_the_panel_draws_the_truth_of_its_inputs():
     ]
     assert [b.height_m for b in tile.buildings] == [7.0, None] and isinstance(tile.buildings[0], Building)
     assert tile.sensor.sun_azimuth_deg == 10 and tile.sensor.sun_elevation_deg is None
+
+
+class Oracle(nn.Module):
+    """A detector that predicts 10 m with a half width of 0.1 in log height, times its head's width."""
+
+    def __init__(self):
+        super().__init__()
+        self.roi_heads, self.roi_heads.height_head = nn.Module(), nn.Module()
+        self.roi_heads.height_head.register_buffer("interval_width", torch.tensor(3.0))
+
+    def heights_on_truth(self, batch):
+        assert not self.training
+        half = 0.1 * float(self.roi_heads.height_head.interval_width)
+        median = [torch.full_like(x["instances"].gt_heights, 10.0) for x in batch]
+        return [SimpleNamespace(pred_heights=m, pred_height_p84=m * math.exp(half)) for m in median]
+
+
+def batches_of(errors):
+    """One building per batch, true heights at these distances from 10 m in log height; NaN is unknown."""
+    heights_m = [10.0 * torch.tensor(e).exp() for e in errors]
+    return [[{"instances": SimpleNamespace(gt_heights=h[None])}] for h in heights_m]
+
+
+def test_calibrated_intervals_hold_68_percent_of_the_truth():
+    errors = torch.randn(400, generator=torch.Generator().manual_seed(1)) * 0.25
+    model = Oracle().train()
+    width = calibrate_heights(model, batches_of(errors.tolist()))
+    assert (errors.abs() <= 0.1 * width).float().mean().item() == pytest.approx(0.68, abs=0.005)
+    assert model.training and float(model.roi_heads.height_head.interval_width) == pytest.approx(width)
+
+
+def test_calibration_ignores_unknown_heights_and_does_nothing_with_too_few():
+    model = Oracle()
+    assert calibrate_heights(model, batches_of([math.nan] * 200 + [0.1] * 20)) is None
+    assert float(model.roi_heads.height_head.interval_width) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("period", "iteration", "expected"), [(0, 98, 0), (0, 99, 1), (50, 49, 1), (50, 50, 0)]
+)
+def test_calibration_comes_at_the_end_and_with_each_evaluation(period, iteration, expected):
+    calls = []
+    hook = CalibrateHeights(period, lambda: calls.append(1) or [])
+    hook.trainer = SimpleNamespace(iter=iteration, max_iter=100, model=Oracle())
+    hook.after_step()
+    assert len(calls) == expected

@@ -33,6 +33,18 @@ def test_heights_leave_in_the_configured_range():
     assert [h.tolist() for h in (low, median, high)] == [[2.0, 100.0]] * 3
 
 
+def test_a_wider_interval_leaves_median_and_likelihood_alone():
+    narrow, wide = distribution([10.0], [0.2]), distribution([10.0], [0.2])
+    wide.width = 2.0
+    low, median, high = wide.heights_m()
+    assert median.item() == pytest.approx(10.0)
+    assert math.log(high.item() / 10) == pytest.approx(
+        2 * math.log(narrow.heights_m()[2].item() / 10), rel=1e-4
+    )
+    truth_m = torch.tensor([12.0])
+    assert wide.negative_log_likelihood(truth_m) == narrow.negative_log_likelihood(truth_m)
+
+
 def test_likelihood_is_that_of_a_laplace_up_to_a_constant():
     predicted = distribution([10.0, 4.0], [0.2, 0.7])
     truth_m = torch.tensor([12.0, 3.0])
