@@ -14,6 +14,7 @@ from fusiondet.errors import InputError
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -88,11 +89,18 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
         FusionCheckpointer(model).load(
             cfg.MODEL.WEIGHTS, checkpointables=[]
         )  # strict, never adapted to other bands
-        return FusionTrainer.test(cfg, model)
+        return _verified(cfg, FusionTrainer.test(cfg, model))
     trainer = FusionTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
-    return trainer._last_eval_results
+    return _verified(cfg, trainer._last_eval_results)
+
+
+def _verified(cfg: CfgNode, results: dict) -> dict:
+    """`results`; the process ends with status 1 when they are not the TEST.EXPECTED_RESULTS of the config."""
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
 
 
 def _setup(cfg: CfgNode, args: argparse.Namespace) -> None:

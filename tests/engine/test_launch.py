@@ -11,6 +11,7 @@ from tests.tiny_city import ROOT, tiny_config, write_split
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 
 
 @pytest.fixture
@@ -122,3 +123,14 @@ def test_the_tool_says_it_in_one_line_and_exits_with_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == "error: nowhere.yaml: no such config file."
     assert "Traceback" not in done.stderr
+
+
+def test_expected_results_end_a_run_that_misses_them():
+    from fusiondet.engine.launch import _verified
+
+    cfg = get_cfg()
+    cfg.TEST.EXPECTED_RESULTS = [["segm", "AP50", 90.0, 2.0]]
+    assert _verified(cfg, {"segm": {"AP50": 91.0}}) == {"segm": {"AP50": 91.0}}
+    with pytest.raises(SystemExit) as ended:
+        _verified(cfg, {"segm": {"AP50": 80.0}})
+    assert ended.value.code == 1
