@@ -7,6 +7,7 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
     joint/AP, joint/AP50, joint/AP75     0-100; true positive = mask IoU >= t *and* max(p/g, g/p) < 1.25
     height/mae_m, rmse_m, bias_m, median_error_m, nmad_m, delta1, delta2, delta3     on buildings matched at IoU >= .5
     height/skill                         1 - MAE / MAE of the best constant (the truth's median over the same buildings)
+    height/slope                         of the line through prediction against truth; 1 follows every metre, 0 none
     height/coverage                      matched with known height / truth with known height
     height/n                             matched buildings with known height
     height/interval_coverage             share of truth inside [p16, p84]; 0.68 is honest

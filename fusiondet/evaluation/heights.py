@@ -69,7 +69,8 @@ def crps_log_normal(truth_m: np.ndarray, median_m: np.ndarray, sigma: np.ndarray
 
 
 def _errors(truth_m, median_m) -> dict:
-    names = ("mae_m", "rmse_m", "bias_m", "median_error_m", "nmad_m", "delta1", "delta2", "delta3", "skill")
+    names = ("mae_m", "rmse_m", "bias_m", "median_error_m", "nmad_m")
+    names += ("delta1", "delta2", "delta3", "skill", "slope")
     if not len(truth_m):
         return dict.fromkeys(names)
     error = median_m - truth_m
@@ -84,6 +85,7 @@ def _errors(truth_m, median_m) -> dict:
         1.4826 * np.median(np.abs(error - np.median(error))),
         *((ratio < RATIO**k).mean() for k in (1, 2, 3)),
         1.0 - mae / constant_mae if constant_mae > 0 else None,
+        np.cov(truth_m, median_m, bias=True)[0, 1] / truth_m.var() if constant_mae > 0 else None,
     )
     return {name: None if v is None else float(v) for name, v in zip(names, values, strict=True)}
 

@@ -42,6 +42,13 @@ def test_the_best_constant_has_no_skill_and_equal_heights_have_none_to_gain():
     assert height_metrics(np.full(3, 4.0), np.full(3, 4.0))["height/skill"] is None
 
 
+def test_the_slope_says_how_far_predictions_follow_the_truth():
+    truth_m = np.array([2.0, 4.0, 9.0])
+    assert height_metrics(truth_m, 1 + 0.5 * truth_m)["height/slope"] == pytest.approx(0.5)
+    assert height_metrics(truth_m, np.full(3, 4.0))["height/slope"] == pytest.approx(0.0)
+    assert height_metrics(np.full(3, 4.0), truth_m)["height/slope"] is None
+
+
 def test_a_height_that_is_no_height_is_never_close():
     assert height_ratio([5.0, 0.0, -2.0, np.nan], [5.0, 5.0, -2.0, 5.0]).tolist() == [
         1,
