@@ -22,7 +22,10 @@ def run(main) -> None:
         code = 1
     except Exception:
         traceback.print_exc()
-        print("error: this is a failure of fusiondet itself; please report it with the lines above.", file=sys.stderr)
+        print(
+            "error: this is a failure of fusiondet itself; please report it with the lines above.",
+            file=sys.stderr,
+        )
         code = 1
     sys.stdout.flush()
     sys.exit(code)

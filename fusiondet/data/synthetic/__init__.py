@@ -117,7 +117,7 @@ def _add_faults(group) -> None:
     group.add_argument(
         "--shuffle-heights",
         action="store_true",
-        help="control: label every building with another one's height; what is learnt then owes nothing to the pictures",
+        help="control: label every building with another one's height, so that the pictures tell nothing",
     )
 
 
