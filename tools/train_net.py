@@ -1,11 +1,6 @@
 #!/usr/bin/env python3
 """Train or evaluate a network; arguments and habits of Detectron2's own train_net.py."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fusiondet.cli import run
 
 
