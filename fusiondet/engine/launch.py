@@ -105,8 +105,14 @@ def _verified(cfg: CfgNode, results: dict) -> dict:
 
 def _setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's set-up: loggers, environment, config.yaml, seeds."""
+    logging.getLogger("detectron2").addFilter(_without_pages_of_config)
     default_setup(cfg, args)
     _setup_logger(cfg)
+
+
+def _without_pages_of_config(record: logging.LogRecord) -> bool:
+    # 500 lines that config.yaml holds too; what follows them on the screen is what a user waits for.
+    return not str(record.msg).startswith(("Running with full config", "Contents of args.config_file"))
 
 
 def _setup_logger(cfg: CfgNode) -> None:
