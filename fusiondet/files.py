@@ -1,6 +1,7 @@
 """Files on disk: outputs appear whole or not at all, and names found in data never leave their folder."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,12 +12,67 @@ from fusiondet.errors import InputError
 
 
 def require_new(path: Path, overwrite: bool = False) -> Path:
-    """`path` as a Path, or InputError when it exists (an empty directory counts as new) and `overwrite` is false."""
+    """`path` of a file to write, as a Path.
+
+    Raises:
+        InputError: it exists and `overwrite` is false; it is a directory or a device; or no file can be made there.
+    """
     path = Path(path)
-    taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if taken and not overwrite:
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, expected the name of a file to write.")
+    if path.exists():
+        _refuse_taken(path, overwrite)
+        if not path.is_file():
+            raise InputError(f"{path}: is not a file, so it is not replaced by one. Choose another name.")
+    return _with_writable_parent(path)
+
+
+def require_new_dir(path: Path, mark: str, overwrite: bool = False) -> Path:
+    """`path` of a directory to make, as a Path; an empty one counts as new.
+
+    Args:
+        mark: name that every directory of this kind holds. One without it is never replaced: `--out` was mistyped.
+
+    Raises:
+        InputError: it exists and `overwrite` is false; it is not a directory of this kind; or it cannot be made there.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is not a directory. Choose another name for the directory to make.")
+    if path.is_dir() and any(path.iterdir()):
+        _refuse_taken(path, overwrite)
+        if not (path / mark).exists():
+            raise InputError(
+                f"{path}: holds no {mark!r}, so it was not made by this tool and is not replaced. Choose another name."
+            )
+    return _with_writable_parent(path)
+
+
+def _refuse_taken(path: Path, overwrite: bool) -> None:
+    if not overwrite:
         raise InputError(f"{path}: already exists. Choose another name, or pass --overwrite to replace it.")
+
+
+def _with_writable_parent(path: Path) -> Path:
+    there = next(p for p in path.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path}: cannot be made, {there} is not a directory that may be written to. Choose another place."
+        )
     return path
+
+
+def _holder(path: Path) -> Path:
+    """A new hidden directory beside `path`, whose parents are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{path}: cannot be written there ({error.strerror}). Choose another place."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -26,8 +82,7 @@ def atomic_path(path: Path):
     The parent directory is created. A killed process leaves at most a hidden `.name.*` file, never half an output.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    holder = _holder(path)
     try:
         yield holder / path.name
         os.replace(holder / path.name, path)
@@ -39,8 +94,7 @@ def atomic_path(path: Path):
 def atomic_dir(path: Path):
     """Like `atomic_path` for a directory: yields an empty one beside `path` that takes its place at the end."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    holder = _holder(path)
     fresh = holder / path.name
     fresh.mkdir()
     try:

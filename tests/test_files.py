@@ -8,7 +8,15 @@ import sys
 import time
 
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_dir, atomic_path, read_json, require_new, safe_join, write_json
+from fusiondet.files import (
+    atomic_dir,
+    atomic_path,
+    read_json,
+    require_new,
+    require_new_dir,
+    safe_join,
+    write_json,
+)
 
 import pytest
 
@@ -111,13 +119,49 @@ def test_json_missing_or_directory(tmp_path):
 
 
 def test_require_new(tmp_path):
-    assert require_new(tmp_path / "a") == tmp_path / "a"
-    assert require_new(tmp_path) == tmp_path  # empty: as good as new
+    target = tmp_path / "new" / "a"
+    assert require_new(target) == target
+    target.parent.mkdir()
+    target.touch()
+    with pytest.raises(InputError, match="already exists.*--overwrite"):
+        require_new(target)
+    assert require_new(target, overwrite=True) == target
+    with pytest.raises(InputError, match="is a directory"):
+        require_new(tmp_path, overwrite=True)
+
+
+def test_require_new_dir(tmp_path):
+    target = tmp_path / "set"
+    assert require_new_dir(target, "annotations") == target
+    target.mkdir()
+    assert require_new_dir(target, "annotations") == target  # empty: as good as new
+    (target / "annotations").mkdir()
+    with pytest.raises(InputError, match="already exists.*--overwrite"):
+        require_new_dir(target, "annotations")
+    assert require_new_dir(target, "annotations", overwrite=True) == target
+
+
+def test_overwrite_never_replaces_what_is_no_earlier_output(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    os.mkfifo(tmp_path / "device")
+    with pytest.raises(InputError, match="holds no 'annotations'.*not made by this tool"):
+        require_new_dir(tmp_path, "annotations", overwrite=True)
+    for name in ("thesis.txt", "device"):
+        with pytest.raises(InputError, match="is not a directory"):
+            require_new_dir(tmp_path / name, "annotations", overwrite=True)
+    with pytest.raises(InputError, match="is not a file"):
+        require_new(tmp_path / "device", overwrite=True)
+
+
+def test_places_where_nothing_can_be_made(tmp_path):
     (tmp_path / "a").touch()
-    for taken in (tmp_path, tmp_path / "a"):
-        with pytest.raises(InputError, match="already exists.*--overwrite"):
-            require_new(taken)
-        assert require_new(taken, overwrite=True) == taken
+    for require in (require_new, lambda path: require_new_dir(path, "annotations")):
+        with pytest.raises(InputError, match="cannot be made.*Choose another place"):
+            require(tmp_path / "a" / "b" / "c")
+    for atomic in (atomic_path, atomic_dir):
+        with pytest.raises(InputError, match="cannot be written there"), atomic(tmp_path / "a" / "b"):
+            pass
+    assert names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["a.tif", "rgb/a.tif", "rgb/a..b.tif", ".hidden/a.tif"])

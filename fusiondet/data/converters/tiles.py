@@ -6,6 +6,7 @@ numbers; SAR tiles are dB (float32, NaN = no data), or uint8 when the input was 
 
 import dataclasses
 import functools
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,10 +20,10 @@ from fusiondet.data.converters import threedbag
 from fusiondet.data.converters.cutting import CutTile, Source, clear_of, windows
 from fusiondet.data.converters.heights import statistic
 from fusiondet.data.converters.splits import assign_blocks, conflicts, leaked_area, parse_split
-from fusiondet.data.converters.vectors import Layer, read_layer
+from fusiondet.data.converters.vectors import Layer, check_crs, read_layer
 from fusiondet.data.imagery import metric_crs, open_raster
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_dir, require_new
+from fusiondet.files import atomic_dir, require_new_dir
 
 import numpy as np
 import shapely
@@ -108,6 +109,7 @@ def _text(counts) -> str:
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n) or "none"
 
 
+_LIMITS = {"gsd": (0.01, 1000), "max_nodata": (0, 1), "min_area_m2": (0, 1e6), "block_m": (1, 1e7)}
 _FILES = {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
 _COUNT = {"type": int, "metavar": "PX"}
 _NUMBERS = {"type": int, "nargs": "+", "metavar": "N"}
@@ -203,7 +205,7 @@ def make_tiles(recipe: Recipe, out: Path, overwrite: bool = False) -> Report:
             `skip_invalid`; no tile is left, or none of the footprints lies on the images; or `out` exists and
             `overwrite` is false.
     """
-    out = require_new(out, overwrite)
+    out = require_new_dir(out, "annotations", overwrite)
     _check(recipe)
     shares = parse_split(recipe.split)
     report = Report()
@@ -253,10 +255,20 @@ def _check(recipe: Recipe) -> None:
             "--sar needs --sar-names (e.g. HH) and --sar-scale (linear_power, amplitude, db or stretched_uint8): what "
             "the numbers mean cannot be told from the file."
         )
-    for name, limit in (("sun_elevation_deg", 90), ("sar_incidence_deg", 90), ("view_off_nadir_deg", 90)):
-        value = getattr(recipe.sensor, name)
-        if value is not None and not 0 <= value <= limit:
-            raise InputError(f"{name} is {value}, expected degrees from 0 to {limit}.")
+    for name, value in recipe.sensor.to_dict().items():
+        low, high = (-360, 360) if name in SensorGeometry.AZIMUTHS else (0, 90)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name} is {value}, expected degrees from {low} to {high}.")
+    for name, (low, high) in _LIMITS.items():
+        value = getattr(recipe, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{_flag(name)} {value}: expected {low:g} to {high:g}.")
+    if recipe.nodata is not None and not math.isfinite(recipe.nodata):
+        raise InputError(
+            f"--nodata {recipe.nodata}: expected a finite number; NaN and inf are no data anyway."
+        )
+    if recipe.footprints_crs is not None:
+        check_crs(recipe.footprints_crs, "--footprints-crs")
     if bool(recipe.dsm) != bool(recipe.dtm) or (recipe.ndsm and recipe.dsm):
         raise InputError("heights come either from --ndsm, or from --dsm and --dtm together.")
     statistic(recipe.zonal)

@@ -7,6 +7,7 @@ ground field is given it is subtracted, and where nothing tells what a number is
 
 import dataclasses
 import json
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import pandas
 import pyogrio
 import shapely
 from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
 
 # First bytes of a file -> the only drivers that may open it. Text formats such as OGR's VRT point at other files.
 SIGNATURES = {
@@ -167,6 +169,20 @@ def transform_layer(layer: Layer, crs: str) -> Layer:
     return dataclasses.replace(layer, buildings=kept, crs=crs)
 
 
+def check_crs(text: str, name: str) -> None:
+    """Refuse a CRS `text` that is not understood, naming where it was given: `name`.
+
+    Raises:
+        InputError: see above.
+    """
+    try:
+        CRS.from_user_input(text)
+    except CRSError:
+        raise InputError(
+            f"{name} {text[:80]!r} is not a CRS. Expected EPSG:n, WKT or a PROJ string."
+        ) from None
+
+
 def _is_cityjson(path: Path) -> bool:
     if path.suffix.lower() in (".geojson", ".geojsonl", ".geojsons"):
         return False
@@ -218,16 +234,28 @@ def _read_ogr(path, drivers, layer, fields, statistic, extent):
     columns = list(info["fields"])
     wanted = {*fields, *ID_FIELDS, *(threedbag.height_fields(columns, statistic) or ())}
     wanted |= {threedbag.ground_field(f) for f in fields if f}
-    frame = pyogrio.read_dataframe(
-        path,
-        layer=layer,
-        columns=[c for c in columns if c in wanted],
-        bbox=_bbox(extent, info["crs"]),
-        on_invalid="ignore",
-    )
+    with warnings.catch_warnings():  # GDAL guesses that mixed text and numbers are JSON
+        warnings.filterwarnings("ignore", message="Could not parse column")
+        frame = pyogrio.read_dataframe(
+            path,
+            layer=layer,
+            columns=[c for c in columns if c in wanted],
+            bbox=_bbox(extent, info["crs"]),
+            on_invalid="ignore",
+        )
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise InputError(f"{path}: a table without geometry; expected building footprints.")
+    if info["driver"].startswith("GeoJSON") and _off_the_globe(frame):
+        frame = frame.set_crs(None, allow_override=True)
     return frame, columns
+
+
+def _off_the_globe(frame) -> bool:
+    """Whether GeoJSON that is longitude and latitude by default cannot be: many writers leave another CRS out."""
+    if frame.crs is None or not frame.crs.is_geographic or frame.geometry.isna().all():
+        return False
+    left, bottom, right, top = frame.total_bounds
+    return bool(left < -361 or right > 361 or bottom < -91 or top > 91)
 
 
 def _choose_layer(path: Path, layer: str | None) -> str:

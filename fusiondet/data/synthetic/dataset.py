@@ -24,7 +24,7 @@ from fusiondet.data.synthetic.presets import Preset
 from fusiondet.data.synthetic.procedural import make_city
 from fusiondet.data.synthetic.sar import render_sar
 from fusiondet.data.synthetic.scene import building_heights, margins_m, rasterize_scene, ridge_m
-from fusiondet.files import atomic_dir, require_new
+from fusiondet.files import atomic_dir, require_new_dir
 
 import cv2
 import numpy as np
@@ -114,7 +114,7 @@ def write_dataset(
     Returns:
         {split: (tiles, buildings)}.
     """
-    require_new(out, overwrite)
+    require_new_dir(out, "annotations", overwrite)
     strips = _plan(recipe, tiles)
     counts = {}
     with atomic_dir(out) as root:

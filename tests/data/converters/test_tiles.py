@@ -368,10 +368,10 @@ class TestBadInput:
 
     def test_odd_geometry(self, town, tmp_path):
         bowtie = Polygon([(10, 10), (30, 30), (30, 10), (10, 30)])
-        solid = shapely.force_3d(box(40, 40, 60, 60), 9.0)
+        solid = shapely.force_3d(on_map(box(40, 40, 60, 60)), 9.0)
         frame = geopandas.GeoDataFrame(
             {"h": [5.0] * 4},
-            geometry=[on_map(bowtie), solid and on_map(box(40, 40, 60, 60)), None, Polygon()],
+            geometry=[on_map(bowtie), solid, None, Polygon()],
             crs="EPSG:32631",
         )
         frame.to_parquet(tmp_path / "odd.parquet")
@@ -404,12 +404,33 @@ class TestBadInput:
             ({"rgb_bands": [1, 2]}, "say what they are with --rgb-names"),
             ({"rgb_bands": [1, 2, 4]}, "must be 3 of 1..3"),
             ({"split": ["train"]}, "expected NAME=SHARE"),
+            ({"sensor": SensorGeometry(sun_azimuth_deg=math.nan)}, "sun_azimuth_deg is nan"),
+            ({"gsd": 0.0}, "--gsd 0.0: expected 0.01 to 1000"),
+            ({"max_nodata": 7.0}, "--max-nodata 7.0: expected 0 to 1"),
+            ({"min_area_m2": -3.0}, "--min-area-m2 -3.0"),
+            ({"block_m": 0.0}, "--block-m 0.0"),
+            ({"nodata": math.nan}, "--nodata nan: expected a finite number"),
+            ({"footprints_crs": "EPSG:nonsense"}, "--footprints-crs 'EPSG:nonsense' is not a CRS"),
         ],
     )
     def test_options(self, town, tmp_path, changes, message):
         with pytest.raises(InputError, match=message):
             make(town, tmp_path, **changes)
         assert not (tmp_path / "out").exists()
+
+    def test_height_raster_without_crs(self, town, tmp_path):
+        raster(tmp_path / "plain.tif", np.ones((1, 120, 200), "float32"), crs=None)
+        with pytest.raises(
+            InputError, match=r"plain\.tif: CRS None, but it goes with a raster of EPSG:32631"
+        ):
+            make(town, tmp_path, ndsm=[tmp_path / "plain.tif"])
+
+    def test_a_folder_of_something_else_is_not_replaced(self, town, tmp_path):
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "chapter.txt").touch()
+        with pytest.raises(InputError, match="holds no 'annotations'"):
+            make_tiles(Recipe(**town), tmp_path / "thesis", overwrite=True)
+        assert (tmp_path / "thesis" / "chapter.txt").exists()
 
     def test_output_exists(self, town, tmp_path):
         make_tiles(Recipe(**town), tmp_path / "out")

@@ -1,5 +1,6 @@
 """Layers in: every format, every kind of bad height and geometry."""
 
+import json
 import math
 from collections import Counter
 
@@ -205,6 +206,32 @@ def test_footprints_without_or_outside_the_crs(tmp_path):
     )
     moved = transform_layer(polar, "EPSG:3857")
     assert len(moved.buildings) + moved.geometry["outside the CRS"] == 2
+
+
+def test_geojson_that_names_no_crs_is_degrees_only_where_it_can_be(tmp_path):
+    for name, (x, y), crs in (("utm", (600_000, 5_750_000), None), ("degrees", (3.0, 51.0), "EPSG:4326")):
+        ring = [[x, y], [x + 1, y], [x + 1, y + 1], [x, y]]
+        feature = {
+            "type": "Feature",
+            "properties": {},
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+        }
+        path = tmp_path / f"{name}.geojson"
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+        assert read_layer(path).crs == crs
+
+
+@pytest.mark.filterwarnings("error")
+def test_text_and_numbers_in_one_column_are_read_without_a_warning(tmp_path):
+    ring = [[3.0, 51.0], [3.1, 51.0], [3.1, 51.1], [3.0, 51.0]]
+    features = [
+        {"type": "Feature", "properties": {"h": h}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+        for h in ("12 m", 7.5, -3, None)
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    layer = read_layer(tmp_path / "a.geojson", "h")
+    assert [b.height_m for b in layer.buildings] == [None, 7.5, None, None]
+    assert layer.reasons == {"not a number": 1, "negative": 1, "missing": 1}
 
 
 class TestRealLayers:

@@ -200,7 +200,10 @@ def test_an_existing_directory_is_refused_and_kept_unless_overwrite(easy, tmp_pa
     (out / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="--overwrite"):
         write_dataset(SMALL, {"train": 1}, out)
+    with pytest.raises(InputError, match="not made by this tool"):
+        write_dataset(SMALL, {"train": 1}, out, overwrite=True)
     assert (out / "mine.txt").read_text() == "keep"
+    (out / "annotations").mkdir()
     write_dataset(SMALL, {"train": 1}, out, overwrite=True)
     assert not (out / "mine.txt").exists() and len(list((out / "train" / "rgb").iterdir())) == 1
 
