@@ -52,10 +52,14 @@ class BandSpec:
 
     @classmethod
     def from_dict(cls, d: dict) -> "BandSpec":
-        """Inverse of `to_dict`; InputError for unknown keys."""
+        """Inverse of `to_dict`; InputError for unknown keys, and for names that are none."""
         extra = set(d) - {"optical", "sar", "sar_scale"}
         if extra:
-            raise unknown_name("band key", min(extra), ("optical", "sar", "sar_scale"))
+            raise unknown_name("band key", min(map(str, extra)), ("optical", "sar", "sar_scale"))
+        for key in ("optical", "sar"):
+            names = d.get(key, ())
+            if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+                raise InputError(f"{key} bands are {names!r}, expected a list of names.")
         return cls(**d)
 
     def select(self, optical: Sequence[str] | None = None, sar: Sequence[str] | None = None) -> "BandSpec":

@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
@@ -133,6 +134,9 @@ def validate_coco(document: dict, path: Path) -> None:
         for i, record in enumerate(document[key]):
             if not isinstance(record, dict):
                 raise InputError(f"{path}: {key}[{i}] is {type(record).__name__}, expected an object.")
+    for key, kind in (("bands", dict), ("info", dict), ("nodata", int | float)):
+        if not isinstance(document.get(key), kind | None):
+            raise InputError(f"{path}: {key!r} is {str(document[key])[:40]!r}, which it cannot be.")
     ids = set()
     for image in document["images"]:
         where = f"{path}: image {image.get('id')!r}"
@@ -144,15 +148,20 @@ def validate_coco(document: dict, path: Path) -> None:
                 raise InputError(
                     f"{where}: {key!r} is {image[key]!r}, expected pixels from 1 to {MAX_SIDE_PX}."
                 )
+        if not isinstance(image["id"], Integral | str):
+            raise InputError(f"{where}: expected a number or text as id.")
         if image["id"] in ids:
             raise InputError(f"{where}: this id occurs twice.")
         ids.add(image["id"])
         for key in RASTER_KEYS:
             if image.get(key) is not None:
-                safe_join(image_root(path), str(image[key]))
+                if not isinstance(image[key], str):
+                    raise InputError(f"{where}: {key!r} is {image[key]!r}, expected a file name.")
+                safe_join(image_root(path), image[key])
+        _validate_geometry(image, where)
     for annotation in document["annotations"]:
         where = f"{path}: annotation {annotation.get('id')!r}"
-        if annotation.get("image_id") not in ids:
+        if not isinstance(annotation.get("image_id"), Integral | str) or annotation["image_id"] not in ids:
             raise InputError(
                 f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list."
             )
@@ -163,6 +172,20 @@ def validate_coco(document: dict, path: Path) -> None:
             raise InputError(
                 f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
             )
+
+
+def _validate_geometry(image: dict, where: str) -> None:
+    gsd_m, transform, sensor = image.get("gsd_m"), image.get("transform"), image.get("sensor")
+    if gsd_m is not None and not (is_number(gsd_m) and gsd_m > 0):
+        raise InputError(f"{where}: gsd_m is {gsd_m!r}, expected metres per pixel, or null when unknown.")
+    if transform is not None and not (
+        isinstance(transform, list) and len(transform) == 6 and all(map(is_number, transform))
+    ):
+        raise InputError(f"{where}: transform is {str(transform)[:60]}, expected six numbers or null.")
+    if sensor is not None and not (
+        isinstance(sensor, dict) and all(is_number(v) for v in sensor.values() if v is not None)
+    ):
+        raise InputError(f"{where}: sensor is {str(sensor)[:60]}, expected degrees by name, or null.")
 
 
 def annotation_record(building: Building, height: int, width: int) -> dict:
@@ -214,13 +237,30 @@ def polygon_from_segmentation(segmentation, height: int, width: int) -> BaseGeom
     """
     if isinstance(segmentation, dict):
         return mask_to_polygon(decode_rle(segmentation, height, width))
-    if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
-        segmentation = [segmentation]
-    if any(len(ring) % 2 for ring in segmentation):
-        raise InputError("a COCO polygon needs an even number of coordinates (x, y, x, y, ...).")
-    rings = [Polygon(np.asarray(ring, dtype=float).reshape(-1, 2)) for ring in segmentation if len(ring) >= 6]
+    rings = [Polygon(np.reshape(ring, (-1, 2))) for ring in checked_rings(segmentation) if len(ring) >= 6]
     parts = [clean_polygon(ring) for ring in rings]
     return clean_polygon(shapely.unary_union([p for p in parts if p is not None])) if any(parts) else None
+
+
+def checked_rings(segmentation: list) -> list[list[float]]:
+    """COCO polygons as flat rings of numbers that pycocotools can be given: it takes memory for every pixel of an edge.
+
+    Raises:
+        InputError: coordinates that are no finite numbers, are far outside any image, or do not come in pairs.
+    """
+    if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
+        segmentation = [segmentation]
+    for ring in segmentation:
+        if not isinstance(ring, list) or not all(is_number(v) and abs(v) <= 2 * MAX_SIDE_PX for v in ring):
+            raise InputError(f"a polygon with coordinates that are no pixels: {str(ring)[:60]}.")
+        if len(ring) % 2:
+            raise InputError("a polygon with an odd number of coordinates; expected x, y, x, y, ...")
+    return segmentation
+
+
+def is_number(value) -> bool:
+    """Whether `value` is a finite int or float (numpy's too); true and false are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def encode_rle(mask: np.ndarray) -> dict:

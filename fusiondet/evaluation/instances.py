@@ -5,10 +5,18 @@ All instances are buildings: category ids are not looked at.
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral
 from pathlib import Path
 
-from fusiondet.data.coco import Dataset, checked_rle, coco_document, read_predictions, validate_coco
+from fusiondet.data.coco import (
+    Dataset,
+    checked_rings,
+    checked_rle,
+    coco_document,
+    is_number,
+    read_predictions,
+    validate_coco,
+)
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.evaluation import average_precision as ap
 from fusiondet.evaluation.heights import RATIO, height_metrics, height_ratio
@@ -137,13 +145,16 @@ def _with_boxes(records: list[dict], document: dict) -> list[dict]:
     size = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
     complete = []
     for i, record in enumerate(records):
-        if record["image_id"] not in size:
+        if not isinstance(record["image_id"], Integral | str) or record["image_id"] not in size:
             raise InputError(
                 f"prediction {i} belongs to image {record['image_id']!r}, which the annotations do not list. "
                 "Do both files belong to the same split?"
             )
-        if not isinstance(record["score"], Real) or not np.isfinite(record["score"]):
+        if not is_number(record["score"]):
             raise InputError(f"prediction {i}: score is {record['score']!r}, expected a number in [0, 1].")
+        for key in HEIGHT_KEYS:
+            if not (record.get(key) is None or is_number(record[key])):
+                raise InputError(f"prediction {i}: {key} is {record[key]!r}, expected metres or null.")
         rle = _named(f"prediction {i}", record["segmentation"], *size[record["image_id"]])
         box = record["bbox"] if record.get("bbox") is not None else mask_api.toBbox(rle).tolist()
         complete.append({**record, "category_id": 1, "segmentation": rle, "bbox": box})
@@ -165,11 +176,7 @@ def compressed_rle(segmentation: list | dict, height: int, width: int) -> dict:
     """
     if isinstance(segmentation, dict):
         return checked_rle(segmentation, height, width)
-    if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
-        segmentation = [segmentation]
-    if any(len(ring) % 2 for ring in segmentation):
-        raise InputError("a polygon with an odd number of coordinates; expected x, y, x, y, ...")
-    rings = [ring for ring in segmentation if len(ring) >= 6]
+    rings = [ring for ring in checked_rings(segmentation) if len(ring) >= 6]
     # pycocotools takes an empty list of rings for an empty list of masks.
     return mask_api.merge(mask_api.frPyObjects(rings or [[0.0] * 6], height, width))
 

@@ -186,7 +186,10 @@ class TestSegmentation:
             ({"size": [4, 5], "counts": "0"}, r"RLE of size \[4, 5\] in an image of size \[4, 4\]"),
             ({"size": [4, 4], "counts": "ZZZZ"}, "damaged RLE"),
             ({"size": [4, 4], "counts": [3, 4]}, "counts add up to 7, not 16"),
-            ([[0, 0, 1, 0, 1]], "even number"),
+            ([[0, 0, 1, 0, 1]], "odd number"),
+            ([[0, 0, 1e9, 0, 1, 1]], "no pixels"),
+            ([[0, 0, float("nan"), 0, 1, 1]], "no pixels"),
+            ("0 0 1 0 1 1", "no pixels"),
         ],
     )
     def test_damaged(self, segmentation, message):
@@ -194,10 +197,10 @@ class TestSegmentation:
             polygon_from_segmentation(segmentation, 4, 4)
 
 
-def _change(path, *keys, value):
+def _change(*keys, value):
     def change(document):
         target = document
-        for key in (path, *keys[:-1]):
+        for key in keys[:-1]:
             target = target[key]
         target[keys[-1]] = value
 
@@ -216,6 +219,18 @@ def _change(path, *keys, value):
         (_change("images", 1, "id", value=1), "image 1: this id occurs twice"),
         (_change("images", 0, "width", value=10**9), "'width' is 1000000000, expected pixels"),
         (_change("images", 0, "height", value="48"), "'height' is '48', expected pixels"),
+        (_change("images", 0, "id", value=[1]), "expected a number or text as id"),
+        (_change("images", 0, "file_name", value=["a.tif"]), "expected a file name"),
+        (_change("images", 0, "gsd_m", value="0.5 m"), "gsd_m is '0.5 m', expected metres per pixel"),
+        (_change("images", 0, "gsd_m", value=-0.5), "gsd_m is -0.5, expected metres per pixel"),
+        (_change("images", 0, "transform", value=[1, 2]), "expected six numbers"),
+        (_change("images", 0, "sensor", value=[1]), "expected degrees by name"),
+        (_change("images", 0, "sensor", value={"sun_azimuth_deg": "S"}), "expected degrees by name"),
+        (_change("nodata", value="none"), "'nodata' is 'none'"),
+        (_change("info", value="mine"), "'info' is 'mine'"),
+        (_change("bands", value=[1]), r"'bands' is '\[1\]'"),
+        (_change("bands", "optical", value=5), "optical bands are 5, expected a list of names"),
+        (_change("annotations", 0, "image_id", value=[1]), r"belongs to image \[1\]"),
         (_change("annotations", 0, "image_id", value=9), "belongs to image 9, which the file does not list"),
         (_change("annotations", 0, "segmentation", value=None), "neither polygons nor RLE"),
         (_change("annotations", 0, "segmentation", value=[["a"] * 6]), "annotation 1: "),

@@ -157,7 +157,27 @@ def test_a_polygon_with_half_a_point_is_refused():
         evaluate_instances(two_tiles(), [record])
 
 
-@pytest.mark.parametrize("score", [None, "0.5", float("nan")])
+@pytest.mark.parametrize("ring", [["a", 0, 9, 0, 9, 9], [0, 0, 1e9, 0, 9, 9], 7])
+def test_a_polygon_that_is_no_pixels_is_refused(ring):
+    record = {"image_id": 1, "score": 0.9, "segmentation": [[0, 0, 9, 0, 9, 9], ring]}
+    with pytest.raises(InputError, match="prediction 0: .*no pixels"):
+        evaluate_instances(two_tiles(), [record])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("height_m", "12 m"), ("height_p16_m", True), ("height_p84_m", [3])]
+)
+def test_heights_that_are_no_numbers_are_refused(key, value):
+    with pytest.raises(InputError, match=f"prediction 0: {key} is .*expected metres or null"):
+        evaluate_instances(two_tiles(), [perfect_records(two_tiles())[0] | {key: value}])
+
+
+def test_an_image_id_that_is_a_list_is_refused():
+    with pytest.raises(InputError, match=r"prediction 0 belongs to image \[1\]"):
+        evaluate_instances(two_tiles(), [perfect_records(two_tiles())[0] | {"image_id": [1]}])
+
+
+@pytest.mark.parametrize("score", [None, "0.5", True, float("nan")])
 def test_a_score_that_is_no_number_is_refused(score):
     with pytest.raises(InputError, match="prediction 0: score is"):
         evaluate_instances(two_tiles(), [perfect_records(two_tiles())[0] | {"score": score}])
