@@ -33,9 +33,6 @@ def parse_args():
     )
     parser.add_argument("--nodata", type=float, help="number that means no data in rasters that declare none")
     parser.add_argument(
-        "--gsd", type=float, metavar="M", help="metres per pixel, for rasters without georeference"
-    )
-    parser.add_argument(
         "--force-gsd", action="store_true", help="predict however far the pixel size is from training"
     )
     parser.add_argument(
@@ -68,7 +65,6 @@ def main():
         sar_bands=args.sar_bands,
         sar_scale=args.sar_scale,
         nodata=args.nodata,
-        gsd_m=args.gsd,
     )
     for note in result.notes:
         print(f"note: {note}")

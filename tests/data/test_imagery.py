@@ -454,9 +454,21 @@ class TestGsd:
 
     def test_without_georeference_the_user_has_to_say(self, tmp_path):
         path = write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"), Affine.identity(), None)
-        with pytest.raises(InputError, match="neither a CRS nor a pixel size.*--gsd"):
+        with pytest.raises(InputError, match="neither a CRS nor a pixel size.*gdal_translate"):
             read_scene(path, None, RGB)
         assert read_scene(path, None, RGB, gsd_m=0.4).gsd_m == 0.4
+
+    def test_beyond_the_pole_is_no_place(self, tmp_path):
+        grid = Affine(1e-5, 0, 4, 0, -1e-5, 95)
+        path = write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"), grid, "EPSG:4326")
+        with pytest.raises(InputError, match=r"a\.tif: the point .* is not a place in WGS 84"):
+            read_scene(path, None, RGB)
+
+    @pytest.mark.parametrize("target_gsd_m", [0, -1, math.nan, 1e-4, 1e4])
+    def test_a_grid_that_is_no_grid_is_refused(self, tmp_path, target_gsd_m):
+        path = write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"))
+        with pytest.raises(InputError, match="cannot be resampled"):
+            read_scene(path, None, RGB, target_gsd_m=target_gsd_m)
 
     def test_without_crs_map_units_are_metres_and_it_says_so(self, tmp_path):
         scene = read_scene(write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"), crs=None), None, RGB)

@@ -38,7 +38,7 @@ def metric_crs(crs: str, x: float, y: float) -> str:
         raise InputError(
             f"the CRS {crs[:80]!r} cannot be placed on earth ({error}). Assign the right one."
         ) from None
-    if not (math.isfinite(lon) and math.isfinite(lat)):
+    if not (abs(lon) <= 360 and abs(lat) <= 90):  # NaN and infinity neither
         raise InputError(f"the point ({x}, {y}) is not a place in {projected.name}. Is the CRS right?")
     if projected.is_projected and all(axis.unit_conversion_factor == 1 for axis in projected.axis_info[:2]):
         back = Transformer.from_crs(projected, "EPSG:4326", always_xy=True)
@@ -56,7 +56,8 @@ def axis_gsd_m(transform, crs: str | None, width: int, height: int) -> tuple[flo
     if crs is None:
         if affine.is_identity:
             raise InputError(
-                "the raster has neither a CRS nor a pixel size. Pass its pixel size in metres: --gsd."
+                "it has neither a CRS nor a pixel size. Georeference it, e.g. gdal_translate -a_srs CRS -a_ullr "
+                "LEFT TOP RIGHT BOTTOM IN OUT."
             )
         return math.hypot(affine.a, affine.d), math.hypot(affine.b, affine.e)
     points = [affine * (width / 2 + dx, height / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]

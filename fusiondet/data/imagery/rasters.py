@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusiondet.data.bands import POLARISATIONS
-from fusiondet.data.imagery.grids import grid_in_pixels_of, warp_valid, whole_pixel_offset
+from fusiondet.data.imagery.grids import crs_text, grid_in_pixels_of, warp_valid, whole_pixel_offset
 from fusiondet.errors import InputError
 
 import numpy as np
@@ -229,7 +229,16 @@ class BandReader:
         self.width, self.height = self._source.width, self._source.height
 
     def onto(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:
-        """(H, W) float32 on the grid of `transform` and `crs` (rasterio's), warped where it differs; NaN = no data."""
+        """(H, W) float32 on the grid of `transform` and `crs` (rasterio's), warped where it differs; NaN = no data.
+
+        Raises:
+            InputError: only one of the two grids has a CRS.
+        """
+        if (self.crs is None) != (crs is None):
+            raise InputError(
+                f"{self._source.name}: CRS {crs_text(self.crs)}, but it goes with a raster of {crs_text(crs)}. "
+                "Both need one: `rio edit-info --crs EPSG:n FILE` sets it."
+            )
         offset = whole_pixel_offset(self._bands, transform, crs, shape)
         if offset is None:
             return self._bands.warp(transform, crs, shape)[0]

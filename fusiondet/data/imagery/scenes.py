@@ -14,6 +14,9 @@ from fusiondet.errors import InputError
 import numpy as np
 from affine import Affine
 
+# A raster is not resampled by more than this: the number was mistyped, and the grid would not fit anywhere.
+MAX_ZOOM = 100
+
 
 @dataclass
 class Scene:
@@ -112,10 +115,18 @@ class SceneReader:
         if gsd_m is not None:
             gsd_x, gsd_y = gsd_m, gsd_m
         else:
-            gsd_x, gsd_y = axis_gsd_m(source.transform, self.crs, self.width, self.height)
+            try:
+                gsd_x, gsd_y = axis_gsd_m(source.transform, self.crs, self.width, self.height)
+            except InputError as error:
+                raise InputError(f"{source.name}: {error}") from None
             if self.crs is None:
                 self.notes.append(f"{source.name}: no CRS; map units are taken as metres.")
         self.gsd_m = math.sqrt(gsd_x * gsd_y)
+        if target_gsd_m is not None and not 1 / MAX_ZOOM <= target_gsd_m / self.gsd_m <= MAX_ZOOM:
+            raise InputError(
+                f"{source.name}: {self.gsd_m:.3g} m per pixel cannot be resampled to {target_gsd_m:.3g} m, "
+                f"more than {MAX_ZOOM} times finer or coarser."
+            )
         if target_gsd_m is not None and abs(target_gsd_m / self.gsd_m - 1) > 1e-3:
             self.notes.append(
                 f"{source.name}: resampled from {self.gsd_m:.3g} m to {target_gsd_m:.3g} m per pixel."
