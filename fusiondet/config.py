@@ -109,10 +109,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
 
     Raises:
         InputError: missing file, invalid YAML, Python tags in it, an unknown key (the right ones are listed), a value
-            of another type, or a name that is in no registry.
+            of another type or that means nothing, or a name that is in no registry.
     """
-    cfg = get_cfg()
-    add_fusiondet_config(cfg)
+    cfg = _defaults()
     if not Path(path).is_file():
         raise InputError(f"{path}: no such config file.")
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(_load_yaml_chain(Path(path)))), str(path))
@@ -122,6 +121,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
         )
     _merge(cfg, lambda: cfg.merge_from_list(list(overrides)), "command line")
     check_names(cfg)
+    check_values(cfg)
     return cfg
 
 
@@ -129,10 +129,9 @@ def config_from_yaml_text(text: str, source: str) -> CN:
     """The config stored in checkpoint `source`. Parsed by a safe loader; `_BASE_` is refused.
 
     Raises:
-        InputError: Python tags, a `_BASE_`, unknown keys or names.
+        InputError: Python tags, a `_BASE_`, unknown keys or names, values that mean nothing.
     """
-    cfg = get_cfg()
-    add_fusiondet_config(cfg)
+    cfg = _defaults()
     tree = _safe_yaml(text, source)
     if "_BASE_" in tree:
         raise InputError(
@@ -140,6 +139,7 @@ def config_from_yaml_text(text: str, source: str) -> CN:
         )
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(tree)), source)
     check_names(cfg)
+    check_values(cfg)
     return cfg
 
 
@@ -148,13 +148,17 @@ def check_names(cfg: CN) -> None:
     from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
 
     from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+    from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
     from detectron2.modeling.backbone import BACKBONE_REGISTRY
+    from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
     from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
     for key, registry in {
         "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
         "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
         "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+        "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+        "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
         "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
         "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
@@ -176,6 +180,73 @@ def check_names(cfg: CN) -> None:
     }.items():
         if _get(cfg, key) not in known:
             raise unknown_name(key, _get(cfg, key), known)
+
+
+_ABOVE_ZERO = (
+    "MODEL.ROI_HEIGHT_HEAD.CONV_DIM", "MODEL.ROI_HEIGHT_HEAD.NUM_CONV", "MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M",
+    "MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE", "MODEL.FPN.OUT_CHANNELS", "SOLVER.MAX_ITER",
+    "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.CHECKPOINT_PERIOD",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
+    "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE", "MODEL.ROI_HEIGHT_HEAD.NUM_FC",
+)  # fmt: skip
+_PAIRS = ("INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG", "INPUT.SUN_AZIMUTH_RANGE_DEG", "INPUT.GSD_RANGE_M")
+
+
+def check_values(cfg: CN) -> None:
+    """InputError when a number or list in `cfg` has the right type and no meaning, or is empty in YAML (None)."""
+    for key in _empty_keys(cfg, _defaults()):
+        raise InputError(f"{key} has no value. Write one, or leave the key out to keep its default.")
+    for keys, allowed, what in (
+        (_ABOVE_ZERO, lambda v: v > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+        (_PAIRS, lambda v: not len(v) or _is_numbers(v, 2), "two numbers or []"),
+        (
+            ("INPUT.SCALE_RANGE",),
+            lambda v: _is_numbers(v, 2) and 0 < v[0] <= v[1],
+            "[low, high] with 0 < low <= high",
+        ),
+        (
+            ("DATASETS.TRAIN", "DATASETS.TEST"),
+            lambda v: all(isinstance(n, str) for n in v),
+            "a list of names",
+        ),
+    ):
+        for key in keys:
+            if not allowed(_get(cfg, key)):
+                raise InputError(f"{key} is {_get(cfg, key)}, expected {what}.")
+    head, mean, std = cfg.MODEL.ROI_HEIGHT_HEAD, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if head.MIN_HEIGHT_M >= head.MAX_HEIGHT_M:
+        raise InputError(
+            f"MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M is {head.MIN_HEIGHT_M}, expected less than MAX_HEIGHT_M, "
+            f"{head.MAX_HEIGHT_M}."
+        )
+    if not (_is_numbers(mean, len(mean)) and _is_numbers(std, len(std)) and all(s > 0 for s in std)):
+        raise InputError(
+            f"MODEL.PIXEL_MEAN {mean}, PIXEL_STD {std}: expected numbers, deviations above 0; or [] to have them "
+            "computed from the training data."
+        )
+
+
+def _defaults() -> CN:
+    """Detectron2's defaults and ours."""
+    cfg = get_cfg()
+    add_fusiondet_config(cfg)
+    return cfg
+
+
+def _empty_keys(cfg: CN, defaults: CN, prefix: str = ""):
+    """Dotted keys that are None in `cfg` and not in `defaults`; YAML makes that of a key without a value."""
+    for key, value in cfg.items():
+        if isinstance(value, CN):
+            yield from _empty_keys(value, defaults[key], f"{prefix}{key}.")
+        elif value is None and defaults[key] is not None:
+            yield prefix + key
+
+
+def _is_numbers(values, count: int) -> bool:
+    return len(values) == count and all(isinstance(v, int | float) for v in values)
 
 
 def _get(cfg: CN, dotted: str):

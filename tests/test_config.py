@@ -121,6 +121,8 @@ def test_misspelt_section(write):
             "build_early_fusion_resnet_fpn_backbone",
         ),
         ("MODEL.PROPOSAL_GENERATOR.NAME", "RPM", "RPN"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchors", "DefaultAnchorGenerator"),
+        ("MODEL.RPN.HEAD_NAME", "RPNHead", "StandardRPNHead"),
         ("MODEL.ROI_HEADS.NAME", "FusionROIHead", "FusionROIHeads"),
         ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFC", "FastRCNNConvFCHead"),
         ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvHead", "MaskRCNNConvUpsampleHead"),
@@ -148,6 +150,30 @@ def test_value_of_another_type(write):
     refused("my.yaml", write("MODEL: 5"))
     refused("my.yaml", write("SEED: {A: 1}"))
     refused("my.yaml: config keys are words, found 7", write("MODEL: {7: 1}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.ACCUMULATE_STEPS", "0", "above 0"),
+        ("SOLVER.MAX_ITER", "0", "above 0"),
+        ("SOLVER.IMS_PER_BATCH", "-1", "above 0"),
+        ("MODEL.ROI_HEIGHT_HEAD.NUM_CONV", "0", "above 0"),
+        ("MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M", "0.0", "above 0"),
+        ("MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M", "300.0", "less than MAX_HEIGHT_M"),
+        ("DATALOADER.NUM_WORKERS", "-1", "0 or more"),
+        ("INPUT.SCALE_RANGE", "[1]", "0 < low <= high"),
+        ("INPUT.SCALE_RANGE", "['a', 'b']", "0 < low <= high"),
+        ("INPUT.SCALE_RANGE", "[0, 1]", "0 < low <= high"),
+        ("INPUT.SUN_AZIMUTH_RANGE_DEG", "[90]", "two numbers or"),
+        ("MODEL.PIXEL_STD", "[1.0, 0.0]", "deviations above 0"),
+        ("MODEL.PIXEL_MEAN", "['a']", "expected numbers"),
+        ("DATASETS.TRAIN", "(3,)", "a list of names"),
+        ("MODEL.PIXEL_MEAN", "None", "has no value"),
+    ],
+)
+def test_values_that_mean_nothing_are_named_with_what_was_expected(key, value, expected):
+    assert key.split(".")[-1] in refused(expected, BASE, key, value)
 
 
 def test_odd_number_of_overrides():

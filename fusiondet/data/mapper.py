@@ -152,12 +152,12 @@ class FusionDatasetMapper:
         """((x0, y0, width, height) to read, (height, width) to resize it to, None when that is the same)."""
         low, high = self.scale_range
         factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        out_height, out_width = round(height * factor), round(width * factor)
+        out_height, out_width = max(1, round(height * factor)), max(1, round(width * factor))
         if self.crop is not None:
             out_height, out_width = aug.crop_size(*self.crop, out_height, out_width, rng)
         window_height, window_width = (
-            min(height, round(out_height / factor)),
-            min(width, round(out_width / factor)),
+            min(height, max(1, round(out_height / factor))),
+            min(width, max(1, round(out_width / factor))),
         )
         y0 = int(rng.integers(0, height - window_height, endpoint=True))
         x0 = int(rng.integers(0, width - window_width, endpoint=True))

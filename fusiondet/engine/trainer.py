@@ -59,20 +59,27 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     test = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
     if stored is not None:
         _take_over(cfg, stored)
-    elif not train:
+    if not train and (stored is None or not test):
         raise InputError("DATASETS.TRAIN is empty: name a data set such as synthcity_train, or a COCO file.")
     bands = _settle_bands(cfg, train or test)
     for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train, *test), strict=True):
         _check_bands(name, dataset.bands, bands)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
         mean, std = _pooled_statistics(train or test, bands)
-        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = _rounded(mean), _rounded(std)
+        cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN) or _rounded(mean)
+        cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD) or _rounded(std)
         _log.info(
             "MODEL.PIXEL_MEAN %s, PIXEL_STD %s of bands %s",
             cfg.MODEL.PIXEL_MEAN,
             cfg.MODEL.PIXEL_STD,
             bands.names,
         )
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) != len(bands):
+            raise InputError(
+                f"MODEL.{key} has {len(cfg.MODEL[key])} numbers, expected one per band ({', '.join(bands.names)}), or "
+                "[] to have them computed from the training data."
+            )
     tiles = [tile for dataset in (train or test) for tile in dataset.tiles]
     _complete_geometry(cfg, tiles)
     _complete_height_prior(cfg, tiles)
@@ -403,6 +410,14 @@ class FusionTrainer(DefaultTrainer):
     def load_state_dict(self, state: dict) -> None:
         """Inverse of `state_dict`."""
         TrainerBase.load_state_dict(self, {"iteration": state["iteration"], "hooks": state.get("hooks", {})})
+        saved, settings = state["optimizer"]["param_groups"][0], self.optimizer.param_groups[0]
+        if ("betas" in saved) != ("betas" in settings):
+            raise InputError(
+                f"cannot resume: SOLVER.OPTIMIZER is {self.cfg.SOLVER.OPTIMIZER}, and it was trained with another one."
+            )
+        changed = [k for k in ("initial_lr", "weight_decay", "momentum") if saved.get(k) != settings.get(k)]
+        if changed:
+            _log.warning("--resume goes on with the optimizer's own %s, not the config's", ", ".join(changed))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:
@@ -413,8 +428,29 @@ class FusionTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As in Detectron2, with the number of parameters in the log instead of a page of layers."""
-        model = defaults.build_model(cfg)
+        """As in Detectron2, with the number of parameters in the log instead of a page of layers.
+
+        Raises:
+            InputError: the config describes no network, or one whose parts do not fit together.
+        """
+        try:
+            model = defaults.build_model(cfg)
+        except InputError:
+            raise
+        except (KeyError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+            # What Detectron2 and torch raise for a depth, a norm or a feature map that does not exist.
+            reason = f"{type(error).__name__} {error}".splitlines()[0]
+            raise InputError(
+                f"no network can be built from this config: {reason}. Compare MODEL.DEVICE and the other MODEL keys "
+                "with configs/Base-FusionRCNN-FPN.yaml."
+            ) from error
+        if cfg.MODEL.HEIGHT_ON and not (
+            hasattr(model, "heights_on_truth") and hasattr(model.roi_heads, "height_head")
+        ):
+            raise InputError(
+                f"MODEL.HEIGHT_ON is True, but {cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.ROI_HEADS.NAME} predicts "
+                "no heights. Use FusionRCNN with FusionROIHeads, or set MODEL.HEIGHT_ON False."
+            )
         count = sum(p.numel() for p in model.parameters())
         _log.info("%s, %.2f million parameters, on %s", type(model).__name__, count / 1e6, cfg.MODEL.DEVICE)
         return model

@@ -48,6 +48,36 @@ def test_the_data_complete_the_config(root):
     assert 0.1 <= cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE < 1
 
 
+def test_given_statistics_stay_and_only_the_missing_half_is_computed(root):
+    cfg = complete(root, "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0, 4.0]")
+    assert cfg.MODEL.PIXEL_MEAN == [1, 2, 3, 4] and len(cfg.MODEL.PIXEL_STD) == 4
+    with pytest.raises(
+        InputError, match=r"MODEL.PIXEL_MEAN has 2 numbers, expected one per band \(red, green"
+    ):
+        complete(root, "MODEL.PIXEL_MEAN", "[1.0, 2.0]")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("MODEL.RESNETS.DEPTH", "42", "KeyError 42"),
+        ("MODEL.RESNETS.NORM", "XX", "KeyError 'XX'"),
+        ("MODEL.ROI_HEIGHT_HEAD.IN_FEATURES", "['p9']", "KeyError 'p9'"),
+        ("MODEL.ROI_HEIGHT_HEAD.CONV_DIM", "10", "must be divisible by num_groups"),
+        ("MODEL.DEVICE", "toaster", "toaster"),
+        (
+            "MODEL.META_ARCHITECTURE",
+            "GeneralizedRCNN",
+            "GeneralizedRCNN with FusionROIHeads predicts no heights",
+        ),
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "FusionRCNN with StandardROIHeads predicts no heights"),
+    ],
+)
+def test_a_network_that_cannot_be_is_bad_input(root, key, value, named):
+    with pytest.raises(InputError, match=named):
+        FusionTrainer.build_model(complete(root, key, value))
+
+
 def test_the_scale_jitter_widens_the_gsd_range(root):
     assert complete(root, "INPUT.SCALE_RANGE", "[0.5, 2.0]").INPUT.GSD_RANGE_M == [0.25, 1.0]
 
