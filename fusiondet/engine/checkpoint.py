@@ -11,8 +11,6 @@ A checkpoint is a dict of tensors, plain numbers and text only, so `torch.load(w
 
 import logging
 import os
-import pickle
-import zipfile
 from pathlib import Path
 
 import fusiondet
@@ -20,6 +18,7 @@ import fusiondet.compat
 from fusiondet.config import config_from_yaml_text
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path
+from fusiondet.modeling.weights import read_torch_file
 
 import detectron2
 import numpy as np
@@ -75,11 +74,11 @@ class FusionCheckpointer(DetectionCheckpointer):
         if checkpointables is None and self.trainer is not None:
             try:
                 self.trainer.load_state_dict(content)
-            except (KeyError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise InputError(
-                    f"{path}: cannot go on from it, {error}. Start from its weights instead."
+                    f"{path}: cannot go on from it, {type(error).__name__} {error}. Start from its weights instead."
                 ) from None
         return content
 
@@ -99,31 +98,13 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     Raises:
         InputError: missing, damaged, a pickle of anything but plain data, or not a checkpoint of fusiondet.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    content = read_torch_file(path)
+    ours = isinstance(content, dict) and isinstance(content.get("config_yaml"), str)
+    tensors = content.get("model") if ours else None
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise InputError(
-            f"{path}: damaged, or holds more than tensors, numbers and text, and is not opened ({reason[:160]})."
-        ) from None
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("config_yaml"), str)
-        or "model" not in content
-    ):
-        raise InputError(
-            f"{path}: not a checkpoint of fusiondet (no config_yaml in it). Weights of other networks start a training "
-            "through MODEL.WEIGHTS."
+            f"{path}: not a checkpoint of fusiondet (no config_yaml, or no tensors, in it). Weights of other networks "
+            "start a training through MODEL.WEIGHTS."
         )
     return content
 

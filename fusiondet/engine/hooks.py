@@ -104,11 +104,12 @@ class BestCheckpoint(HookBase):
                 _log.warning("%s; the next evaluation counts as the best", error)
                 return
             # A run that goes on from before that checkpoint has not seen it yet.
+            facts = stored.get("fusiondet", {})
             if (
-                stored["fusiondet"].get("metric") == self.metric
-                and stored["iteration"] < self.trainer.start_iter
+                facts.get("metric") == self.metric
+                and stored.get("iteration", math.inf) < self.trainer.start_iter
             ):
-                self.best = stored["fusiondet"]["value"]
+                self.best = facts["value"]
 
     def after_step(self) -> None:
         """Judge the evaluation of this step, if there was one."""

@@ -70,7 +70,7 @@ def _weights_to_continue(cfg: CfgNode, args: argparse.Namespace) -> Path | None:
     """The checkpoint of ours whose bands and statistics this run inherits; None for a fresh start."""
     tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     if args.resume and not args.eval_only and tag.is_file():
-        return tag.parent / tag.read_text().strip()
+        return tag.parent / tag.read_text(encoding="utf-8", errors="replace").strip()
     path = cfg.MODEL.WEIGHTS
     if args.eval_only:
         if not path:

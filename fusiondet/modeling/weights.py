@@ -32,7 +32,6 @@ import collections
 import logging
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,7 +226,7 @@ def local_path(path: str | Path) -> Path:
 def _read(path: str | Path, layout: str | None) -> tuple[dict, str, Layout]:
     """Raw tensors by their own names, the name of the layout, and its conventions."""
     on_disk = local_path(path)
-    content = _unpickle(on_disk) if on_disk.suffix == ".pkl" else _torch_load(on_disk)
+    content = _unpickle(on_disk) if on_disk.suffix == ".pkl" else read_torch_file(on_disk)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a dictionary of weights, found {type(content).__name__}.")
     raw = content.get("model", content.get("blobs", content))
@@ -286,20 +285,23 @@ def _tensor(value) -> Tensor:
     return value.detach().cpu()
 
 
-def _torch_load(path: Path):
+def read_torch_file(path: str | Path):
+    """What `torch.save` wrote to `path`, on the CPU. Nothing in the file is executed.
+
+    Raises:
+        InputError: missing, damaged, or holding anything but tensors, numbers and text.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # a damaged file raises almost anything
+        # Torch's own words advise to load the file without protection.
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        reason = f"it holds {found[1]}, and loading that could run code" if found else "it is damaged or was never one"
         raise InputError(
-            f"{path}: not a file of plain weights, or not complete ({_first_line(error)}). Files that hold anything "
-            "but tensors, numbers and text are refused, because loading them could run code."
+            f"{path}: not opened, {reason}; expected a .pth of tensors, numbers and text alone. Copy or download it "
+            "again from its original source."
         ) from None
 
 

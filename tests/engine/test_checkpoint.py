@@ -110,7 +110,7 @@ def test_a_pickle_bomb_is_refused_and_not_run(tmp_path, monkeypatch):
     torch.save({"model": {}, "config_yaml": "A: 1", "x": Bomb()}, tmp_path / "bomb.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Bomb()))
     for name in ("bomb.pth", "raw.pth"):
-        with pytest.raises(InputError, match=f"{name}: damaged, or holds more than tensors"):
+        with pytest.raises(InputError, match=f"{name}: not opened, it (holds posix.system|is damaged)"):
             read_checkpoint(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
@@ -120,7 +120,7 @@ def test_files_that_are_no_checkpoint_say_so(tmp_path):
         read_checkpoint(tmp_path / "missing.pth")
     torch.save({"model": {"a": torch.zeros(10_000)}, "config_yaml": "A: 1"}, tmp_path / "half.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "half.pth").read_bytes()[:5000])
-    with pytest.raises(InputError, match="half.pth: damaged"):
+    with pytest.raises(InputError, match="half.pth: not opened, it is damaged"):
         read_checkpoint(tmp_path / "half.pth")
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     with pytest.raises(InputError, match=r"not a checkpoint of fusiondet.*MODEL.WEIGHTS"):
@@ -135,3 +135,20 @@ def test_a_config_with_python_tags_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"evil.pth.*not a plain YAML config"):
         checkpoint.stored_config(tmp_path / "evil.pth")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("model", [3, [], {"weight": "text"}])
+def test_a_checkpoint_without_tensors_is_refused(tmp_path, model):
+    torch.save({"model": model, "config_yaml": "A: 1"}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match="no tensors, in it"):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"PK\x03\x04" + bytes(40), b"\x80\x02}q\x00(X", bytes(99)]
+)
+def test_damaged_files_never_advise_to_open_them_unprotected(tmp_path, content):
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(InputError, match="bad.pth: not opened, it is damaged") as refused:
+        read_checkpoint(tmp_path / "bad.pth")
+    assert "weights_only" not in str(refused.value)

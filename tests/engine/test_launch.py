@@ -61,6 +61,24 @@ def test_resume_keeps_the_statistics_it_was_trained_with(config_file, tmp_path):
     assert cfg.dump() == before, "other pixels in the files do not shift the input of trained weights"
 
 
+def test_another_optimizer_cannot_resume_and_other_settings_are_said(config_file, tmp_path, caplog):
+    run("--config-file", config_file)
+    more = ("--config-file", config_file, "--resume", "SOLVER.MAX_ITER", "3")
+    with pytest.raises(InputError, match="SOLVER.OPTIMIZER is SGD, and it was trained with another"):
+        run(*more, "SOLVER.OPTIMIZER", "SGD")
+    with caplog.at_level("WARNING", "fusiondet"):
+        run(*more, "SOLVER.BASE_LR", "0.5")
+    assert "the optimizer's own initial_lr, not the config's" in caplog.text
+
+
+@pytest.mark.parametrize("tag", [b"", b"\xff\xfe", b"gone.pth"])
+def test_a_damaged_note_of_the_last_checkpoint_is_bad_input(config_file, tmp_path, tag):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "last_checkpoint").write_bytes(tag)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        run("--config-file", config_file, "--resume")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

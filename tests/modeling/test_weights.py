@@ -510,7 +510,7 @@ def test_pickle_bomb_does_not_go_off(tmp_path, protocol, capsys):
 
 def test_bomb_in_a_torch_file_does_not_go_off(tmp_path, capsys):
     torch.save({"model": Bomb()}, tmp_path / "bomb.pth")
-    refused(config(depth=18), tmp_path / "bomb.pth", "not a file of plain weights")
+    refused(config(depth=18), tmp_path / "bomb.pth", "bomb.pth: not opened, it holds .*print")
     assert "boom" not in capsys.readouterr().out
 
 
@@ -526,7 +526,7 @@ def test_decompressing_codec_is_refused(tmp_path):
 def test_damaged_files(tmp_path, suffix, content):
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(content)
-    refused(config(depth=18), path, "damaged.*not complete|damaged.*refused")
+    refused(config(depth=18), path, "damaged.*(not complete|refused|not opened)")
 
 
 def test_a_file_of_something_else(tmp_path):
