@@ -12,6 +12,7 @@ Raises on import:
 
 import importlib.util
 import os
+import re
 import socket
 import sys
 import types
@@ -186,7 +187,9 @@ class ResumableMixin:
             self._trainer.load_state_dict(state_dict["_trainer"])
 
 
-def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url="auto", args=()):
+def launch(
+    main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url="auto", args=(), device="cuda"
+):
     """`detectron2.engine.launch` that also runs without a GPU: then it starts that many gloo processes.
 
     Args:
@@ -195,9 +198,10 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
         num_machines, machine_rank: of a job on several machines.
         dist_url: where rank 0 listens; "auto" (one machine only) picks a free port.
         args: tuple of picklable arguments.
+        device: "cpu" starts gloo processes although there are GPUs.
 
     Raises:
-        InputError: "auto" with several machines, or more processes than GPUs.
+        InputError: "auto" with several machines, or more processes than GPUs; or as one of the processes raised it.
     """
     import torch
 
@@ -210,14 +214,25 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
                 "--dist-url auto works on one machine; with several, pass tcp://HOST:PORT of rank 0."
             )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    if not torch.cuda.is_available():
-        worker_args = (main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
-        return torch.multiprocessing.spawn(_cpu_worker, nprocs=num_gpus_per_machine, args=worker_args)
-    if num_gpus_per_machine > torch.cuda.device_count():
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus and num_gpus_per_machine > torch.cuda.device_count():
         raise InputError(f"--num-gpus {num_gpus_per_machine}: this machine has {torch.cuda.device_count()}.")
-    from detectron2.engine import launch as launch_on_gpus
+    job = (main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url)
+    try:
+        if not on_gpus:
+            torch.multiprocessing.spawn(_cpu_worker, nprocs=num_gpus_per_machine, args=(*job, args))
+        else:
+            from detectron2.engine import launch as launch_on_gpus
 
-    return launch_on_gpus(main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url, args=args)
+            launch_on_gpus(*job, args=args)
+    except torch.multiprocessing.ProcessRaisedException as error:
+        # All that is left of the exception is its traceback as text.
+        found = re.search(
+            r"^fusiondet\.errors\.InputError: (.+)", str(error).rstrip(), re.MULTILINE | re.DOTALL
+        )
+        if found and "Traceback" not in found[1]:
+            raise InputError(found[1]) from None
+        raise
 
 
 def _free_port() -> int:

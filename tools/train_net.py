@@ -10,7 +10,15 @@ def main():
 
     args = parse_arguments()
     cfg = prepare(args)
-    launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(cfg, args))
+    launch(
+        work,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        args=(cfg, args),
+        device=cfg.MODEL.DEVICE,
+    )
 
 
 if __name__ == "__main__":

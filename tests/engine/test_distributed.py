@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 
 def _both(cfg, folder):
-    """In each process: a whole run, then one in which the second tile gives a NaN."""
+    """In each process: a whole run, one in which the second tile gives a NaN, and bad input found by one of them."""
     torch.set_num_threads(1)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         catalog.ensure_registered(name)
@@ -31,6 +31,9 @@ def _both(cfg, folder):
         "error": _error_of_a_bad_tile(cfg),
     }
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(state))
+    dist.barrier()
+    if dist.get_rank() == 1:
+        raise InputError("tile.tif: damaged.\nCopy it again.")
 
 
 def _error_of_a_bad_tile(cfg) -> str:
@@ -62,7 +65,9 @@ def ranks(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     write_split(root, "train", (3, 0))
     write_split(root, "val", (2, 0, 1), seed=5)
-    launch(_both, 2, args=(config(root), root))
+    with pytest.raises(InputError) as refused:  # as the process raised it, not as a failure of a process
+        launch(_both, 2, args=(config(root), root), device="cpu")
+    assert str(refused.value) == "tile.tif: damaged.\nCopy it again."
     return [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
