@@ -63,11 +63,11 @@ class Predictor:
             score_threshold: detections below it are dropped; None keeps the checkpoint's.
 
         Raises:
-            InputError: not a checkpoint of fusiondet, or its config and tensors do not fit.
+            InputError: not a checkpoint of fusiondet, or its config and tensors do not fit; no such device.
         """
         checkpoint = read_checkpoint(weights)
         cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
-        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        cfg.MODEL.DEVICE = _device_name(device)
         if score_threshold is not None:
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
         self.cfg = cfg
@@ -97,18 +97,33 @@ class Predictor:
         return [b for b in kept if b is not None]
 
 
+def _device_name(wanted: str | None) -> str:
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(
+            f"--device {wanted}: not on this machine, which has cpu and {torch.cuda.device_count()} CUDA GPUs."
+        ) from None
+    return wanted
+
+
 def buildings_from_instances(instances) -> list[Building]:
     """Buildings in image pixels from raw network output: `pred_boxes` and box-sized `pred_masks` (R, 1, M, M).
 
     Outlines come from the mask probabilities at their own resolution, never from a full-size mask; an instance whose
-    mask stays below one half is left out.
+    mask stays below one half is left out. A network without a mask head predicts its boxes.
     """
     boxes, scores = instances.pred_boxes.tensor.numpy(), instances.scores.numpy()
-    masks = instances.pred_masks[:, 0].float().numpy()
+    masks = instances.pred_masks[:, 0].float().numpy() if instances.has("pred_masks") else None
     has_heights = instances.has("pred_heights")
     buildings = []
     for i in np.argsort(-scores, kind="stable"):
-        polygon = mask_to_polygon_px(masks[i], boxes[i], tolerance_px=SIMPLIFY_PX)
+        if masks is None:
+            polygon = clean_polygon(shapely.box(*boxes[i].tolist()))
+        else:
+            polygon = mask_to_polygon_px(masks[i], boxes[i], tolerance_px=SIMPLIFY_PX)
         if polygon is None:
             continue
         heights = [float(instances.get(name)[i]) for name in _HEIGHTS] if has_heights else [None] * 3
@@ -169,8 +184,10 @@ def predict_scene(
     Raises:
         InputError: from the reader; or the pixel size is too far from that of the training.
     """
-    if overlap_px >= window_px:
-        raise InputError(f"an overlap of {overlap_px} px does not fit into windows of {window_px} px.")
+    if not 0 <= overlap_px < window_px:
+        raise InputError(
+            f"an overlap of {overlap_px} px does not fit windows of {window_px} px: expected 0 <= overlap < window."
+        )
     if sar_path is None and not predictor.bands.optical:
         raise InputError(
             f"{predictor.weights}: takes SAR only ({', '.join(predictor.bands.sar)}). Pass --sar."

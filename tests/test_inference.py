@@ -53,6 +53,13 @@ def test_buildings_come_best_first_and_empty_masks_are_left_out():
     assert [round(b.score, 1) for b in buildings_from_instances(instances)] == [0.9, 0.2]
 
 
+def test_a_network_without_a_mask_head_predicts_its_boxes():
+    instances = raw_output([[10, 20, 50, 80], [3, 3, 3, 9]])
+    instances.remove("pred_masks")
+    (building,) = buildings_from_instances(instances)
+    assert building.polygon.equals(shapely.box(10, 20, 50, 80))
+
+
 def test_no_heights_give_unknown_heights():
     instances = raw_output([[0, 0, 10, 10]])
     for name in ("pred_heights", "pred_height_p16", "pred_height_p84"):
@@ -210,6 +217,18 @@ def test_a_raster_far_from_the_training_is_refused_unless_forced(oracle, scene):
     predict_scene(oracle, path, force_gsd=True)
 
 
+@pytest.mark.parametrize(("window", "overlap"), [(64, 64), (64, -1), (0, 0)])
+def test_windows_that_do_not_cover_the_scene_are_refused(oracle, scene, window, overlap):
+    with pytest.raises(InputError, match="0 <= overlap < window"):
+        predict_scene(oracle, scene([]), window_px=window, overlap_px=overlap)
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_there_is_bad_input(small_checkpoint, device):
+    with pytest.raises(InputError, match=f"--device {device}: not on this machine"):
+        Predictor(small_checkpoint, device)
+
+
 def test_a_missing_raster_is_asked_for(oracle):
     with pytest.raises(InputError, match="no raster given|Pass --rgb"):
         predict_scene(oracle, None, None)
@@ -247,7 +266,7 @@ def test_a_checkpoint_that_runs_code_is_refused_unopened(tmp_path):
 
     path = tmp_path / "bomb.pth"
     path.write_bytes(pickle.dumps({"model": Bomb(), "config_yaml": ""}))
-    with pytest.raises(InputError, match="is not opened"):
+    with pytest.raises(InputError, match="not opened"):
         Predictor(path)
     assert not (tmp_path / "boom").exists()
 

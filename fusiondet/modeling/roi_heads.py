@@ -53,7 +53,8 @@ class FusionROIHeads(StandardROIHeads):
         """As StandardROIHeads.forward; `images.sensor` is (N, len(SENSOR_FIELDS))."""
         if not self.training:
             instances = self._forward_box(features, proposals)
-            _attach_sensor(instances, images.sensor)
+            if self.height_head is not None:
+                _attach_sensor(instances, images.sensor)
             return self.forward_with_given_boxes(features, instances), {}
         proposals = self.label_and_sample_proposals(proposals, targets)
         losses = self._forward_box(features, proposals)
@@ -82,7 +83,8 @@ class FusionROIHeads(StandardROIHeads):
         if self.height_head is None:
             return results
         boxes = [x.gt_boxes for x in truth]
-        masks = torch.cat([_truth_masks(x) for x in truth])
+        # A network without a mask head has never seen a mask.
+        masks = torch.cat([_truth_masks(x) for x in truth]) if self.mask_on else None
         rows = torch.cat([row.expand(len(x), -1) for x, row in zip(truth, sensor)])
         _set_heights(results, self.height_head(features, boxes, masks, rows), [len(x) for x in truth])
         return results

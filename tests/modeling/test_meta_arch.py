@@ -81,6 +81,23 @@ def test_heights_on_truth_are_aligned_with_the_truth(model, make_input):
     assert [len(r.pred_heights) for r in results] == [3, 0, 1]
 
 
+def test_a_network_without_a_mask_head_is_not_shown_true_masks(small_cfg, make_input):
+    small_cfg.MODEL.MASK_ON = False
+    model = build_model(small_cfg).eval()
+    x, y = make_input(2), make_input(2)
+    y["instances"].gt_masks.tensor[:] = False
+    torch.nn.init.normal_(model.roi_heads.height_head.predictor.weight)
+    (a,), (b,) = model.heights_on_truth([x]), model.heights_on_truth([y])
+    torch.testing.assert_close(a.pred_heights, b.pred_heights)
+
+
+def test_plain_rois_of_a_plain_rcnn_work_without_heights(small_cfg, make_input):
+    small_cfg.MODEL.HEIGHT_ON, small_cfg.MODEL.META_ARCHITECTURE = False, "GeneralizedRCNN"
+    model = build_model(small_cfg).eval()
+    with torch.no_grad():
+        assert model([make_input(2)])[0]["instances"].has("pred_masks")
+
+
 def test_given_boxes_get_masks_and_heights(model, make_input):
     model.eval()
     from detectron2.structures import Instances
