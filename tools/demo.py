@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from fusiondet import cli
-from fusiondet.errors import InputError
 from fusiondet.files import atomic_path, read_json
 
 TOOLS = Path(__file__).resolve().parent
@@ -108,7 +107,8 @@ def tool(name, *arguments):
     )
     done = subprocess.run([sys.executable, TOOLS / f"{name}.py", *words])
     if done.returncode:
-        raise InputError(f"tools/{name}.py failed with status {done.returncode}; see above.")
+        print(f"error: tools/{name}.py failed with status {done.returncode}; see above.", file=sys.stderr)
+        sys.exit(done.returncode)
 
 
 def fullest_strip(annotations):
@@ -134,14 +134,7 @@ def report(metrics, out, seconds):
         value = metrics.get(key)
         print(f"  {label:52s} {'-' if value is None else format(value, '.3g'):>8}   {key}")
     print(f"\n{seconds / 60:.1f} minutes. In {os.path.relpath(out)}/:")
-    for name in (
-        "buildings.gpkg",
-        "overview.png",
-        "heights.png",
-        "metrics.json",
-        "model_final.pth",
-        "config.yaml",
-    ):
+    for name in RESULTS:
         print(f"  {name}")
 
 
