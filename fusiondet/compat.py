@@ -165,28 +165,6 @@ def _apply() -> tuple[str, ...]:
 applied = _apply()
 
 
-class ResumableMixin:
-    """`class Trainer(ResumableMixin, DefaultTrainer)`: checkpoints hold the optimizer and the AMP scaler.
-
-    DefaultTrainer of v0.5 saves neither, so that `--resume` restarts momentum and the warm-up learning rate. Upstream's
-    main branch saves them under the same key, "_trainer", and there the mixin changes nothing.
-    """
-
-    def state_dict(self):
-        """State of the hooks, the iteration and, under "_trainer", the optimizer."""
-        state = super().state_dict()
-        state.setdefault("_trainer", self._trainer.state_dict())
-        return state
-
-    def load_state_dict(self, state_dict):
-        """Inverse of `state_dict`."""
-        from detectron2.engine import DefaultTrainer
-
-        super().load_state_dict(state_dict)
-        if "load_state_dict" not in vars(DefaultTrainer) and "_trainer" in state_dict:
-            self._trainer.load_state_dict(state_dict["_trainer"])
-
-
 def launch(
     main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url="auto", args=(), device="cuda"
 ):
