@@ -14,11 +14,11 @@ from fusiondet import __version__
 from fusiondet.buildings import Building, building_to_map, clean_polygon
 from fusiondet.cli import progress
 from fusiondet.config import config_from_yaml_text
-from fusiondet.data.bands import BandSpec
+from fusiondet.data.bands import SAR_SCALES, BandSpec
 from fusiondet.data.coco import mask_to_polygon
 from fusiondet.data.imagery import Scene, SceneReader, open_raster
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
-from fusiondet.errors import InputError
+from fusiondet.errors import InputError, unknown_name
 from fusiondet.export import check_output, write_buildings
 from fusiondet.polygons.contour import mask_to_polygon_px
 
@@ -69,6 +69,8 @@ class Predictor:
         cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
         cfg.MODEL.DEVICE = _device_name(device)
         if score_threshold is not None:
+            if not 0 <= score_threshold <= 1:
+                raise InputError(f"--score-threshold is {score_threshold}, expected 0 to 1.")
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
         self.cfg = cfg
         self.bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
@@ -192,6 +194,7 @@ def predict_scene(
         raise InputError(
             f"{predictor.weights}: takes SAR only ({', '.join(predictor.bands.sar)}). Pass --sar."
         )
+    _check_sar_scale(predictor, reader_options.get("sar_scale"))
     notes = _missing_modalities(predictor, rgb_path, sar_path)
     target_gsd_m = _target_gsd(predictor, rgb_path, sar_path, force_gsd, reader_options)
     with SceneReader(
@@ -299,6 +302,20 @@ def _missing_modalities(predictor: Predictor, rgb_path, sar_path) -> list[str]:
         raise InputError("no raster given. Pass --rgb, and --sar if the network takes both.")
     used = "optical and SAR" if predictor.bands.sar and predictor.bands.optical else ""
     return [f"{predictor.weights.name} was trained on {used}; without {m} expect less." for m in missing]
+
+
+def _check_sar_scale(predictor: Predictor, scale: str | None) -> None:
+    """Power, amplitude and dB all reach the network as dB; a display stretch is something else."""
+    trained = predictor.bands.sar_scale
+    if scale is None or not trained:
+        return
+    if scale not in SAR_SCALES:
+        raise unknown_name("--sar-scale", scale, SAR_SCALES)
+    if (scale == "stretched_uint8") != (trained == "stretched_uint8"):
+        raise InputError(
+            f"--sar-scale {scale}: {predictor.weights.name} was trained on {trained}; a display stretch and dB "
+            "cannot be turned into each other."
+        )
 
 
 def _target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, options: dict) -> float | None:

@@ -3,6 +3,7 @@
 import math
 
 from fusiondet.buildings import Building
+from fusiondet.data.bands import BandSpec
 from fusiondet.errors import InputError
 from fusiondet.inference import (
     Predictor,
@@ -221,6 +222,16 @@ def test_a_raster_far_from_the_training_is_refused_unless_forced(oracle, scene):
 def test_windows_that_do_not_cover_the_scene_are_refused(oracle, scene, window, overlap):
     with pytest.raises(InputError, match="0 <= overlap < window"):
         predict_scene(oracle, scene([]), window_px=window, overlap_px=overlap)
+
+
+def test_thresholds_and_scales_that_cannot_be_are_refused(oracle, small_checkpoint, scene):
+    with pytest.raises(InputError, match="--score-threshold is 7, expected 0 to 1"):
+        Predictor(small_checkpoint, score_threshold=7)
+    oracle.bands = BandSpec(("red", "green", "blue"), ("HH",), "db")
+    with pytest.raises(InputError, match="unknown --sar-scale 'dezibel'.*linear_power"):
+        predict_scene(oracle, scene([]), sar_scale="dezibel")
+    with pytest.raises(InputError, match="trained on db; a display stretch"):
+        predict_scene(oracle, scene([]), sar_scale="stretched_uint8")
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:99"])
