@@ -2,6 +2,9 @@
 
 Empty lists marked *from the training data* are filled in by `fusiondet.engine.trainer.complete_config` before the model
 is built, and are then part of the saved config and of every checkpoint: inference needs no dataset.
+
+Of Detectron2's keys these mean nothing here: INPUT.FORMAT (bands go by name), INPUT.MIN_SIZE_*, MAX_SIZE_*, RANDOM_FLIP
+(tiles keep their pixels; see SCALE_RANGE and DIHEDRAL), DATALOADER.SAMPLER_TRAIN and ASPECT_RATIO_GROUPING, TEST.AUG.
 """
 
 from pathlib import Path
@@ -261,7 +264,9 @@ def _merge(cfg: CN, merge, source: str) -> None:
     except (KeyError, AssertionError, ValueError) as error:
         message = str(error.args[0]) if error.args else str(error)
         if "Non-existent" not in message:
-            raise InputError(f"{source}: {message}") from None
+            whole = "<class 'float'> vs. <class 'int'>" in message
+            hint = ". Write a whole number with a decimal point here: 40.0" if whole else ""
+            raise InputError(f"{source}: {message}{hint}") from None
         key = message.split(":")[-1].strip()
         raise InputError(f"{source}: {unknown_name('config key', key, _known_near(cfg, key))}") from None
 

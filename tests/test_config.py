@@ -176,6 +176,10 @@ def test_values_that_mean_nothing_are_named_with_what_was_expected(key, value, e
     assert key.split(".")[-1] in refused(expected, BASE, key, value)
 
 
+def test_a_whole_number_for_a_float_is_explained():
+    refused("decimal point here: 40.0", BASE, "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "30")
+
+
 def test_odd_number_of_overrides():
     refused("KEY VALUE pairs, found 3 words: SEED 1 MODEL", BASE, "SEED", "1", "MODEL")
 
