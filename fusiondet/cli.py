@@ -11,6 +11,7 @@ def run(main) -> None:
     """Call `main()` and exit: 0 when done, 2 with one line on stderr for bad input, 1 for a failure of our own."""
     try:
         code = main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -20,6 +21,7 @@ def run(main) -> None:
     except OSError as error:
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         code = 1
+        _mute_broken_stdout()
     except Exception:
         traceback.print_exc()
         print(
@@ -27,8 +29,15 @@ def run(main) -> None:
             file=sys.stderr,
         )
         code = 1
-    sys.stdout.flush()
     sys.exit(code)
+
+
+def _mute_broken_stdout() -> None:
+    """Where the output cannot be written (full disk, closed pipe), spare the user Python's second complaint at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(iterable, total: int | None = None, label: str = "", unit: str = "tile"):
@@ -43,6 +52,6 @@ def seed_argument(parser) -> None:
     parser.add_argument(
         "--seed",
         type=int,
-        default=int(os.environ.get("FUSIONDET_SEED", 0)),
+        default=os.environ.get("FUSIONDET_SEED", "0"),  # text: argparse converts it, or says what is wrong
         help="random seed; the same seed gives the same result (default: %(default)s)",
     )

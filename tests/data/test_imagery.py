@@ -464,6 +464,11 @@ class TestGsd:
         with pytest.raises(InputError, match=r"a\.tif: the point .* is not a place in WGS 84"):
             read_scene(path, None, RGB)
 
+    def test_unknown_sar_scale_lists_the_right_ones(self, tmp_path):
+        path = write(tmp_path / "a.tif", np.ones((1, 2, 2), "float32"))
+        with pytest.raises(InputError, match="unknown SAR scale 'decibel'.*linear_power"):
+            read_scene(None, path, BandSpec((), ("HH",), "db"), sar_scale="decibel")
+
     @pytest.mark.parametrize("target_gsd_m", [0, -1, math.nan, 1e-4, 1e4])
     def test_a_grid_that_is_no_grid_is_refused(self, tmp_path, target_gsd_m):
         path = write(tmp_path / "a.tif", np.ones((3, 2, 2), "uint8"))

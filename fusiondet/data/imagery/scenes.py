@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusiondet.data.bands import BandSpec
+from fusiondet.data.bands import SAR_SCALES, BandSpec
 from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, grid_in_pixels_of, whole_pixel_offset
 from fusiondet.data.imagery.rasters import Bands, PixelWindow, check_size, open_raster, resolve_bands
-from fusiondet.errors import InputError
+from fusiondet.errors import InputError, unknown_name
 
 import numpy as np
 from affine import Affine
@@ -88,6 +88,8 @@ class SceneReader:
         self._files = ExitStack()
         with self._files:
             self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, None, "--rgb-bands")
+            if sar_scale and sar_scale not in SAR_SCALES:
+                raise unknown_name("SAR scale", sar_scale, SAR_SCALES)
             scale = (sar_scale or bands.sar_scale) if bands.sar else None
             self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, scale, "--sar-bands")
             base = self._optical or self._sar

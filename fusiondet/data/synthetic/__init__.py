@@ -203,7 +203,9 @@ def _check(args) -> None:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}.")
-    for flag, (low, high) in {"sun_elevation": (5, 90), "incidence": (10, 75)}.items():
+    turn = (-360, 360)
+    angles = {"sun_elevation": (5, 90), "incidence": (10, 75), "sun_azimuth": turn, "look_azimuth": turn}
+    for flag, (low, high) in angles.items():
         for value in getattr(args, flag) or ():
             if not low <= value <= high:
                 raise InputError(f"--{flag.replace('_', '-')} {value}: expected {low} to {high} degrees.")

@@ -1,8 +1,10 @@
+import argparse
 import dataclasses
 import hashlib
 import math
 import time
 
+from fusiondet.data import synthetic
 from fusiondet.data.coco import polygon_to_mask, read_coco
 from fusiondet.data.synthetic.dataset import Faults, Recipe, draw_sensor, write_dataset
 from fusiondet.data.synthetic.presets import PRESETS, preset
@@ -206,6 +208,14 @@ def test_an_existing_directory_is_refused_and_kept_unless_overwrite(easy, tmp_pa
     (out / "annotations").mkdir()
     write_dataset(SMALL, {"train": 1}, out, overwrite=True)
     assert not (out / "mine.txt").exists() and len(list((out / "train" / "rgb").iterdir())) == 1
+
+
+@pytest.mark.parametrize("option", ["--sun-azimuth", "--look-azimuth", "--sun-elevation", "--incidence"])
+def test_angles_that_are_none_are_refused(tmp_path, option):
+    parser = argparse.ArgumentParser()
+    synthetic.add_arguments(parser)
+    with pytest.raises(InputError, match=f"{option} nan: expected .* degrees"):
+        synthetic.main(parser.parse_args(["--out", str(tmp_path / "a"), option, "nan", "nan"]))
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
