@@ -201,10 +201,14 @@ def predict_scene(
         rgb_path, sar_path, predictor.bands, target_gsd_m=target_gsd_m, **reader_options
     ) as reader:
         windows = list(scene_windows(reader.width, reader.height, window_px, overlap_px))
-        buildings = []
+        buildings, has_data = [], False
         for window, core in progress(windows, label="predicting", unit="window"):
-            buildings += _predict_window(predictor, reader.read(window), window, core)
+            scene = reader.read(window)
+            has_data |= not np.isnan(scene.image).all()
+            buildings += _predict_window(predictor, scene, window, core)
         notes += reader.notes
+        if not has_data:
+            notes.append(f"{rgb_path or sar_path}: all of it is no data, so there is nothing to predict.")
         buildings = drop_duplicates(buildings) if len(windows) > 1 else buildings
         buildings = [building_to_map(b, reader.transform) for b in buildings]
         metadata = {"weights": str(predictor.weights.name), "fusiondet": __version__, "gsd_m": reader.gsd_m}
@@ -326,10 +330,11 @@ def _target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, optio
         return None
     finest, coarsest = predictor.gsd_range_m
     nearest = min(max(gsd_m, finest), coarsest)
+    trained = f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
     factor = max(gsd_m / nearest, nearest / gsd_m)
     if factor > REFUSE_FACTOR and not force_gsd:
         raise InputError(
-            f"{name}: {gsd_m:.3g} m per pixel, but {predictor.weights.name} was trained on {finest:.3g} to "
-            f"{coarsest:.3g} m: buildings look too different to expect a result. Pass --force-gsd to try all the same."
+            f"{name}: {gsd_m:.3g} m per pixel, but {predictor.weights.name} was trained on {trained} m: "
+            "buildings look too different to expect a result. Pass --force-gsd to try all the same."
         )
     return nearest if factor > RESAMPLE_FACTOR else None

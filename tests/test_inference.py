@@ -193,6 +193,7 @@ def test_nothing_is_predicted_on_nodata(oracle, scene):
 def test_an_all_nodata_scene_has_no_buildings(oracle, scene):
     result = predict_scene(oracle, scene([], nodata_rows=300))
     assert result.buildings == [] and oracle.model.seen == []
+    assert any("nothing to predict" in note for note in result.notes)
 
 
 def test_a_coarser_raster_is_resampled_to_the_nearest_trained_gsd_and_says_so(oracle, scene):
