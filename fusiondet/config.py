@@ -65,7 +65,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     # Feature maps that are pooled, finest first.
     cfg.MODEL.ROI_HEIGHT_HEAD.IN_FEATURES = ["p2", "p3", "p4", "p5"]
     # Cells per side of the pooled tight box and of the pooled context box.
-    cfg.MODEL.ROI_HEIGHT_HEAD.POOLER_RESOLUTION = 14
+    cfg.MODEL.ROI_HEIGHT_HEAD.POOLER_RESOLUTION = 7
     cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_RESOLUTION = 16
     # Samples per cell and direction of RoIAlign; 0 is adaptive.
     cfg.MODEL.ROI_HEIGHT_HEAD.POOLER_SAMPLING_RATIO = 2
@@ -74,7 +74,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M = 40.0
     # Convolutions on each pooled map, their channels, fully connected layers after them, their width.
     cfg.MODEL.ROI_HEIGHT_HEAD.NUM_CONV = 3
-    cfg.MODEL.ROI_HEIGHT_HEAD.CONV_DIM = 128
+    cfg.MODEL.ROI_HEIGHT_HEAD.CONV_DIM = 96
     cfg.MODEL.ROI_HEIGHT_HEAD.NUM_FC = 2
     cfg.MODEL.ROI_HEIGHT_HEAD.FC_DIM = 512
     # Normalisation of the convolutions: "", "GN", "BN", ...
