@@ -298,7 +298,11 @@ def read_torch_file(path: str | Path):
     except Exception as error:  # a damaged file raises almost anything
         # Torch's own words advise to load the file without protection.
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = f"it holds {found[1]}, and loading that could run code" if found else "it is damaged or was never one"
+        reason = (
+            f"it holds {found[1]}, and loading that could run code"
+            if found
+            else "it is damaged or was never one"
+        )
         raise InputError(
             f"{path}: not opened, {reason}; expected a .pth of tensors, numbers and text alone. Copy or download it "
             "again from its original source."
