@@ -10,6 +10,7 @@ from fusiondet.data.coco import encode_rle, prediction_record
 from fusiondet.evaluation.heights import height_metrics
 from fusiondet.evaluation.instances import METRICS, evaluate_instances
 from fusiondet.files import write_json
+from fusiondet.modeling.height_head import HEIGHT_FIELDS
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from detectron2.utils import comm
 from torch import nn
 
 _log = logging.getLogger(__name__)
-_HEIGHTS = ("pred_height_p16", "pred_heights", "pred_height_p84")
 # The numbers that a reader looks for first, in this order.
 HEADLINES = (
     "segm/AP50", "segm/AP", "bbox/AP50", "joint/AP50", "height/mae_m", "height/delta1", "height/skill",
@@ -63,7 +63,7 @@ class BuildingEvaluator(DatasetEvaluator):
         with torch.no_grad():
             results = self.model.heights_on_truth(inputs)
         for one, result in zip(inputs, results, strict=True):
-            columns = [one["instances"].gt_heights, *(result.get(name) for name in _HEIGHTS)]
+            columns = [one["instances"].gt_heights, *(result.get(name) for name in HEIGHT_FIELDS)]
             self._heights_m.append(np.stack([c.detach().float().cpu().numpy() for c in columns], axis=1))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -101,8 +101,8 @@ def prediction_records(inputs: dict, instances: Instances) -> list[dict]:
     scores = instances.scores.tolist()
     masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
     heights_m = [None] * len(scores)
-    if all(instances.has(name) for name in _HEIGHTS):
-        heights_m = list(zip(*(instances.get(name).tolist() for name in _HEIGHTS), strict=True))
+    if all(instances.has(name) for name in HEIGHT_FIELDS):
+        heights_m = list(zip(*(instances.get(name).tolist() for name in HEIGHT_FIELDS), strict=True))
     return [
         prediction_record(
             inputs["image_id"], scores[i], boxes[i], _rle(masks, i, boxes[i], inputs), heights_m[i]

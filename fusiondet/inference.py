@@ -20,6 +20,7 @@ from fusiondet.data.imagery import Scene, SceneReader, open_raster
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.export import check_output, write_buildings
+from fusiondet.modeling.height_head import HEIGHT_FIELDS
 from fusiondet.polygons.contour import mask_to_polygon_px
 
 import numpy as np
@@ -94,8 +95,7 @@ class Predictor:
         x = {"image": torch.from_numpy(np.ascontiguousarray(image)), "gsd_m": gsd_m, "sensor": sensor or {}}
         raw = self.model.inference([x], do_postprocess=False)[0].to("cpu")
         buildings = buildings_from_instances(raw)
-        shape = image.shape[1:]
-        kept = [_on_data(b, nodata, shape) for b in buildings]
+        kept = [_on_data(b, nodata) for b in buildings]
         return [b for b in kept if b is not None]
 
 
@@ -128,12 +128,10 @@ def buildings_from_instances(instances) -> list[Building]:
             polygon = mask_to_polygon_px(masks[i], boxes[i], tolerance_px=SIMPLIFY_PX)
         if polygon is None:
             continue
-        heights = [float(instances.get(name)[i]) for name in _HEIGHTS] if has_heights else [None] * 3
-        buildings.append(Building(polygon, *heights, score=float(scores[i]), **_height_facts(has_heights)))
+        p16_m, median_m, p84_m = (float(instances.get(f)[i]) if has_heights else None for f in HEIGHT_FIELDS)
+        facts = _height_facts(has_heights)
+        buildings.append(Building(polygon, median_m, p16_m, p84_m, score=float(scores[i]), **facts))
     return buildings
-
-
-_HEIGHTS = ("pred_heights", "pred_height_p16", "pred_height_p84")
 
 
 def _height_facts(has_heights: bool) -> dict:
@@ -144,9 +142,9 @@ def _height_facts(has_heights: bool) -> dict:
     )
 
 
-def _on_data(building: Building, nodata: np.ndarray, shape) -> Building | None:
+def _on_data(building: Building, nodata: np.ndarray) -> Building | None:
     """`building` cut to the image and to its valid pixels; None when less than half of it is left."""
-    height, width = shape
+    height, width = nodata.shape
     polygon = clean_polygon(building.polygon.intersection(shapely.box(0, 0, width, height)))
     if polygon is None:
         return None

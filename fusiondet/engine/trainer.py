@@ -20,6 +20,7 @@ from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, s
 from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel
 from fusiondet.errors import InputError
 from fusiondet.evaluators import BuildingEvaluator, table
+from fusiondet.modeling.height_head import DEFAULT_CONTEXT_M, DEFAULT_LOG_SCALE, DEFAULT_MEDIAN_M
 from fusiondet.modeling.weights import load_pretrained
 
 import numpy as np
@@ -36,9 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 _log = logging.getLogger(__name__)
 
-# Used where no height of the training data is known: an ordinary town.
-_PRIOR_MEDIAN_M, _PRIOR_LOG_SCALE = 8.0, 0.6
-_DEFAULT_CONTEXT_M, _CONTEXT_RANGE_M = 40.0, (10.0, 100.0)
+_CONTEXT_RANGE_M = (10.0, 100.0)
 
 
 # ---- What the config leaves open -------------------------------------------------------------------------
@@ -191,14 +190,14 @@ def context_m(tiles: Iterable, modalities: Iterable[str]) -> float:
             tangent = math.tan(math.radians(incidence))
             reaches.append(max(tangent, 1 / tangent))
     if not heights_m or not reaches:
-        return _DEFAULT_CONTEXT_M
+        return DEFAULT_CONTEXT_M
     return float(np.clip(round(np.percentile(heights_m, 95) * max(reaches)), *_CONTEXT_RANGE_M))
 
 
 def _complete_height_prior(cfg: CfgNode, tiles: list) -> None:
     head, heights_m = cfg.MODEL.ROI_HEIGHT_HEAD, _known_heights_m(tiles)
-    median_m = float(np.median(heights_m)) if heights_m else _PRIOR_MEDIAN_M
-    spread = float(np.std(np.log(heights_m))) if len(heights_m) > 1 else _PRIOR_LOG_SCALE
+    median_m = float(np.median(heights_m)) if heights_m else DEFAULT_MEDIAN_M
+    spread = float(np.std(np.log(heights_m))) if len(heights_m) > 1 else DEFAULT_LOG_SCALE
     head.PRIOR_MEDIAN_M = head.PRIOR_MEDIAN_M or round(median_m, 4)
     # Equal heights would start the likelihood at a singularity.
     head.PRIOR_LOG_SCALE = head.PRIOR_LOG_SCALE or round(max(spread, 0.1), 4)

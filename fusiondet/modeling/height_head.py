@@ -29,6 +29,9 @@ losses(predicted: HeightDistribution, heights_m: (R,) known heights) -> dict of 
 # Fields set on Instances, in the order of HeightDistribution.heights_m().
 HEIGHT_FIELDS = ("pred_height_p16", "pred_heights", "pred_height_p84")
 
+# What stands for a number of the config that the training data could not tell: an ordinary town.
+DEFAULT_CONTEXT_M, DEFAULT_MEDIAN_M, DEFAULT_LOG_SCALE = 40.0, 8.0, 0.6
+
 # A Laplace distribution has 68 % of its mass within this many scales of its median: ln(1 / 0.32).
 _LAPLACE_P84 = math.log(1 / 0.32)
 # Scale of the log height: 2 % is finer than any truth, a factor of 4.5 is not worth calling a prediction.
@@ -97,8 +100,8 @@ class ContextHeightHead(nn.Module):
         num_fc: int = 2,
         norm: str = "GN",
         range_m: tuple[float, float] = (1.0, 200.0),
-        prior_median_m: float = 8.0,
-        prior_log_scale: float = 0.6,
+        prior_median_m: float = DEFAULT_MEDIAN_M,
+        prior_log_scale: float = DEFAULT_LOG_SCALE,
         loss_weight: float = 1.0,
     ):
         """Args:
@@ -143,15 +146,15 @@ class ContextHeightHead(nn.Module):
             "in_channels": input_shape[head.IN_FEATURES[0]].channels,
             "resolution": head.POOLER_RESOLUTION,
             "context_resolution": head.CONTEXT_RESOLUTION,
-            "context_m": head.CONTEXT_M or 40.0,
+            "context_m": head.CONTEXT_M or DEFAULT_CONTEXT_M,
             "conv_dim": head.CONV_DIM,
             "num_conv": head.NUM_CONV,
             "fc_dim": head.FC_DIM,
             "num_fc": head.NUM_FC,
             "norm": head.NORM,
             "range_m": (head.MIN_HEIGHT_M, head.MAX_HEIGHT_M),
-            "prior_median_m": head.PRIOR_MEDIAN_M or 8.0,
-            "prior_log_scale": head.PRIOR_LOG_SCALE or 0.6,
+            "prior_median_m": head.PRIOR_MEDIAN_M or DEFAULT_MEDIAN_M,
+            "prior_log_scale": head.PRIOR_LOG_SCALE or DEFAULT_LOG_SCALE,
             "loss_weight": head.LOSS_WEIGHT,
         }
 

@@ -71,10 +71,11 @@ class FusionROIHeads(StandardROIHeads):
         instances = super().forward_with_given_boxes(features, instances)
         if self.height_head is not None:
             boxes = [x.pred_boxes for x in instances]
-            masks = torch.cat([_masks(x, len(x)) for x in instances]) if self.mask_on else None
+            masks = torch.cat([x.pred_masks for x in instances]) if self.mask_on else None
             _set_heights(instances, self.height_head(features, boxes, masks, _sensor(instances)))
         for x in instances:
-            x.remove("sensor") if x.has("sensor") else None
+            if x.has("sensor"):
+                x.remove("sensor")
         return instances
 
     def heights_of_truth(self, features, truth: list[Instances], sensor: torch.Tensor) -> list[Instances]:
@@ -132,10 +133,6 @@ def _attach_sensor(instances: list[Instances], sensor: torch.Tensor) -> None:
 
 def _sensor(instances: list[Instances]) -> torch.Tensor:
     return torch.cat([x.sensor for x in instances])
-
-
-def _masks(x: Instances, n: int) -> torch.Tensor:
-    return x.pred_masks if n else x.pred_boxes.tensor.new_zeros(0, 1, *x.pred_masks.shape[-2:])
 
 
 def _truth_masks(x: Instances, side: int = 28) -> torch.Tensor:
