@@ -56,6 +56,30 @@ def add_fusiondet_config(cfg: CN) -> None:
     # How a pretrained 3-channel stem takes more bands: "zero" (extra bands start silent) or "mean_rescaled" (extra
     # bands start as the mean filter, everything rescaled so that the response keeps its size). See modeling/weights.py.
     cfg.MODEL.FUSION.STEM_INFLATION = "zero"
+    # What the streams of a network with two tell each other behind a stage: class in EXCHANGE_REGISTRY, "" for nothing.
+    # See modeling/fusion.py for all ops.
+    cfg.MODEL.FUSION.EXCHANGE = CN({"res2": "", "res3": "", "res4": "", "res5": ""})
+    # How two streams become one, at every level of the FPN's input (intermediate fusion) or of its output (late):
+    # class in JOIN_REGISTRY.
+    cfg.MODEL.FUSION.JOIN = "SumJoin"
+    # One set of residual stages for both streams; stems stay apart, as their bands differ.
+    cfg.MODEL.FUSION.SHARE_WEIGHTS = False
+    # Where the SAR stream differs from MODEL.RESNETS, which the optical stream follows; 0: as MODEL.RESNETS.
+    cfg.MODEL.FUSION.SAR_RESNETS = CN(
+        {"DEPTH": 0, "STEM_OUT_CHANNELS": 0, "RES2_OUT_CHANNELS": 0, "WIDTH_PER_GROUP": 0}
+    )
+    # MMTM: channels of both streams together over this number are the width of the joint layer.
+    cfg.MODEL.FUSION.MMTM = CN({"RATIO": 4})
+    # CrossAttention: width inside (never above the stream's own), heads, expansion of its MLP, and the side of the
+    # windows, in cells, that attention stays in; 0: the whole map, with keys pooled to at most MAX_KEYS cells.
+    cfg.MODEL.FUSION.CROSS_ATTENTION = CN(
+        {"DIM": 128, "HEADS": 4, "MLP_RATIO": 2.0, "WINDOW": 0, "MAX_KEYS": 1024}
+    )
+    # Probability that training hides a modality of an image, never both. Where it is above 0, what stands for missing
+    # pixels is learned; otherwise it is the band's mean.
+    cfg.MODEL.FUSION.MODALITY_DROPOUT = CN({"optical": 0.0, "sar": 0.0})
+    # "optical" or "sar": treat this modality as missing, as if every pixel were no data. For --eval-only.
+    cfg.MODEL.FUSION.DISABLED = ""
 
     # Whether the network predicts a height per building.
     cfg.MODEL.HEIGHT_ON = True
@@ -87,6 +111,12 @@ def add_fusiondet_config(cfg: CN) -> None:
     # Median height, metres, and spread of the log height that the untrained head predicts. From the training data (0).
     cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M = 0.0
     cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE = 0.0
+    # Facts of the image that the head is told, of "gsd", "sun_elevation", "sun_azimuth", "incidence", "look_azimuth",
+    # "off_nadir", "view_azimuth": how long a shadow is, and where it lies, follows from height *and* angles. [] is a
+    # head that has to do without.
+    cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = []
+    # Probability that training hides one of these facts of an image, so that the head copes where it is unknown.
+    cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT = 0.1
     # Trained on the jittered proposals of the box head (up to this many positives per image), as inference sees them.
     cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE = 32
 

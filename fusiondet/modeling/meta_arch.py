@@ -41,8 +41,26 @@ class FusionRCNN(GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, **kwargs):
+    def __init__(
+        self,
+        *,
+        optical_channels: int = 0,
+        modality_dropout: dict[str, float] | None = None,
+        disabled: str = "",
+        **kwargs,
+    ):
+        """See GeneralizedRCNN.
+
+        Args:
+            optical_channels: how many of the leading bands are optical.
+            modality_dropout: modality -> probability that training hides it from an image.
+            disabled: modality that is treated as missing, "" for none.
+        """
         super().__init__(**kwargs)
+        bands = len(self.pixel_mean)
+        self.channels = {"optical": slice(0, optical_channels), "sar": slice(optical_channels, bands)}
+        self.modality_dropout, self.disabled = dict(modality_dropout or {}), disabled
+        self._check_modalities()
 
     @classmethod
     def from_config(cls, cfg):
@@ -53,10 +71,29 @@ class FusionRCNN(GeneralizedRCNN):
                 f"MODEL.PIXEL_MEAN has {channels} and MODEL.PIXEL_STD {len(cfg.MODEL.PIXEL_STD)} numbers, expected one "
                 "per band. They are computed from the training data by tools/train_net.py; or set them in the config."
             )
-        return super().from_config(cfg)
+        fusion = cfg.MODEL.FUSION
+        return {
+            **super().from_config(cfg),
+            "optical_channels": fusion.OPTICAL_CHANNELS,
+            "modality_dropout": dict(fusion.MODALITY_DROPOUT),
+            "disabled": fusion.DISABLED,
+        }
+
+    def _check_modalities(self) -> None:
+        """InputError when something is asked of a modality that the network does not have, or hiding it leaves none."""
+        present = [name for name, part in self.channels.items() if part.start < part.stop]
+        hidden = {name for name, p in self.modality_dropout.items() if p > 0} | {self.disabled} - {""}
+        if hidden and len(present) < 2:
+            raise InputError(
+                f"MODEL.FUSION.DISABLED or MODALITY_DROPOUT hides {' and '.join(sorted(hidden))}, but the network "
+                f"takes {' and '.join(present)} alone. Leave both keys at their defaults."
+            )
 
     def preprocess_image(self, batched_inputs):
-        """Detectron2's normalised, padded batch, with `images.sensor` (N, len(SENSOR_FIELDS)) attached."""
+        """Detectron2's normalised, padded batch, with `images.sensor` (N, len(SENSOR_FIELDS)) attached.
+
+        Padding is NaN like any pixel without data, and so is a modality that is disabled or, in training, dropped.
+        """
         channels = len(self.pixel_mean)
         for x in batched_inputs:
             if x["image"].shape[0] != channels:
@@ -64,8 +101,32 @@ class FusionRCNN(GeneralizedRCNN):
                     f"{x.get('file_name', 'image')}: {x['image'].shape[0]} bands, but the network takes {channels}."
                 )
         images = super().preprocess_image(batched_inputs)
+        for image, (height, width) in zip(images.tensor, images.image_sizes):
+            image[:, height:], image[:, :, width:] = torch.nan, torch.nan
+            self._hide(image)
         images.sensor = sensor_rows(batched_inputs, self.device)
         return images
+
+    def _hide(self, image: torch.Tensor) -> None:
+        """Write NaN over the modality of `image` (C, H, W) that is disabled or dropped, unless it is the last one."""
+        names = [self.disabled] if self.disabled else []
+        if self.training and any(self.modality_dropout.values()):
+            # Drawn on the CPU, whose generator the trainer seeds, so that a resumed run drops the same.
+            draw = float(torch.rand(()))
+            for name, probability in self.modality_dropout.items():
+                if 0 <= draw < probability:
+                    names.append(name)
+                draw -= probability
+        for name in names:
+            rest = [image[part] for other, part in self.channels.items() if other != name]
+            if name == self.disabled or not all(torch.isnan(r).all() for r in rest):
+                image[self.channels[name]] = torch.nan
+
+    @property
+    def interval_width(self) -> torch.Tensor | None:
+        """The factor on the width of the height intervals that calibration sets in place; None without heights."""
+        head = getattr(self.roi_heads, "height_head", None)
+        return getattr(head, "interval_width", None)
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
         """As in Detectron2; given boxes learn the facts of their image first."""
