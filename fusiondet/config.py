@@ -58,26 +58,48 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.FUSION.STEM_INFLATION = "zero"
     # What the streams of a network with two tell each other behind a stage: class in EXCHANGE_REGISTRY, "" for nothing.
     # See modeling/fusion.py for all ops.
-    cfg.MODEL.FUSION.EXCHANGE = CN({"res2": "", "res3": "", "res4": "", "res5": ""})
+    cfg.MODEL.FUSION.EXCHANGE = CN()
+    # Behind res2, stride 4.
+    cfg.MODEL.FUSION.EXCHANGE.res2 = ""
+    # Behind res3, stride 8.
+    cfg.MODEL.FUSION.EXCHANGE.res3 = ""
+    # Behind res4, stride 16.
+    cfg.MODEL.FUSION.EXCHANGE.res4 = ""
+    # Behind res5, stride 32.
+    cfg.MODEL.FUSION.EXCHANGE.res5 = ""
     # How two streams become one, at every level of the FPN's input (intermediate fusion) or of its output (late):
     # class in JOIN_REGISTRY.
     cfg.MODEL.FUSION.JOIN = "SumJoin"
     # One set of residual stages for both streams; stems stay apart, as their bands differ.
     cfg.MODEL.FUSION.SHARE_WEIGHTS = False
-    # Where the SAR stream differs from MODEL.RESNETS, which the optical stream follows; 0: as MODEL.RESNETS.
-    cfg.MODEL.FUSION.SAR_RESNETS = CN(
-        {"DEPTH": 0, "STEM_OUT_CHANNELS": 0, "RES2_OUT_CHANNELS": 0, "WIDTH_PER_GROUP": 0}
-    )
-    # MMTM: channels of both streams together over this number are the width of the joint layer.
-    cfg.MODEL.FUSION.MMTM = CN({"RATIO": 4})
-    # CrossAttention: width inside (never above the stream's own), heads, expansion of its MLP, and the side of the
-    # windows, in cells, that attention stays in; 0: the whole map, with keys pooled to at most MAX_KEYS cells.
-    cfg.MODEL.FUSION.CROSS_ATTENTION = CN(
-        {"DIM": 128, "HEADS": 4, "MLP_RATIO": 2.0, "WINDOW": 0, "MAX_KEYS": 1024}
-    )
-    # Probability that training hides a modality of an image, never both. Where it is above 0, what stands for missing
+    # Where the SAR stream differs from MODEL.RESNETS, which the optical stream follows; 0 in any key: the same.
+    cfg.MODEL.FUSION.SAR_RESNETS = CN()
+    # Layers: 18, 34, 50, 101.
+    cfg.MODEL.FUSION.SAR_RESNETS.DEPTH = 0
+    # Channels of the stem, of res2 (doubled at every stage), and inside its bottlenecks.
+    cfg.MODEL.FUSION.SAR_RESNETS.STEM_OUT_CHANNELS = 0
+    cfg.MODEL.FUSION.SAR_RESNETS.RES2_OUT_CHANNELS = 0
+    cfg.MODEL.FUSION.SAR_RESNETS.WIDTH_PER_GROUP = 0
+    # Settings of the exchange MMTM.
+    cfg.MODEL.FUSION.MMTM = CN()
+    # Channels of both streams together over this number are the width of the joint layer.
+    cfg.MODEL.FUSION.MMTM.RATIO = 4
+    # Settings of the exchange CrossAttention.
+    cfg.MODEL.FUSION.CROSS_ATTENTION = CN()
+    # Width inside, never above the stream's own; heads; expansion of the MLP behind it.
+    cfg.MODEL.FUSION.CROSS_ATTENTION.DIM = 128
+    cfg.MODEL.FUSION.CROSS_ATTENTION.HEADS = 4
+    cfg.MODEL.FUSION.CROSS_ATTENTION.MLP_RATIO = 2.0
+    # Side of the windows that attention stays in, cells; 0: the whole map, with keys pooled to at most MAX_KEYS cells.
+    cfg.MODEL.FUSION.CROSS_ATTENTION.WINDOW = 0
+    cfg.MODEL.FUSION.CROSS_ATTENTION.MAX_KEYS = 1024
+    # Probability that training hides a modality of an image, never both. Where one is above 0, what stands for missing
     # pixels is learned; otherwise it is the band's mean.
-    cfg.MODEL.FUSION.MODALITY_DROPOUT = CN({"optical": 0.0, "sar": 0.0})
+    cfg.MODEL.FUSION.MODALITY_DROPOUT = CN()
+    # Share of the training images without optical.
+    cfg.MODEL.FUSION.MODALITY_DROPOUT.optical = 0.0
+    # Share of the training images without SAR.
+    cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 0.0
     # "optical" or "sar": treat this modality as missing, as if every pixel were no data. For --eval-only.
     cfg.MODEL.FUSION.DISABLED = ""
 
