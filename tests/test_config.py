@@ -49,7 +49,7 @@ def test_every_key_of_ours_has_a_comment_above():
         text = line.strip()
         if text.startswith("# ") and not text.startswith("# ----"):
             commented = True
-        elif match := re.match(r"cfg\.([A-Z0-9_.]+) = (?!CN)", text):
+        elif match := re.match(r"cfg\.([A-Za-z0-9_.]+) = (?!CN)", text):
             assert commented, f"{match[1]} has no comment above it"
             documented.add(match[1])
         elif not text.startswith("cfg."):
