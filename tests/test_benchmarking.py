@@ -3,8 +3,15 @@
 import json
 
 import fusiondet.compat  # noqa: F401
-from fusiondet import benchmarking
-from fusiondet.benchmarking import benchmark_training, format_table, paired_ratio
+from fusiondet.benchmarking import (
+    Contestant,
+    Settings,
+    benchmark_training,
+    paired_ratio,
+    random_inputs,
+    take_turns,
+    training,
+)
 from fusiondet.config import add_fusiondet_config
 from fusiondet.errors import InputError
 
@@ -29,6 +36,9 @@ MODEL:
   ROI_HEIGHT_HEAD: {CONV_DIM: 32, FC_DIM: 16}
 TEST: {DETECTIONS_PER_IMAGE: 10}
 """
+
+
+TINY = Settings(size_px=64, batch=1, rounds=2, warmup=0, sar_bands=2, buildings=3)
 
 
 @pytest.fixture
@@ -61,7 +71,7 @@ def test_interval_holds_the_truth_and_shrinks_with_rounds():
 
 
 def test_small_benchmark(cfg):
-    result = benchmark_training(cfg, size_px=64, batch=1, rounds=2, warmup=0, sar_bands=2, buildings=3)
+    result = benchmark_training(cfg, TINY)
     rows = {row["title"]: row for row in result["rows"]}
     control, fusion = rows["A/A control"], rows["early fusion / 3 channels"]
     assert control["flops"] == control["parameters"] == 1.0 and control["met"] is None
@@ -79,14 +89,14 @@ def test_small_benchmark(cfg):
         == 2 * 64 * 7 * 7 * 2 * 32 * 32
     )
     json.dumps(result, allow_nan=False)
-    table = format_table(result)
+    table = training.format_table(result)
     assert all(title in table for title in rows) and "95 % interval" in table
 
 
 def test_all_networks_do_the_same_work(cfg):
     """Same features from the same image: the extra band is silent, so proposals and samples are the same too."""
-    networks = benchmarking._networks(cfg, 1, "cpu", seed=0)
-    inputs = benchmarking.random_inputs(1, 64, 4, 3, seed=0)
+    networks = training._networks(cfg, 1, "cpu", seed=0)
+    inputs = random_inputs(1, 64, 4, 3, seed=0)
     features = {}
     for name, network in networks.items():
         x = inputs if "early fusion" in name else [{**inputs[0], "image": inputs[0]["image"][:3]}]
@@ -97,19 +107,17 @@ def test_all_networks_do_the_same_work(cfg):
 
 
 def test_a_step_leaves_the_weights_alone_and_computes_gradients(cfg):
-    model = benchmarking._networks(cfg, 1, "cpu", seed=0)["early fusion + height"]
-    contestant = benchmarking._Contestant(
-        model, benchmarking.random_inputs(1, 64, 4, 3, 0), "cpu", "bfloat16"
-    )
+    model = training._networks(cfg, 1, "cpu", seed=0)["early fusion + height"]
+    contestant = Contestant(model, random_inputs(1, 64, 4, 3, 0), "cpu", "bfloat16")
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    with benchmarking.EventStorage():
-        assert contestant.step_seconds(0) > 0
+    seconds = take_turns({"one": contestant}, rounds=2, warmup=1, seed=0)
+    assert len(seconds["step"]["one"]) == 2 and min(seconds["step"]["one"]) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_random_inputs_are_rectangles_with_heights():
-    (x,) = benchmarking.random_inputs(1, 100, 4, 5, seed=1)
+    (x,) = random_inputs(1, 100, 4, 5, seed=1)
     instances = x["instances"]
     areas = instances.gt_masks.tensor.sum(dim=(1, 2))
     sides = instances.gt_boxes.tensor[:, 2:] - instances.gt_boxes.tensor[:, :2]
@@ -124,19 +132,19 @@ def test_random_inputs_are_rectangles_with_heights():
         ({"precision": "float8"}, "unknown precision 'float8'.*Known: bfloat16, float16, float32"),
         ({"precision": "float16"}, "float16 needs a GPU"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
-        ({"size_px": 8}, "size is 8, expected at least 32"),
+        ({"size_px": 8}, "size_px is 8, expected at least 32"),
         ({"rounds": 0}, "rounds is 0"),
     ],
 )
-def test_bad_options(cfg, options, message):
+def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        benchmark_training(cfg, **options)
+        Settings(**options)
 
 
-def test_cuda_that_is_not_there(cfg, monkeypatch):
+def test_cuda_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="torch sees no GPU. Use --device cpu"):
-        benchmark_training(cfg, device="cuda")
+        Settings(device="cuda")
 
 
 def test_tool_prints_a_table_and_writes_json(load_tool, small_yaml, tmp_path, capsys):

@@ -37,7 +37,7 @@ LAYERS = {
     "glue": (
         (),
         [
-            "fusiondet.benchmarking",
+            "fusiondet.benchmarking.*",
             "fusiondet.data.augmentations",
             "fusiondet.data.catalog",
             "fusiondet.data.mapper",

@@ -49,15 +49,15 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.out:
         require_new(args.out, args.overwrite)
-    from fusiondet.benchmarking import benchmark_training, format_table
+    from fusiondet.benchmarking import Settings, benchmark_training
+    from fusiondet.benchmarking.training import format_table
     from fusiondet.config import load_config
 
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = benchmark_training(
-        load_config(args.config_file, args.opts),
+    settings = Settings(
         size_px=args.size,
         batch=args.batch,
         rounds=args.steps,
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         precision=args.precision,
         seed=args.seed,
     )
+    result = benchmark_training(load_config(args.config_file, args.opts), settings)
     print(format_table(result))
     if args.out:
         write_json(result, args.out, indent=1)

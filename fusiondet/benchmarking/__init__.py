@@ -1,0 +1,24 @@
+"""What fusion and heights cost, as ratios taken side by side: `turns` measures, `training` and `fusion` compare.
+
+Times of one machine say little about another, ratios of networks that take turns in one run do.
+"""
+
+from fusiondet.benchmarking.training import benchmark_training
+from fusiondet.benchmarking.turns import (
+    Contestant,
+    Settings,
+    count_flops,
+    paired_ratio,
+    random_inputs,
+    take_turns,
+)
+
+__all__ = [
+    "Contestant",
+    "Settings",
+    "benchmark_training",
+    "count_flops",
+    "paired_ratio",
+    "random_inputs",
+    "take_turns",
+]
