@@ -44,7 +44,7 @@ class CalibrateHeights(HookBase):
 
 @torch.no_grad()
 def calibrate_heights(model, batches) -> float | None:
-    """Set `interval_width` of the model's height head from heights predicted for true boxes and masks of `batches`.
+    """Set the model's `interval_width` from heights predicted for true boxes and masks of `batches`.
 
     The width is the 68 % quantile of |log error| over the predicted half width (split conformal scaling: Vovk et al.
     2005; Papadopoulos et al. 2002), so on exchangeable data 68 % of the true heights lie between the 16th and the 84th
@@ -53,9 +53,9 @@ def calibrate_heights(model, batches) -> float | None:
     Returns:
         The width; None, and nothing is changed, when fewer than 50 heights are known.
     """
-    head, training = model.roi_heads.height_head, model.training
-    before = head.interval_width.clone()
-    head.interval_width.fill_(1.0)
+    width, training = model.interval_width, model.training
+    before = width.clone()
+    width.fill_(1.0)
     model.eval()
     ratios = []
     for batch in batches:
@@ -68,12 +68,12 @@ def calibrate_heights(model, batches) -> float | None:
     model.train(training)
     ratios = torch.cat(list(itertools.chain(*comm.all_gather(ratios), [torch.zeros(0)])))
     if len(ratios) < _MIN_CALIBRATION_HEIGHTS:
-        head.interval_width.copy_(before)
+        width.copy_(before)
         _log.warning("height intervals are not calibrated: only %d known heights to do it with", len(ratios))
         return None
-    head.interval_width.fill_(float(torch.quantile(ratios, 0.68)))
-    _log.info("height intervals scaled by %.3f after %d held-out heights", head.interval_width, len(ratios))
-    return float(head.interval_width)
+    width.fill_(float(torch.quantile(ratios, 0.68)))
+    _log.info("height intervals scaled by %.3f after %d held-out heights", width, len(ratios))
+    return float(width)
 
 
 class BestCheckpoint(HookBase):

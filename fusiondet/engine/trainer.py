@@ -443,12 +443,10 @@ class FusionTrainer(DefaultTrainer):
                 f"no network can be built from this config: {reason}. Compare MODEL.DEVICE and the other MODEL keys "
                 "with configs/Base-FusionRCNN-FPN.yaml."
             ) from error
-        if cfg.MODEL.HEIGHT_ON and not (
-            hasattr(model, "heights_on_truth") and hasattr(model.roi_heads, "height_head")
-        ):
+        if cfg.MODEL.HEIGHT_ON and getattr(model, "interval_width", None) is None:
             raise InputError(
                 f"MODEL.HEIGHT_ON is True, but {cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.ROI_HEADS.NAME} predicts "
-                "no heights. Use FusionRCNN with FusionROIHeads, or set MODEL.HEIGHT_ON False."
+                "no heights. Use FusionRCNN or LateFusionRCNN with FusionROIHeads, or set MODEL.HEIGHT_ON False."
             )
         count = sum(p.numel() for p in model.parameters())
         _log.info("%s, %.2f million parameters, on %s", type(model).__name__, count / 1e6, cfg.MODEL.DEVICE)

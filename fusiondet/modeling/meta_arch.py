@@ -1,6 +1,8 @@
 """The detector: Detectron2's GeneralizedRCNN that also carries per-image facts in metres and degrees to its heads."""
 
 from fusiondet.errors import InputError
+from fusiondet.modeling.height_head import HeightDistribution
+from fusiondet.modeling.roi_heads import set_heights
 
 import torch
 from detectron2.config import configurable
@@ -25,6 +27,14 @@ def sensor_rows(batched_inputs: list[dict], device) -> torch.Tensor:
     rows = [{"gsd_m": x.get("gsd_m"), **(x.get("sensor") or {})} for x in batched_inputs]
     known = [[float("nan") if row.get(name) is None else row[name] for name in SENSOR_FIELDS] for row in rows]
     return torch.tensor(known, dtype=torch.float32, device=device)
+
+
+def truth_heights(truth: list[Instances], heights: HeightDistribution | None) -> list[Instances]:
+    """The batch's `heights` as pred_heights, pred_height_p16, pred_height_p84 of one Instances per image."""
+    results = [Instances(x.image_size) for x in truth]
+    if heights is not None:
+        set_heights(results, heights, [len(x) for x in truth])
+    return results
 
 
 @META_ARCH_REGISTRY.register()
@@ -146,7 +156,7 @@ class FusionRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         truth = [x["instances"].to(self.device) for x in batched_inputs]
-        return self.roi_heads.heights_of_truth(features, truth, images.sensor)
+        return truth_heights(truth, self.roi_heads.heights_of_truth(features, truth, images.sensor))
 
     def visualize_training(self, batched_inputs, proposals):
         """Nothing: Detectron2's picture needs three channels; fusiondet.engine.hooks draws any number."""

@@ -1,6 +1,6 @@
 """ROI heads: boxes and masks as in Detectron2, and a height per building beside the mask."""
 
-from fusiondet.modeling.height_head import HEIGHT_FIELDS, build_height_head
+from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution, build_height_head
 
 import torch
 from detectron2.config import configurable
@@ -54,7 +54,7 @@ class FusionROIHeads(StandardROIHeads):
         if not self.training:
             instances = self._forward_box(features, proposals)
             if self.height_head is not None:
-                _attach_sensor(instances, images.sensor)
+                attach_sensor(instances, images.sensor)
             return self.forward_with_given_boxes(features, instances), {}
         proposals = self.label_and_sample_proposals(proposals, targets)
         losses = self._forward_box(features, proposals)
@@ -62,33 +62,45 @@ class FusionROIHeads(StandardROIHeads):
         mask_losses, masks = self._train_masks(features, positives)
         losses.update(mask_losses)
         if self.height_head is not None:
-            _attach_sensor(positives, images.sensor)
+            attach_sensor(positives, images.sensor)
             losses.update(self._train_heights(features, positives, masks))
         return proposals, losses
 
     def forward_with_given_boxes(self, features, instances):
         """Masks, then heights, of the given `pred_boxes`; instances know their `sensor` row."""
-        instances = super().forward_with_given_boxes(features, instances)
-        if self.height_head is not None:
-            boxes = [x.pred_boxes for x in instances]
-            masks = torch.cat([x.pred_masks for x in instances]) if self.mask_on else None
-            _set_heights(instances, self.height_head(features, boxes, masks, _sensor(instances)))
+        _, heights = self.masks_and_heights(features, instances)
+        if heights is not None:
+            set_heights(instances, heights)
         for x in instances:
             if x.has("sensor"):
                 x.remove("sensor")
         return instances
 
-    def heights_of_truth(self, features, truth: list[Instances], sensor: torch.Tensor) -> list[Instances]:
-        """pred_heights, pred_height_p16, pred_height_p84 for ground-truth boxes and masks, one Instances per image."""
-        results = [Instances(x.image_size) for x in truth]
+    def masks_and_heights(
+        self, features, instances: list[Instances]
+    ) -> tuple[torch.Tensor | None, HeightDistribution | None]:
+        """Mask probabilities (R, 1, M, M) and heights of the R `pred_boxes`; None without that head.
+
+        Instances know their `sensor` row if there is a height head, and learn their `pred_masks`.
+        """
+        instances = super().forward_with_given_boxes(features, instances)
+        masks = torch.cat([x.pred_masks for x in instances]) if self.mask_on else None
         if self.height_head is None:
-            return results
+            return masks, None
+        boxes = [x.pred_boxes for x in instances]
+        return masks, self.height_head(features, boxes, masks, _sensor(instances))
+
+    def heights_of_truth(
+        self, features, truth: list[Instances], sensor: torch.Tensor
+    ) -> HeightDistribution | None:
+        """Heights of the ground-truth boxes and masks of the whole batch; None without a height head."""
+        if self.height_head is None:
+            return None
         boxes = [x.gt_boxes for x in truth]
         # A network without a mask head has never seen a mask.
         masks = torch.cat([_truth_masks(x) for x in truth]) if self.mask_on else None
         rows = torch.cat([row.expand(len(x), -1) for x, row in zip(truth, sensor)])
-        _set_heights(results, self.height_head(features, boxes, masks, rows), [len(x) for x in truth])
-        return results
+        return self.height_head(features, boxes, masks, rows)
 
     def _train_masks(self, features, positives: list[Instances]):
         """The mask loss and the mask probabilities (R, 1, M, M), detached; ({}, None) without a mask head."""
@@ -126,7 +138,8 @@ def _known_heights(x: Instances) -> torch.Tensor:
     return torch.nonzero(torch.isfinite(x.gt_heights)).flatten()
 
 
-def _attach_sensor(instances: list[Instances], sensor: torch.Tensor) -> None:
+def attach_sensor(instances: list[Instances], sensor: torch.Tensor) -> None:
+    """Let every region know its image's row of `sensor` (N, len(SENSOR_FIELDS))."""
     for x, row in zip(instances, sensor):
         x.sensor = row.expand(len(x), -1)
 
@@ -142,8 +155,10 @@ def _truth_masks(x: Instances, side: int = 28) -> torch.Tensor:
     return x.gt_masks.crop_and_resize(boxes, side).to(boxes)[:, None]
 
 
-def _set_heights(instances: list[Instances], predicted, lengths: list[int] | None = None) -> None:
-    """Split the batch's (R,) heights in metres over its images."""
+def set_heights(
+    instances: list[Instances], predicted: HeightDistribution, lengths: list[int] | None = None
+) -> None:
+    """Split the batch's (R,) heights in metres over its images, of `lengths` regions each (theirs if None)."""
     lengths = lengths if lengths is not None else [len(x) for x in instances]
     for name, values in zip(HEIGHT_FIELDS, predicted.heights_m()):
         for x, part in zip(instances, values.split(lengths)):

@@ -163,16 +163,15 @@ def test_the_panel_draws_the_truth_of_its_inputs():
 
 
 class Oracle(nn.Module):
-    """A detector that predicts 10 m with a half width of 0.1 in log height, times its head's width."""
+    """A detector that predicts 10 m with a half width of 0.1 in log height, times its width."""
 
     def __init__(self):
         super().__init__()
-        self.roi_heads, self.roi_heads.height_head = nn.Module(), nn.Module()
-        self.roi_heads.height_head.register_buffer("interval_width", torch.tensor(3.0))
+        self.register_buffer("interval_width", torch.tensor(3.0))
 
     def heights_on_truth(self, batch):
         assert not self.training
-        half = 0.1 * float(self.roi_heads.height_head.interval_width)
+        half = 0.1 * float(self.interval_width)
         median = [torch.full_like(x["instances"].gt_heights, 10.0) for x in batch]
         return [SimpleNamespace(pred_heights=m, pred_height_p84=m * math.exp(half)) for m in median]
 
@@ -188,13 +187,13 @@ def test_calibrated_intervals_hold_68_percent_of_the_truth():
     model = Oracle().train()
     width = calibrate_heights(model, batches_of(errors.tolist()))
     assert (errors.abs() <= 0.1 * width).float().mean().item() == pytest.approx(0.68, abs=0.005)
-    assert model.training and float(model.roi_heads.height_head.interval_width) == pytest.approx(width)
+    assert model.training and float(model.interval_width) == pytest.approx(width)
 
 
 def test_calibration_ignores_unknown_heights_and_does_nothing_with_too_few():
     model = Oracle()
     assert calibrate_heights(model, batches_of([math.nan] * 200 + [0.1] * 20)) is None
-    assert float(model.roi_heads.height_head.interval_width) == 3.0
+    assert float(model.interval_width) == 3.0
 
 
 @pytest.mark.parametrize(
