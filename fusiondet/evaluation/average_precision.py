@@ -7,7 +7,11 @@ RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 
 
 def average_precision(
-    scores: np.ndarray, true: np.ndarray, ignored: np.ndarray, n_truth: int
+    scores: np.ndarray,
+    true: np.ndarray,
+    ignored: np.ndarray,
+    n_truth: int,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """AP of predictions already judged.
 
@@ -16,6 +20,8 @@ def average_precision(
         true: (T, N) bool, true positive at each of T thresholds.
         ignored: (T, N) bool, left out altogether (matched a truth that does not count).
         n_truth: number of truths that count.
+        weights: (N,) how many times each prediction is there, 0 for not at all; None: once. `n_truth` has to count
+            in the same way.
 
     Returns:
         (T,) in [0, 1]; None when there is no truth to find (recall is not defined).
@@ -23,14 +29,20 @@ def average_precision(
     if n_truth == 0:
         return None
     order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
+    weights = np.ones(len(order)) if weights is None else np.asarray(weights, dtype=float)
     return np.array(
-        [_one_threshold(t[order][~i[order]], n_truth) for t, i in zip(true, ignored, strict=True)]
+        [
+            _one_threshold(t[order], weights[order] * ~i[order], n_truth)
+            for t, i in zip(true, ignored, strict=True)
+        ]
     )
 
 
-def _one_threshold(true: np.ndarray, n_truth: int) -> float:
-    true_positives = np.cumsum(true)
-    precision = true_positives / np.arange(1, len(true) + 1)
+def _one_threshold(true: np.ndarray, weights: np.ndarray, n_truth: int) -> float:
+    # Copies of one prediction side by side: all of them true, precision only rises over them; all false, none of them
+    # is where a recall is first reached. So one step of their number gives what single steps would.
+    true_positives, seen = np.cumsum(true * weights), np.cumsum(weights)
+    precision = true_positives / np.maximum(seen, 1.0)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     at = np.searchsorted(true_positives / n_truth, RECALL_POINTS, side="left")
     return float(np.append(precision, 0.0)[np.minimum(at, len(precision))].mean())

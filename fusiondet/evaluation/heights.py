@@ -38,7 +38,9 @@ def height_metrics(
     truth_m, median_m, p16_m, p84_m = (values[both] for values in (truth_m, median_m, p16_m, p84_m))
     numbers = {"n": len(truth_m), "coverage": len(truth_m) / total if total else None}
     numbers |= (
-        _errors(truth_m, median_m) | _per_bin(truth_m, median_m) | _intervals(truth_m, median_m, p16_m, p84_m)
+        height_errors(truth_m, median_m)
+        | _per_bin(truth_m, median_m)
+        | _intervals(truth_m, median_m, p16_m, p84_m)
     )
     return {f"{prefix}/{name}": value for name, value in numbers.items()}
 
@@ -68,7 +70,8 @@ def crps_log_normal(truth_m: np.ndarray, median_m: np.ndarray, sigma: np.ndarray
     return truth_m * (2.0 * ndtr(omega) - 1.0) - 2.0 * median_m * np.exp(sigma**2 / 2.0) * spread
 
 
-def _errors(truth_m, median_m) -> dict:
+def height_errors(truth_m: np.ndarray, median_m: np.ndarray) -> dict[str, float | None]:
+    """mae_m ... slope of `fusiondet.evaluation` over pairs (N,) that are both known; None for all when N is 0."""
     names = ("mae_m", "rmse_m", "bias_m", "median_error_m", "nmad_m")
     names += ("delta1", "delta2", "delta3", "skill", "slope")
     if not len(truth_m):

@@ -4,7 +4,8 @@ All instances are buildings: category ids are not looked at.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
@@ -31,20 +32,48 @@ HEIGHT_KEYS = ("height_m", "height_p16_m", "height_p84_m")
 
 
 @dataclass
-class _Image:
-    """Truth and best-scored predictions of one image, as arrays.
+class ScoredImage:
+    """Truth and best-scored predictions of one image, as arrays. What is left out neither counts nor punishes.
 
     Attributes:
+        image_id, size: id in the truth, (height, width).
         truth_rles, crowd, truth_m: G masks, (G,) bool, (G,) metres or NaN.
+        truth_left_out: (G,) bool, contains every crowd.
         records, heights_m, iou: D predictions by descending score, (D, 3) median, p16, p84 or NaN, (D, G).
+        outside: (D,) bool, predictions that are left out unless they match a truth that counts.
     """
 
-    truth_rles: list[dict] = field(default_factory=list)
-    crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    truth_m: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    records: list[dict] = field(default_factory=list)
-    heights_m: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
-    iou: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    image_id: int | str
+    size: tuple[int, int]
+    truth_rles: list[dict]
+    crowd: np.ndarray
+    truth_m: np.ndarray
+    truth_left_out: np.ndarray
+    records: list[dict]
+    heights_m: np.ndarray
+    iou: np.ndarray
+    outside: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(D,) descending."""
+        return np.array([record["score"] for record in self.records], dtype=float)
+
+
+@dataclass
+class Judged:
+    """Predictions of one image against its truth at T thresholds.
+
+    Attributes:
+        match: (T, D) truth of every prediction, or NOTHING.
+        true, left_out: (T, D) bool; what is neither is a false positive.
+        n_truth: truths that count.
+    """
+
+    match: np.ndarray
+    true: np.ndarray
+    left_out: np.ndarray
+    n_truth: int
 
 
 def evaluate_instances(
@@ -100,8 +129,15 @@ def matched_heights(
     Returns:
         (N, 4) true height, predicted median, p16, p84, metres; NaN where unknown or not predicted.
     """
+    return _matched_columns(scored_images(dataset, records, max_detections))
+
+
+def scored_images(
+    dataset: Dataset | Path | dict, records: list[dict] | Path, max_detections: int | None = None
+) -> list[ScoredImage]:
+    """What `evaluate_instances` judges, image by image in the order of their ids; same arguments and errors."""
     document, records = _prepared(dataset, records)
-    return _matched_columns(_images(document, records, max_detections or _max_detections(document)))
+    return _images(document, records, max_detections or _max_detections(document))
 
 
 def _prepared(dataset, records) -> tuple[dict, list[dict]]:
@@ -188,27 +224,31 @@ def _max_detections(document: dict) -> int:
     return max(100, 2 * max(per_image.values(), default=0))
 
 
-def _images(document: dict, records: list[dict], max_detections: int) -> list[_Image]:
+def _images(document: dict, records: list[dict], max_detections: int) -> list[ScoredImage]:
     truth, predictions = defaultdict(list), defaultdict(list)
     for annotation in document["annotations"]:
         truth[annotation["image_id"]].append(annotation)
     for record in records:
         predictions[record["image_id"]].append(record)
-    return [_image(truth[i["id"]], predictions[i["id"]], max_detections) for i in document["images"]]
+    return [_image(i, truth[i["id"]], predictions[i["id"]], max_detections) for i in document["images"]]
 
 
-def _image(annotations: list[dict], records: list[dict], max_detections: int) -> _Image:
+def _image(image: dict, annotations: list[dict], records: list[dict], max_detections: int) -> ScoredImage:
     order = np.argsort([-record["score"] for record in records], kind="stable")[:max_detections]
     records = [records[k] for k in order]
     crowd = np.array([bool(a["iscrowd"]) for a in annotations], dtype=bool)
     rles = [a["segmentation"] for a in annotations]
-    return _Image(
+    return ScoredImage(
+        image_id=image["id"],
+        size=(image["height"], image["width"]),
         truth_rles=rles,
         crowd=crowd,
         truth_m=np.array([_number(a.get("height_m")) for a in annotations]),
+        truth_left_out=crowd,
         records=records,
         heights_m=_height_columns(records),
         iou=mask_iou([r["segmentation"] for r in records], rles, crowd),
+        outside=np.zeros(len(records), bool),
     )
 
 
@@ -223,41 +263,53 @@ def _number(value) -> float:
     return np.nan if value is None else float(value)
 
 
-def _matched_heights(images: list[_Image]) -> dict[str, float | int | None]:
+def _matched_heights(images: list[ScoredImage]) -> dict[str, float | int | None]:
     """Height numbers of the buildings matched at mask IoU >= 0.5, whatever their predicted height."""
-    total = sum(int(np.isfinite(image.truth_m[~image.crowd]).sum()) for image in images)
+    total = sum(int(np.isfinite(image.truth_m[~image.truth_left_out]).sum()) for image in images)
     return height_metrics(*_matched_columns(images).T, known_truth_total=total)
 
 
-def _matched_columns(images: list[_Image]) -> np.ndarray:
-    """(N, 4) true height, predicted median, p16, p84 of the buildings matched at mask IoU >= 0.5."""
-    rows = [np.zeros((0, 4))]
-    for image in images:
-        match = match_greedily(image.iou, [0.5], image.crowd, image.crowd)[0]
-        kept = np.flatnonzero(match != NOTHING)
-        kept = kept[~image.crowd[match[kept]]]
-        rows.append(np.column_stack([image.truth_m[match[kept]], image.heights_m[kept]]))
-    return np.concatenate(rows)
+def _matched_columns(images: list[ScoredImage]) -> np.ndarray:
+    return np.concatenate([np.zeros((0, 4)), *(matched_columns(i, judged_masks(i, [0.5])) for i in images)])
 
 
-def _joint_average_precision(images: list[_Image]) -> np.ndarray | None:
-    """AP whose true positives have IoU >= t *and* a height within a factor of 1.25 of the truth.
+def matched_columns(image: ScoredImage, judged: Judged) -> np.ndarray:
+    """(N, 4) true height, predicted median, p16, p84 of the true positives at the first threshold of `judged`."""
+    kept = np.flatnonzero(judged.true[0])
+    return np.column_stack([image.truth_m[judged.match[0, kept]], image.heights_m[kept]])
+
+
+def judged_masks(image: ScoredImage, thresholds: Sequence[float]) -> Judged:
+    """Right is what has mask IoU >= t with its truth, as in COCO's "segm"."""
+    return _judged(image, thresholds, image.truth_left_out, None)
+
+
+def judged_jointly(image: ScoredImage, thresholds: Sequence[float]) -> Judged:
+    """Right is what has IoU >= t *and* a height within a factor of 1.25 of the truth.
 
     A prediction with a wrong height cannot match, so it is a false positive and leaves its truth to others. Truth of
     unknown height, like a crowd, is ignored: what matches only that is left out.
     """
-    thresholds = ap.IOU_THRESHOLDS
-    scores, true, ignored, n_truth = [], [], [], 0
-    for image in images:
-        unscored = image.crowd | ~np.isfinite(image.truth_m)
-        right = height_ratio(image.heights_m[:, :1], image.truth_m[None, :]) < RATIO
-        match = match_greedily(image.iou, thresholds, unscored, image.crowd, right | unscored[None, :])
-        on_unscored = np.append(unscored, False)[match]
-        scores += [record["score"] for record in image.records]
-        true.append((match != NOTHING) & ~on_unscored)
-        ignored.append(on_unscored)
-        n_truth += int((~unscored).sum())
-    empty = np.zeros((len(thresholds), 0), bool)
+    unscored = image.truth_left_out | ~np.isfinite(image.truth_m)
+    right = height_ratio(image.heights_m[:, :1], image.truth_m[None, :]) < RATIO
+    return _judged(image, thresholds, unscored, right | unscored[None, :])
+
+
+def _judged(image: ScoredImage, thresholds, unscored: np.ndarray, allowed: np.ndarray | None) -> Judged:
+    match = match_greedily(image.iou, thresholds, unscored, image.crowd, allowed)
+    on_unscored = np.append(unscored, False)[match]
+    free = match == NOTHING
+    return Judged(
+        match, ~free & ~on_unscored, on_unscored | (free & image.outside[None, :]), int((~unscored).sum())
+    )
+
+
+def _joint_average_precision(images: list[ScoredImage]) -> np.ndarray | None:
+    judged = [judged_jointly(image, ap.IOU_THRESHOLDS) for image in images]
+    empty = np.zeros((len(ap.IOU_THRESHOLDS), 0), bool)
     return ap.average_precision(
-        np.array(scores), np.hstack([empty, *true]), np.hstack([empty, *ignored]), n_truth
+        np.concatenate([np.zeros(0), *(image.scores for image in images)]),
+        np.hstack([empty, *(j.true for j in judged)]),
+        np.hstack([empty, *(j.left_out for j in judged)]),
+        sum(j.n_truth for j in judged),
     )

@@ -1,0 +1,364 @@
+"""Scores from per-tile counts, so that tiles can be drawn again: intervals of scores and of differences.
+
+The tile is the unit that is drawn, because buildings of one tile share its light, speckle and clouds. A comparison
+draws the same tiles for both sides (paired), which takes the difficulty of the tiles out of the difference.
+Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13 (percentile interval).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fusiondet.buildings import Tile
+from fusiondet.data.coco import Dataset, coco_document
+from fusiondet.data.imagery import open_raster
+from fusiondet.errors import InputError
+from fusiondet.evaluation import average_precision as ap
+from fusiondet.evaluation.heights import height_errors
+from fusiondet.evaluation.instances import (
+    ScoredImage,
+    judged_jointly,
+    judged_masks,
+    matched_columns,
+    scored_images,
+)
+from fusiondet.files import safe_join
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+# From this score on a prediction is part of the map that pixel/ and match/ numbers are about.
+MAP_SCORE = 0.5
+# In a cloud raster (0 clear .. 255 opaque), from here on the ground is taken as hidden.
+OPAQUE = 128
+Region = Callable[[Tile], np.ndarray | None]
+
+
+@dataclass
+class TileScores:
+    """All that the scores of `summarize` need to know of one tile, at mask IoU 0.5. D predictions, M matched.
+
+    Attributes:
+        image_id: id of the tile.
+        scores: (D,) descending.
+        true, left_out: (D,) bool by the mask alone, as segm/AP50 counts it.
+        joint_true, joint_left_out: (D,) bool by mask and height, as joint/AP50 counts it.
+        n_truth, n_known: buildings that count; those of them with a known height.
+        heights_m: (M, 4) true height, predicted median, p16, p84; NaN where unknown or not predicted.
+        pixels: (3,) pixels of the union of masks that are true positive, false positive, false negative.
+    """
+
+    image_id: int | str
+    scores: np.ndarray
+    true: np.ndarray
+    left_out: np.ndarray
+    joint_true: np.ndarray
+    joint_left_out: np.ndarray
+    n_truth: int
+    n_known: int
+    heights_m: np.ndarray
+    pixels: np.ndarray
+
+
+@dataclass
+class Difference:
+    """Scores of `a` and `b`, `difference` = b - a, and its 95 % interval [low, high]; None where not defined."""
+
+    a: float | None
+    b: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of 0."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+# ---- Counting --------------------------------------------------------------------------------------------
+
+
+def tile_scores(
+    dataset: Dataset,
+    records: list[dict] | Path,
+    *,
+    region: Region | None = None,
+    max_detections: int | None = None,
+) -> list[TileScores]:
+    """The counts of every tile, in the order of `dataset`.
+
+    Args:
+        dataset: truth.
+        records: COCO results with heights, or the path of their JSON.
+        region: tile -> (H, W) bool, the part of it that is scored; None: all of it. A building of which less than
+            half lies inside neither counts nor punishes, and a prediction of which less than half lies inside is left
+            out unless it matches a building that counts.
+        max_detections: as in `evaluate_instances`.
+
+    Raises:
+        InputError: see `evaluate_instances`; or `region` gives another size than the tile's.
+    """
+    document = coco_document(dataset)
+    images = {image.image_id: image for image in scored_images(document, records, max_detections)}
+    ids = [image["id"] for image in document["images"]]
+    regions = [None if region is None else region(tile) for tile in dataset.tiles]
+    return [_tile_scores(images[i], inside) for i, inside in zip(ids, regions, strict=True)]
+
+
+def _tile_scores(image: ScoredImage, inside: np.ndarray | None) -> TileScores:
+    if inside is not None:
+        image = _within(image, inside)
+    by_mask, jointly = judged_masks(image, [0.5]), judged_jointly(image, [0.5])
+    return TileScores(
+        image.image_id,
+        image.scores,
+        *(by_mask.true[0], by_mask.left_out[0], jointly.true[0], jointly.left_out[0]),
+        *(by_mask.n_truth, jointly.n_truth),
+        matched_columns(image, by_mask),
+        _pixel_counts(image, inside),
+    )
+
+
+def _within(image: ScoredImage, inside: np.ndarray) -> ScoredImage:
+    """`image` with everything left out that lies outside `inside` by more than half."""
+    if inside.shape != image.size:
+        raise InputError(
+            f"image {image.image_id!r}: a region of {inside.shape[::-1]} px in a tile of {image.size[::-1]} px."
+        )
+    region = mask_api.encode(np.asfortranarray(inside, dtype=np.uint8))
+    truth_outside = _share_inside(image.truth_rles, region) < 0.5
+    outside = _share_inside([record["segmentation"] for record in image.records], region) < 0.5
+    return replace(image, truth_left_out=image.truth_left_out | truth_outside, outside=outside)
+
+
+def _share_inside(rles: list[dict], region: dict) -> np.ndarray:
+    """(N,) share of each mask that lies in `region`; against a crowd, that is what pycocotools calls IoU."""
+    return mask_api.iou(rles, [region], [1])[:, 0] if rles else np.zeros(0)
+
+
+def _pixel_counts(image: ScoredImage, inside: np.ndarray | None) -> np.ndarray:
+    shown = [r["segmentation"] for r in image.records if r["score"] >= MAP_SCORE]
+    predicted = _union(shown, image.size)
+    true = _union(
+        [rle for rle, crowd in zip(image.truth_rles, image.crowd, strict=True) if not crowd], image.size
+    )
+    scored = ~_union(
+        [rle for rle, crowd in zip(image.truth_rles, image.crowd, strict=True) if crowd], image.size
+    )
+    if inside is not None:
+        scored &= inside.astype(bool)
+    pairs = ((predicted & true), (predicted & ~true), (~predicted & true))
+    return np.array([np.count_nonzero(pair & scored) for pair in pairs])
+
+
+def _union(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
+    return mask_api.decode(mask_api.merge(rles)).astype(bool) if rles else np.zeros(size, bool)
+
+
+# ---- Regions ---------------------------------------------------------------------------------------------
+
+
+def under_cloud(root: Path) -> Region:
+    """Region of what clouds hide: at least 128 in the tile's cloud raster under `root`; nothing where it has none."""
+
+    def region(tile: Tile) -> np.ndarray:
+        return _cloud(root, tile) >= OPAQUE
+
+    return region
+
+
+def in_the_clear(root: Path) -> Region:
+    """Region of what no cloud hides, the complement of `under_cloud`; all of a tile without a cloud raster.
+
+    A building covered to exactly one half is scored in both.
+    """
+
+    def region(tile: Tile) -> np.ndarray:
+        return _cloud(root, tile) < OPAQUE
+
+    return region
+
+
+REGIONS = {"under_cloud": under_cloud, "in_the_clear": in_the_clear}
+
+
+def _cloud(root: Path, tile: Tile) -> np.ndarray:
+    if tile.cloud_file_name is None:
+        return np.zeros((tile.height, tile.width), np.uint8)
+    with open_raster(safe_join(root, tile.cloud_file_name)) as raster:
+        return raster.read(1)
+
+
+# ---- Scores ----------------------------------------------------------------------------------------------
+
+
+def summarize(
+    tiles: Sequence[TileScores], weights: np.ndarray | None = None
+) -> dict[str, float | int | None]:
+    """Scores over `tiles`; those that `evaluate_instances` has too are equal to its own.
+
+    Args:
+        weights: (len(tiles),) how many times each tile counts, whole numbers; None: once.
+
+    Returns:
+        segm/AP50, joint/AP50 (0-100); height/n, coverage, interval_coverage and all of `height_errors`; pixel/f1,
+        pixel/precision, pixel/recall, match/f1, match/precision, match/recall, match/n_truth. None where a number is
+        not defined.
+    """
+    weights = np.ones(len(tiles)) if weights is None else np.asarray(weights)
+    if len(weights) != len(tiles):
+        raise ValueError(f"{len(weights)} weights for {len(tiles)} tiles")
+    return _Pool(tiles).summary(weights)
+
+
+class _Pool:
+    """Tiles as flat arrays, sorted once, so that a draw costs sums only."""
+
+    def __init__(self, tiles: Sequence[TileScores]):
+        # AP breaks ties of the score by the order of ids, as pycocotools does.
+        order = sorted(range(len(tiles)), key=lambda t: tiles[t].image_id)
+        scores, self.tile = _flat([tiles[t].scores for t in order], order)
+        ranked = np.argsort(-scores, kind="stable")
+        self.scores, self.tile = scores[ranked], self.tile[ranked]
+        names = ("true", "left_out", "joint_true", "joint_left_out")
+        flags = {name: _flat([getattr(tiles[t], name) for t in order], order)[0] for name in names}
+        self.true, self.left_out, self.joint_true, self.joint_left_out = (
+            flags[name][ranked].astype(bool) for name in names
+        )
+        self.heights_m = np.concatenate([np.zeros((0, 4)), *(tile.heights_m for tile in tiles)])
+        self.height_tile = np.repeat(np.arange(len(tiles)), [len(tile.heights_m) for tile in tiles])
+        self.n_truth = np.array([tile.n_truth for tile in tiles], dtype=float)
+        self.n_known = np.array([tile.n_known for tile in tiles], dtype=float)
+        self.pixels = np.array([tile.pixels for tile in tiles], dtype=float).reshape(-1, 3)
+
+    def summary(self, counts: np.ndarray) -> dict[str, float | int | None]:
+        per_prediction = counts[self.tile]
+        n_truth, n_known = float(counts @ self.n_truth), float(counts @ self.n_known)
+        shown = per_prediction * (self.scores >= MAP_SCORE) * ~self.left_out
+        found = float(shown @ self.true)
+        matches = (found, float(shown.sum()) - found, n_truth - found)
+        return {
+            "segm/AP50": self._ap50(self.true, self.left_out, n_truth, per_prediction),
+            "joint/AP50": self._ap50(self.joint_true, self.joint_left_out, n_known, per_prediction),
+            **self._heights(counts, n_known),
+            **_shares("pixel", *(counts @ self.pixels)),
+            **_shares("match", *matches),
+            "match/n_truth": int(n_truth),
+        }
+
+    def _ap50(self, true, left_out, n_truth: float, weights) -> float | None:
+        per_threshold = ap.average_precision(self.scores, true[None], left_out[None], n_truth, weights)
+        return None if per_threshold is None else 100.0 * float(per_threshold[0])
+
+    def _heights(self, counts, n_known: float) -> dict[str, float | int | None]:
+        rows = np.repeat(self.heights_m, counts[self.height_tile].astype(int), axis=0)
+        truth_m, median_m, p16_m, p84_m = rows[np.isfinite(rows[:, :2]).all(axis=1)].T
+        has_interval = (p16_m <= median_m) & (median_m <= p84_m)
+        inside = (truth_m >= p16_m) & (truth_m <= p84_m)
+        numbers = {
+            "n": len(truth_m),
+            "coverage": len(truth_m) / n_known if n_known else None,
+            **height_errors(truth_m, median_m),
+            "interval_coverage": float(inside[has_interval].mean()) if has_interval.any() else None,
+        }
+        return {f"height/{name}": value for name, value in numbers.items()}
+
+
+def _flat(arrays: list[np.ndarray], order: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """All values in a row, and for each the tile that it comes from."""
+    values = np.concatenate([np.zeros(0), *arrays])
+    return values, np.repeat(np.array(order, dtype=int), [len(a) for a in arrays])
+
+
+def _shares(prefix: str, true: float, false: float, missed: float) -> dict[str, float | None]:
+    both = 2 * true + false + missed
+    return {
+        f"{prefix}/f1": 2 * true / both if both else None,
+        f"{prefix}/precision": true / (true + false) if true + false else None,
+        f"{prefix}/recall": true / (true + missed) if true + missed else None,
+    }
+
+
+# ---- Drawing tiles again ---------------------------------------------------------------------------------
+
+
+def resampled(
+    groups: Sequence[Sequence[TileScores]], *, draws: int = 1000, seed: int = 0
+) -> list[dict[str, np.ndarray]]:
+    """Scores of each group over tiles drawn with replacement, in every draw the same tiles for all groups.
+
+    Args:
+        groups: scores of the same tiles, in the same order, by several predictions.
+
+    Returns:
+        Per group: key of `summarize` -> (draws,), NaN where a number is not defined.
+
+    Raises:
+        InputError: the groups are not about the same tiles, or about none.
+    """
+    ids = [[tile.image_id for tile in group] for group in groups]
+    if not ids[0] or any(other != ids[0] for other in ids):
+        raise InputError(
+            f"expected scores of the same tiles, found {[len(i) for i in ids]} tiles or other ids."
+        )
+    rng, pools = np.random.default_rng(seed), [_Pool(group) for group in groups]
+    rows: list[list[dict]] = [[] for _ in groups]
+    for _ in range(draws):
+        counts = np.bincount(rng.integers(0, len(ids[0]), len(ids[0])), minlength=len(ids[0]))
+        for pool, kept in zip(pools, rows, strict=True):
+            kept.append(pool.summary(counts))
+    return [{key: np.array([row[key] for row in kept], dtype=float) for key in kept[0]} for kept in rows]
+
+
+def interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """2.5th and 97.5th percentile of the draws that are defined; None for both when fewer than half of them are."""
+    defined = values[np.isfinite(values)]
+    if 2 * len(defined) < len(values) or not len(defined):
+        return None, None
+    low, high = np.percentile(defined, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    a: Sequence[TileScores], b: Sequence[TileScores], *, draws: int = 1000, seed: int = 0
+) -> dict[str, Difference]:
+    """What `b` scores more than `a` on the same tiles, for every key of `summarize`.
+
+    Raises:
+        InputError: see `resampled`.
+    """
+    drawn_a, drawn_b = resampled((a, b), draws=draws, seed=seed)
+    scores_a, scores_b = summarize(a), summarize(b)
+    return {
+        key: difference(scores_a[key], scores_b[key], drawn_a[key], drawn_b[key])
+        for key in scores_a
+        if key != "match/n_truth"
+    }
+
+
+def difference(a: float | None, b: float | None, drawn_a: np.ndarray, drawn_b: np.ndarray) -> Difference:
+    """B - a with the interval of the draws (N,), NaN where undefined."""
+    if a is None or b is None:
+        return Difference(a, b, None, None, None)
+    return Difference(a, b, b - a, *interval(drawn_b - drawn_a))
+
+
+def differences_table(differences: dict[str, Difference], a: str = "A", b: str = "B") -> str:
+    """One line per score: both values, their difference and its interval; "*" where that excludes 0."""
+    width = max([9, len(a) + 2, len(b) + 2])
+    lines = [f"  {'':24}{a:>{width}}{b:>{width}}{'difference':>12}   95 % interval"]
+    for key, one in differences.items():
+        values = "".join(f"{'-' if v is None else f'{v:.3f}':>{width}}" for v in (one.a, one.b))
+        lines.append(f"  {key:24}{values}{difference_text(one)}")
+    return "\n".join(lines)
+
+
+def difference_text(one: Difference) -> str:
+    """The difference and its interval in fixed columns."""
+    if one.difference is None:
+        return f"{'-':>12}"
+    text = f"{one.difference:>+12.3f}"
+    if one.low is None:
+        return text
+    return f"{text}   [{one.low:+.3f}, {one.high:+.3f}]" + (" *" if one.excludes_zero else "")

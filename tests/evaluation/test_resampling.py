@@ -1,0 +1,252 @@
+"""Per-tile counts give the scores of whole data sets, regions are told apart, tiles drawn again give intervals."""
+
+import time
+
+from fusiondet.buildings import Building, Tile
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record
+from fusiondet.errors import InputError
+from fusiondet.evaluation.instances import evaluate_instances
+from fusiondet.evaluation.resampling import (
+    TileScores,
+    difference,
+    differences_table,
+    in_the_clear,
+    paired_bootstrap,
+    resampled,
+    summarize,
+    tile_scores,
+    under_cloud,
+)
+from tests.tiny_city import write_raster
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import box
+
+SIZE = 48
+
+
+def random_city(seed, n_tiles=5, digits=1):
+    """Tiles with squares, some of unknown height, and predictions that are shifted, missing, doubled or made up."""
+    rng = np.random.default_rng(seed)
+    tiles, records = [], []
+    for n in range(n_tiles):
+        corners = rng.permutation([(x, y) for x in range(2, 36, 12) for y in range(2, 36, 12)])[
+            : rng.integers(0, 7)
+        ]
+        heights_m = rng.uniform(3, 20, len(corners))
+        known = rng.random(len(corners)) < 0.8
+        houses = [
+            Building(box(x, y, x + 9, y + 8), float(h) if k else None)
+            for (x, y), h, k in zip(corners.tolist(), heights_m, known, strict=True)
+        ]
+        # Ids run against the order of the tiles.
+        tiles.append(Tile("a.tif", SIZE, SIZE, 0.5, buildings=houses, id=n_tiles - n))
+        for (x, y), h in zip(corners.tolist(), heights_m, strict=True):
+            for _ in range(rng.integers(0, 3)):
+                dx, dy = rng.integers(-3, 4, 2).tolist()
+                shape = box(max(x + dx, 0), max(y + dy, 0), x + dx + 9, y + dy + 8)
+                guess = float(h * rng.uniform(0.7, 1.4))
+                records.append(
+                    record(n_tiles - n, round(rng.random(), digits), shape, (guess - 1, guess, guess + 2))
+                )
+        if rng.random() < 0.5:
+            records.append(
+                record(n_tiles - n, round(rng.random(), digits), box(20, 20, 24, 30), (2.0, 3.0, 4.0))
+            )
+    return Dataset(tiles, BandSpec()), records
+
+
+def record(image_id, score, shape, heights_m):
+    return prediction_record(
+        image_id, score, shape.bounds, encode_rle(polygon_to_mask(shape, SIZE, SIZE)), heights_m
+    )
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_counts_of_tiles_give_the_scores_of_the_whole(seed):
+    dataset, records = random_city(seed)
+    whole, ours = evaluate_instances(dataset, records), summarize(tile_scores(dataset, records))
+    shared = whole.keys() & ours.keys()
+    assert {"segm/AP50", "joint/AP50", "height/mae_m", "height/skill", "height/interval_coverage"} <= shared
+    for key in shared:
+        assert ours[key] == (None if whole[key] is None else pytest.approx(whole[key], abs=1e-9)), key
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_a_weight_of_two_is_the_tile_twice(seed):
+    # Among equal scores the order decides, and that of copies is another one.
+    tiles = tile_scores(*random_city(seed, digits=12))
+    weights = np.random.default_rng(seed).integers(0, 4, len(tiles))
+    copies = [tile for tile, n in zip(tiles, weights, strict=True) for _ in range(n)]
+    weighted, copied = summarize(tiles, weights), summarize(copies)
+    for key, value in copied.items():
+        assert weighted[key] == (None if value is None else pytest.approx(value, abs=1e-9)), key
+
+
+def city(*houses):
+    return Dataset([Tile("a.tif", SIZE, SIZE, 0.5, buildings=list(houses), id=1)], BandSpec())
+
+
+def found(shape, score=0.9, height_m=6.0):
+    return record(1, score, shape, (height_m - 1, height_m, height_m + 1))
+
+
+LEFT, RIGHT = box(2, 2, 12, 12), box(30, 2, 40, 12)
+
+
+def left_half(_):
+    region = np.zeros((SIZE, SIZE), bool)
+    region[:, : SIZE // 2] = True
+    return region
+
+
+def test_outside_the_region_nothing_counts_and_nothing_punishes():
+    dataset = city(Building(LEFT, 6.0), Building(RIGHT, 9.0))
+    all_of_it = summarize(tile_scores(dataset, [found(LEFT)]))
+    inside = summarize(
+        tile_scores(dataset, [found(LEFT), found(RIGHT), found(box(30, 20, 40, 30))], region=left_half)
+    )
+    assert all_of_it["match/recall"] == 0.5
+    assert inside["segm/AP50"] == inside["joint/AP50"] == pytest.approx(100)
+    assert (inside["match/recall"], inside["match/precision"], inside["match/n_truth"]) == (1, 1, 1)
+    assert (inside["height/n"], inside["height/coverage"], inside["pixel/f1"]) == (1, 1, 1)
+
+
+def test_what_matches_a_building_inside_counts_wherever_it_lies():
+    house, guess = box(16, 2, 32, 12), box(20, 2, 32, 12)
+    scores = summarize(tile_scores(city(Building(house, 6.0)), [found(guess)], region=left_half))
+    assert scores["segm/AP50"] == pytest.approx(100)
+
+
+def test_a_false_alarm_inside_the_region_punishes():
+    alarm = found(box(2, 30, 12, 40), score=0.95)
+    scores = summarize(tile_scores(city(Building(LEFT, 6.0)), [found(LEFT), alarm], region=left_half))
+    assert scores["segm/AP50"] == pytest.approx(50)
+    assert scores["match/precision"] == scores["pixel/precision"] == 0.5
+
+
+def test_a_region_without_buildings_has_no_scores():
+    scores = summarize(tile_scores(city(Building(RIGHT, 6.0)), [found(RIGHT)], region=left_half))
+    assert scores["segm/AP50"] is scores["joint/AP50"] is scores["pixel/f1"] is scores["height/mae_m"] is None
+
+
+def with_clouds(tmp_path):
+    """Clouds over the right half; the house in the middle is half covered."""
+    cloud = np.zeros((1, SIZE, SIZE), np.uint8)
+    cloud[:, :, SIZE // 2 :] = 128
+    write_raster(tmp_path / "clouds" / "a.tif", cloud)
+    dataset = city(Building(LEFT, 6.0), Building(box(19, 20, 29, 30), 6.0), Building(RIGHT, 9.0))
+    dataset.tiles[0].cloud_file_name = "clouds/a.tif"
+    return dataset
+
+
+def test_a_building_is_under_cloud_when_half_of_it_is(tmp_path):
+    dataset = with_clouds(tmp_path)
+    hidden = summarize(tile_scores(dataset, [found(LEFT)], region=under_cloud(tmp_path)))
+    assert (hidden["match/n_truth"], hidden["match/recall"], hidden["pixel/precision"]) == (2, 0, None)
+    dataset.tiles[0].buildings[1].polygon = box(18, 20, 28, 30)
+    clear = summarize(tile_scores(dataset, [found(LEFT)], region=in_the_clear(tmp_path)))
+    assert (clear["match/n_truth"], clear["match/recall"], clear["match/precision"]) == (2, 0.5, 1)
+
+
+def test_a_tile_without_cloud_raster_is_clear(tmp_path):
+    dataset = city(Building(LEFT, 6.0))
+    assert summarize(tile_scores(dataset, [], region=under_cloud(tmp_path)))["match/n_truth"] == 0
+    assert summarize(tile_scores(dataset, [], region=in_the_clear(tmp_path)))["match/n_truth"] == 1
+
+
+def test_a_missing_cloud_raster_is_named(tmp_path):
+    dataset = with_clouds(tmp_path)
+    (tmp_path / "clouds" / "a.tif").unlink()
+    with pytest.raises(InputError, match="a.tif: no such file"):
+        tile_scores(dataset, [], region=under_cloud(tmp_path))
+
+
+def test_a_region_of_another_size_is_refused():
+    with pytest.raises(InputError, match=r"region of \(5, 4\) px in a tile of \(48, 48\)"):
+        tile_scores(city(), [], region=lambda _: np.ones((4, 5), bool))
+
+
+def test_only_predictions_of_the_map_make_pixels_and_matches():
+    dataset = city(Building(LEFT, 6.0))
+    scores = summarize(tile_scores(dataset, [found(LEFT, score=0.4)]))
+    assert scores["segm/AP50"] == pytest.approx(100)
+    assert (scores["match/recall"], scores["pixel/f1"], scores["match/precision"]) == (0, 0, None)
+    overlap = [found(LEFT), found(box(2, 2, 12, 22), 0.8)]
+    np.testing.assert_array_equal(tile_scores(dataset, overlap)[0].pixels, [100, 100, 0])
+
+
+def tile(image_id, hit, missed=0):
+    """A tile of one-pixel buildings: `hit` found, `missed` not."""
+    true, no = np.ones(hit, bool), np.zeros(hit, bool)
+    heights_m = np.tile([5.0, 6.0, 5.0, 7.0], (hit, 1))
+    counts = (hit + missed, hit + missed, heights_m, np.array([hit, 0, missed]))
+    return TileScores(image_id, np.full(hit, 0.9), true, no, true, no, *counts)
+
+
+def test_the_same_predictions_differ_by_exactly_nothing():
+    tiles = [tile(n, n % 3 + 1, n % 2) for n in range(12)]
+    for one in paired_bootstrap(tiles, tiles, draws=50).values():
+        assert one.difference is None or one.difference == one.low == one.high == 0
+        assert not one.excludes_zero
+
+
+def test_the_same_shift_on_every_tile_has_no_spread():
+    a, b = [tile(n, 3, 1) for n in range(8)], [tile(n, 4) for n in range(8)]
+    recall = paired_bootstrap(a, b, draws=50)["match/recall"]
+    assert (recall.a, recall.b, recall.difference, recall.low, recall.high) == (0.75, 1, 0.25, 0.25, 0.25)
+    assert recall.excludes_zero
+
+
+def test_intervals_have_the_width_of_the_standard_error():
+    # 400 tiles of one building, found in half of them: the standard error of the recall is 0.5 / 20.
+    drawn = resampled([[tile(n, n % 2, 1 - n % 2) for n in range(400)]], draws=1000)[0]["match/recall"]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    assert high - low == pytest.approx(2 * 1.96 * 0.025, rel=0.1)
+
+
+def test_a_seed_gives_the_same_interval_again():
+    a, b = [tile(n, n % 3, 1) for n in range(9)], [tile(n, (n + 1) % 3, 1) for n in range(9)]
+    assert paired_bootstrap(a, b, draws=40, seed=3) == paired_bootstrap(a, b, draws=40, seed=3)
+    assert paired_bootstrap(a, b, draws=40, seed=3) != paired_bootstrap(a, b, draws=40, seed=4)
+
+
+def test_undefined_numbers_have_no_difference_and_rarely_defined_ones_no_interval():
+    nothing = difference(None, 1.0, np.full(4, np.nan), np.ones(4))
+    assert (nothing.difference, nothing.low) == (None, None)
+    rare = difference(0.0, 1.0, np.zeros(4), np.array([1.0, np.nan, np.nan, np.nan]))
+    assert (rare.difference, rare.low, rare.high) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("other", [[], [tile(1, 1)], [tile(2, 1), tile(1, 1)]])
+def test_other_tiles_cannot_be_compared(other):
+    with pytest.raises(InputError, match="same tiles"):
+        paired_bootstrap([tile(1, 1), tile(2, 1)], other)
+
+
+def test_the_table_shows_what_excludes_zero():
+    a, b = [tile(n, 3, 1) for n in range(8)], [tile(n, 4) for n in range(8)]
+    lines = differences_table(paired_bootstrap(a, b, draws=20), "rgb", "fused").splitlines()
+    assert lines[0].split()[:3] == ["rgb", "fused", "difference"]
+    row = next(line for line in lines if "match/recall" in line)
+    assert row.split() == ["match/recall", "0.750", "1.000", "+0.250", "[+0.250,", "+0.250]", "*"]
+
+
+def test_a_thousand_draws_take_seconds():
+    rng = np.random.default_rng(0)
+    tiles = []
+    for n in range(300):
+        true = rng.random(33) < 0.6
+        scores = np.sort(rng.random(33))[::-1]
+        rows = np.column_stack([rng.uniform(3, 30, (20, 2)), np.full(20, 2.0), np.full(20, 40.0)])
+        no = np.zeros(33, bool)
+        tiles.append(TileScores(n, scores, true, no, true, no, 25, 25, rows, np.array([9, 1, 1])))
+    start = time.perf_counter()
+    paired_bootstrap(tiles, tiles, draws=100)
+    assert time.perf_counter() - start < 1.0 * 2  # twice the target: the machine may be busy
