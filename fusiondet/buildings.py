@@ -104,8 +104,10 @@ class Tile:
     """One image with its buildings in pixels: what converters yield and `fusiondet.data.coco` writes.
 
     Attributes:
-        file_name, sar_file_name, ndsm_file_name, building_height_file_name: relative to the dataset's root; all but
-            the first may be None. `file_name` is the optical raster, or the SAR raster of a SAR-only dataset.
+        file_name, sar_file_name, ndsm_file_name, building_height_file_name, cloud_file_name: relative to the dataset's
+            root; all but the first may be None. `file_name` is the optical raster, or the SAR raster of a SAR-only
+            dataset. The cloud raster is uint8: 0 clear to 255 hidden from the optical sensor (by cloud, not by its
+            shadow).
         width, height: pixels.
         gsd_m: ground sampling distance, metres per pixel (geometric mean of both directions).
         crs: WKT or "EPSG:n"; None when unknown (fine for training, not for export).
@@ -127,6 +129,7 @@ class Tile:
     sensor: SensorGeometry = field(default_factory=SensorGeometry)
     buildings: list[Building] = field(default_factory=list)
     id: int | None = None
+    cloud_file_name: str | None = None
 
 
 def pixel_to_map(polygon_px: BaseGeometry, transform) -> BaseGeometry:

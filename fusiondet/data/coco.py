@@ -6,7 +6,8 @@ keys below are additions, and unknown is always null, never NaN.
     bands          BandSpec.to_dict(): names in channel order and the SAR scale of the files
     nodata         number that means "no data" in rasters that declare none, or null
     images[]       id, file_name, width, height, sar_file_name, ndsm_file_name, building_height_file_name, gsd_m,
-                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}
+                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}; cloud_file_name where the
+                   clouds are known
     annotations[]  id, image_id, category_id 1, bbox (x, y, w, h) px, area px², iscrowd 0, segmentation (polygons, or
                    RLE where the building has holes or would become two by rasterising), height_m, height_source,
                    height_stat, height_datum, outline, source_id
@@ -33,7 +34,13 @@ from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 CATEGORIES = [{"id": 1, "name": "building", "supercategory": "building"}]
-RASTER_KEYS = ("file_name", "sar_file_name", "ndsm_file_name", "building_height_file_name")
+RASTER_KEYS = (
+    "file_name",
+    "sar_file_name",
+    "ndsm_file_name",
+    "building_height_file_name",
+    "cloud_file_name",
+)
 # Masks of an image are made in memory: a larger one has to be cut into tiles.
 MAX_SIDE_PX = 32768
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
@@ -387,6 +394,8 @@ def _image_record(tile: Tile) -> dict:
         for f in dataclasses.fields(Tile)
         if f.name not in ("buildings", "sensor")
     }
+    if tile.cloud_file_name is None:
+        del record["cloud_file_name"]  # few data sets know their clouds
     record["gsd_m"] = _plain(tile.gsd_m)
     record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
     return {**record, "sensor": tile.sensor.to_dict()}

@@ -60,6 +60,7 @@ def dataset():
         (0.5, 0, 10, 0, -0.5, 20),
         sensor,
         buildings,
+        cloud_file_name="cloud/a.tif",
     )
     bare = Tile("rgb/b.tif", 32, 32, 0.5)
     return Dataset([full, bare], BandSpec(sar=("HH",), sar_scale="db"), {"licence": "CC BY 4.0"}, nodata=0.0)
@@ -78,6 +79,7 @@ def test_round_trip(tmp_path):
         "file_name",
         "sar_file_name",
         "ndsm_file_name",
+        "cloud_file_name",
         "width",
         "height",
         "gsd_m",
@@ -86,6 +88,9 @@ def test_round_trip(tmp_path):
         "sensor",
     ):
         assert getattr(tile, name) == getattr(original, name), name
+    assert read.tiles[1].cloud_file_name is None
+    images = json.loads(path.read_text())["images"]
+    assert ["cloud_file_name" in image for image in images] == [True, False]
     for found, expected in zip(tile.buildings, original.buildings, strict=True):
         assert found.polygon.equals(expected.polygon)  # holes and parts survive exactly
         for name in ("height_m", "height_source", "height_stat", "height_datum", "outline", "id"):
@@ -216,6 +221,8 @@ def _change(*keys, value):
         (_change("images", 0, "file_name", value="../a.tif"), "points outside its folder"),
         (_change("images", 0, "sar_file_name", value="/vsicurl/http://h/a.tif"), "points outside its folder"),
         (_change("images", 0, "ndsm_file_name", value="/etc/a.tif"), "points outside its folder"),
+        (_change("images", 0, "cloud_file_name", value="../cloud.tif"), "points outside its folder"),
+        (_change("images", 0, "cloud_file_name", value=1), "'cloud_file_name' is 1, expected a file name"),
         (_change("images", 1, "id", value=1), "image 1: this id occurs twice"),
         (_change("images", 0, "width", value=10**9), "'width' is 1000000000, expected pixels"),
         (_change("images", 0, "height", value="48"), "'height' is '48', expected pixels"),

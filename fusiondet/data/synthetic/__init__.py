@@ -6,6 +6,7 @@
     city                     the world as vectors: roofs, trees, ground
     procedural, footprints   invent such a world, or read its buildings from CityJSON
     scene                    a window of it as rasters
+    clouds                   what stands between the optical sensor, the sun and the ground
     optical, sar             pictures of a scene: pure functions
     dataset                  tiles, labels and their faults, on disk
 """
@@ -84,6 +85,14 @@ def _add_effects(group) -> None:
         type=float,
         help="SAR looks per resolution cell: speckle variance 1/looks (default: the preset's)",
     )
+    group.add_argument(
+        "--clouds",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="mean share of the optical pixels under opaque cloud, 0 to 1; each tile then has a cloud raster. "
+        "City, SAR and labels are those of the same --seed without clouds (default: %(default)s)",
+    )
     group.add_argument("--no-shadow", action="store_true", help="neither sun nor radar shadow")
     group.add_argument("--no-layover", action="store_true", help="SAR roofs stay in place, walls unseen")
     group.add_argument("--no-double-bounce", action="store_true", help="no bright line at the foot of walls")
@@ -93,8 +102,11 @@ def _add_faults(group) -> None:
     group.add_argument(
         "--sar-shift-px",
         type=float,
-        default=0.0,
-        help="largest shift of SAR against RGB, pixels, per acquisition",
+        nargs="+",
+        default=[0.0],
+        metavar="PX",
+        help="shift of SAR against RGB, pixels, in a random direction per acquisition: one number, at most this far; "
+        "two, at least and at most (3 3: exactly 3)",
     )
     group.add_argument(
         "--footprint-offset-m",
@@ -125,8 +137,9 @@ def main(args: argparse.Namespace) -> None:
     """Make the data set that `args` of `add_arguments` describe, and say so in one line."""
     from fusiondet.data.synthetic.dataset import Faults, Recipe, write_dataset
 
+    _check(args)
     faults = Faults(
-        args.sar_shift_px,
+        args.sar_shift_px[0] if len(args.sar_shift_px) == 1 else tuple(args.sar_shift_px),
         args.footprint_offset_m,
         args.missing_labels,
         args.extra_labels,
@@ -146,8 +159,8 @@ def main(args: argparse.Namespace) -> None:
         double_bounce=not args.no_double_bounce,
         faults=faults,
         footprints=args.footprints,
+        clouds=args.clouds,
     )
-    _check(args)
     counts = write_dataset(recipe, _splits(args.split), args.out, args.workers, args.overwrite)
     parts = ", ".join(
         f"{split} {tiles} tiles with {buildings} buildings" for split, (tiles, buildings) in counts.items()
@@ -196,13 +209,20 @@ def _check(args) -> None:
         "extra_labels": (0, 1),
         "height_noise_m": (0, 100),
         "min_area_m2": (0, 1e6),
+        "clouds": (0, 1),
         "seed": (0, 2**63),
         "height_seed": (0, 2**63),
     }
     for name, (low, high) in limits.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}.")
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not low <= value <= high:
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}.")
+    shift_px = args.sar_shift_px
+    if len(shift_px) > 2 or sorted(shift_px) != shift_px:
+        raise InputError(
+            f"--sar-shift-px {' '.join(map(str, shift_px))}: expected one number, or two as LOW <= HIGH."
+        )
     turn = (-360, 360)
     angles = {"sun_elevation": (5, 90), "incidence": (10, 75), "sun_azimuth": turn, "look_azimuth": turn}
     for flag, (low, high) in angles.items():

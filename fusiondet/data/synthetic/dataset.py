@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from fusiondet.cli import progress
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, write_coco
 from fusiondet.data.synthetic.city import HEIGHT_STAT, City, CityBuilding
+from fusiondet.data.synthetic.clouds import CloudLayer, cloud_cover, draw_layer, share_of
 from fusiondet.data.synthetic.footprints import dressed, read_city, spatial_split
 from fusiondet.data.synthetic.optical import render_optical
 from fusiondet.data.synthetic.presets import Preset
@@ -35,7 +36,9 @@ from shapely.geometry import box
 
 BANDS = BandSpec(optical=("red", "green", "blue"), sar=("HH",), sar_scale="db")
 # Which generator draws what; part of every random key, so that no two draws share a stream.
-_GEOMETRY, _LAYOUT, _HEIGHTS, _PICTURE, _LABELS = range(5)
+_GEOMETRY, _LAYOUT, _HEIGHTS, _PICTURE, _LABELS, _CLOUDS = range(6)
+# Options younger than the presets: recorded where used, so that a data set without them keeps its bytes.
+_OPTIONAL = ("clouds",)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Faults:
     """What is wrong with the data, as in real life. Label faults are put on the split "train" alone.
 
     Attributes:
-        sar_shift_px: SAR against optical, at most this far, one random vector per acquisition; in all splits.
+        sar_shift_px: SAR against optical, at most this far, or (at least, at most); one random vector per acquisition;
+            in all splits.
         footprint_offset_m: all outlines of an acquisition, at most this far, one random vector.
         missing_labels, extra_labels: share of the buildings without label; labels without building per building.
         height_noise_m: standard deviation of the label heights.
@@ -51,7 +55,7 @@ class Faults:
             control: what is learnt from such labels has nothing to do with the pictures.
     """
 
-    sar_shift_px: float = 0.0
+    sar_shift_px: float | tuple[float, float] = 0.0
     footprint_offset_m: float = 0.0
     missing_labels: float = 0.0
     extra_labels: float = 0.0
@@ -70,6 +74,7 @@ class Recipe:
         min_area_m2: a building of which less than this is inside a tile has no label there.
         shadow, layover, double_bounce: effects that are rendered; `shadow` of the sun and of the radar.
         footprints: CityJSON file to take the buildings from; None: procedural.
+        clouds: mean share of the optical pixels under opaque cloud, [0, 1]. With any, each tile has a cloud raster.
     """
 
     preset: Preset
@@ -84,6 +89,7 @@ class Recipe:
     double_bounce: bool = True
     faults: Faults = field(default_factory=Faults)
     footprints: Path | None = None
+    clouds: float = 0.0
 
     @property
     def tile_m(self) -> float:
@@ -119,7 +125,7 @@ def write_dataset(
     counts = {}
     with atomic_dir(out) as root:
         for split in tiles:
-            for kind in ("rgb", "sar", "ndsm", "building_height"):
+            for kind in ("rgb", "sar", "ndsm", "building_height", *(["cloud"] if recipe.clouds else [])):
                 (root / split / kind).mkdir(parents=True)
         done: dict[str, list[Tile]] = {split: [] for split in tiles}
         jobs = [(recipe, strip, root) for strip in strips]
@@ -146,7 +152,12 @@ def _run(jobs: list, workers: int) -> Iterable[list[Tile]]:
 
 
 def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
-    options = {k: v for k, v in asdict(recipe).items() if k not in ("preset", "footprints")}
+    defaults = {f.name: f.default for f in fields(recipe) if f.name in _OPTIONAL}
+    options = {
+        k: v
+        for k, v in asdict(recipe).items()
+        if k not in ("preset", "footprints") and (k not in defaults or v != defaults[k])
+    }
     return {
         "description": "synthetic city: rendered RGB and SAR with exact buildings and heights",
         "preset": recipe.preset.name,
@@ -236,13 +247,21 @@ def _render_strip(job: tuple[Recipe, Strip, Path]) -> list[Tile]:
         "noise_floor_db": rng.uniform(*recipe.preset.noise_floor_db),
         "shift_px": _random_vector(recipe.faults.sar_shift_px, rng),
         "offset_m": _random_vector(recipe.faults.footprint_offset_m, rng),
+        "clouds": _clouds(recipe, strip, sensor) if recipe.clouds else None,
     }
     cities = _cities(recipe, strip, sensor)
     return [_render_tile(recipe, strip, i, city, sensor, settings, root) for i, city in enumerate(cities)]
 
 
-def _random_vector(longest: float, rng: np.random.Generator) -> tuple[float, float]:
-    length, angle = longest * rng.uniform(), rng.uniform(0, 2 * math.pi)
+def _clouds(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> CloudLayer:
+    rng = recipe.rng(_CLOUDS, strip.split, strip.index)
+    return draw_layer(share_of(strip.index, recipe.clouds), strip.tiles, sensor, rng)
+
+
+def _random_vector(length: float | tuple[float, float], rng: np.random.Generator) -> tuple[float, float]:
+    """A vector in any direction, at most `length` long or between both limits."""
+    low, high = length if isinstance(length, tuple) else (0.0, length)
+    length, angle = low + (high - low) * rng.uniform(), rng.uniform(0, 2 * math.pi)
     return length * math.cos(angle), length * math.sin(angle)
 
 
@@ -252,8 +271,11 @@ def _render_tile(
     bounds, preset = strip.tiles[i], recipe.preset
     rng = recipe.rng(_PICTURE, strip.split, strip.index, i)
     scene = rasterize_scene(city, bounds, recipe.gsd_m, sensor)
+    size = (recipe.size_px, recipe.size_px)
+    layer = settings["clouds"]
+    clouds = None if layer is None else cloud_cover(layer, bounds, size, scene.oversample, sensor)
     rgb = render_optical(
-        scene, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], shadow=recipe.shadow
+        scene, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], recipe.shadow, clouds
     )
     sar_db = render_sar(
         scene,
@@ -276,7 +298,10 @@ def _render_tile(
     transform = Affine(local.a, 0, x0 + local.c, 0, local.e, y0 + local.f)
     name = f"{strip.split}_{strip.index:04d}_{i:02d}.tif"
     files = {}
-    for kind, raster in (("rgb", rgb), ("sar", sar_db), ("ndsm", ndsm), ("building_height", heights)):
+    rasters = {"rgb": rgb, "sar": sar_db, "ndsm": ndsm, "building_height": heights}
+    if clouds is not None:
+        rasters["cloud"] = np.round(255 * clouds.opacity).astype(np.uint8)
+    for kind, raster in rasters.items():
         files[kind] = f"{strip.split}/{kind}/{name}"
         _write_raster(root / files[kind], raster, city.crs, transform)
     labels = _labels(near, local, recipe)
@@ -292,6 +317,7 @@ def _render_tile(
         sar_file_name=files["sar"],
         ndsm_file_name=files["ndsm"],
         building_height_file_name=files["building_height"],
+        cloud_file_name=files.get("cloud"),
         crs=city.crs,
         transform=tuple(transform)[:6],
         sensor=sensor,
@@ -300,7 +326,7 @@ def _render_tile(
 
 
 def _write_raster(path: Path, raster: np.ndarray, crs: str, transform: Affine) -> None:
-    """(H, W) float32 or (H, W, 3) uint8 as a compressed GeoTIFF."""
+    """(H, W) or (H, W, 3), float32 or uint8, as a compressed GeoTIFF."""
     bands = raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1)
     profile = dict(
         driver="GTiff",

@@ -3,6 +3,7 @@
 import math
 
 from fusiondet.buildings import SensorGeometry
+from fusiondet.data.synthetic.clouds import CloudCover
 from fusiondet.data.synthetic.scene import Scene
 
 import cv2
@@ -70,13 +71,16 @@ def render_optical(
     haze: float = 0.0,
     noise: float = 0.01,
     shadow: bool = True,
+    clouds: CloudCover | None = None,
 ) -> np.ndarray:
     """RGB picture of the tile, seen from straight above.
 
     Args:
         rng: texture and noise; None gives neither.
         psf_fwhm_m: full width at half maximum of the point spread. haze: share of the light that is haze, [0, 1).
-        noise: standard deviation on the [0, 1] scale. shadow: cast shadows (facets are shaded either way).
+        noise: standard deviation on the [0, 1] scale. shadow: cast shadows (facets are shaded either way), of
+            clouds too.
+        clouds: over the tile; outside them and their shadows the picture is what it is without.
 
     Returns:
         (H, W, 3) uint8.
@@ -86,13 +90,15 @@ def render_optical(
     if shadow:
         hidden = shadow_mask(scene.height_m, sensor.sun_azimuth_deg, sensor.sun_elevation_deg, scene.gsd_m)
         direct = np.where(hidden[scene.core], 0, direct)
+        if clouds is not None:
+            direct = direct * clouds.sunlight
     albedo = scene.surfaces.albedo
     # Sky light is coloured per surface first, so that the big arrays meet only one multiply-add.
     radiance = (albedo * SKY_SHARE.astype(np.float32))[surface]
     radiance += (albedo * (1 - SKY_SHARE * 0.5).astype(np.float32))[surface] * direct[..., None]
     if rng is not None:
         radiance *= (1 + scene.surfaces.texture[surface] * _texture(surface.shape, rng))[..., None]
-    return _expose(radiance, scene, rng, psf_fwhm_m, haze, noise)
+    return _expose(radiance, scene, rng, psf_fwhm_m, haze, noise, clouds)
 
 
 def _facing_sun(scene: Scene, sensor: SensorGeometry) -> np.ndarray:
@@ -113,8 +119,8 @@ def _texture(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return total
 
 
-def _expose(radiance, scene: Scene, rng, psf_fwhm_m: float, haze: float, noise: float) -> np.ndarray:
-    """Blur, average down to the tile's pixels, add haze and noise, and quantise."""
+def _expose(radiance, scene: Scene, rng, psf_fwhm_m: float, haze: float, noise: float, clouds) -> np.ndarray:
+    """Blur, average down to the tile's pixels, add haze, clouds and noise, and quantise."""
     sigma_px = psf_fwhm_m / 2.355 / scene.gsd_m
     if sigma_px > 0.2:
         radiance = cv2.GaussianBlur(radiance, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT_101)
@@ -122,6 +128,8 @@ def _expose(radiance, scene: Scene, rng, psf_fwhm_m: float, haze: float, noise: 
     height, width = radiance.shape[0] // n, radiance.shape[1] // n
     picture = cv2.resize(radiance, (width, height), interpolation=cv2.INTER_AREA)
     picture = picture * (1 - haze) + (haze * HAZE_RGB).astype(np.float32)
+    if clouds is not None:
+        picture += clouds.opacity[..., None] * (clouds.brightness - picture)
     if rng is not None and noise > 0:
         picture += noise * rng.standard_normal(picture.shape, dtype=np.float32)
     # Display gamma: dark values are spread, as in delivered imagery.

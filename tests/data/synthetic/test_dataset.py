@@ -10,6 +10,7 @@ from fusiondet.data.synthetic.dataset import Faults, Recipe, draw_sensor, write_
 from fusiondet.data.synthetic.presets import PRESETS, preset
 from fusiondet.errors import InputError
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -227,6 +228,48 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_clouds_change_the_optical_picture_alone(easy, tmp_path):
+    write_dataset(dataclasses.replace(SMALL, clouds=0.5), {"train": 5, "val": 2}, tmp_path / "cloudy")
+    clear, cloudy = files_of(easy[0]), files_of(tmp_path / "cloudy")
+    assert not (easy[0] / "train" / "cloud").exists()
+    for kind in ("sar", "ndsm", "building_height"):
+        same = [name for name in clear if f"/{kind}/" in name]
+        assert same and all(clear[name] == cloudy[name] for name in same)
+    for split in ("train", "val"):
+        a, b = (read_coco(f / "annotations" / f"{split}.json") for f in (easy[0], tmp_path / "cloudy"))
+        assert "clouds" not in a.info["options"] and b.info["options"]["clouds"] == 0.5
+        for before, after in zip(a.tiles, b.tiles, strict=True):
+            assert before.cloud_file_name is None
+            assert dataclasses.replace(after, cloud_file_name=None) == before
+            with rasterio.open(b.root / after.cloud_file_name) as raster:
+                cloud = raster.read(1)
+            assert cloud.dtype == np.uint8 and cloud.shape == (128, 128)
+            assert cloud.max() == 0 or clear[before.file_name] != cloudy[after.file_name]
+
+
+@pytest.mark.parametrize("shift", [3.0, (3.0, 3.0)], ids=["at most 3", "exactly 3"])
+def test_a_sar_shift_moves_the_sar_alone_as_far_as_said(easy, tmp_path, shift):
+    recipe = dataclasses.replace(SMALL, faults=Faults(sar_shift_px=shift))
+    write_dataset(recipe, {"train": 5, "val": 2}, tmp_path / "shifted")
+    before, after = files_of(easy[0]), files_of(tmp_path / "shifted")
+    assert {k for k in before if before[k] != after[k] and k.endswith(".tif")} == {
+        k for k in before if "/sar/" in k
+    }
+    assert (
+        read_coco(tmp_path / "shifted" / "annotations" / "val.json").tiles
+        == read_coco(easy[0] / "annotations" / "val.json").tiles
+    )
+    pictures = []
+    for folder in (easy[0], tmp_path / "shifted"):
+        with rasterio.open(folder / "val" / "sar" / "val_0000_00.tif") as raster:
+            pictures.append(raster.read(1))
+    (dx, dy), _ = cv2.phaseCorrelate(
+        *(10 ** (p / 20) for p in pictures), np.outer(*[np.hanning(128)] * 2).astype("f4")
+    )
+    low, high = shift if isinstance(shift, tuple) else (0.1, shift)
+    assert low - 0.1 <= math.hypot(dx, dy) <= high + 0.1
+
+
 def test_geometry_is_drawn_within_the_ranges():
     realistic = preset("realistic")
     drawn = [draw_sensor(realistic, np.random.default_rng(i)) for i in range(60)]
@@ -360,6 +403,11 @@ def test_the_command_writes_and_says_so_in_one_line(load_tool, monkeypatch, caps
         (["--split", "train=1", "train=2"], "once per name"),
         (["--size", "8"], "--size 8: expected 16 to 4096"),
         (["--gsd", "nan"], "--gsd nan"),
+        (["--clouds", "1.5"], "--clouds 1.5: expected 0 to 1"),
+        (["--clouds", "nan"], "--clouds nan: expected 0 to 1"),
+        (["--sar-shift-px", "3", "25"], "--sar-shift-px 25.0: expected 0 to 20"),
+        (["--sar-shift-px", "3", "2"], "expected one number, or two as LOW <= HIGH"),
+        (["--sar-shift-px", "1", "2", "3"], "expected one number, or two as LOW <= HIGH"),
         (["--missing-labels", "1.5"], "--missing-labels 1.5: expected 0 to 1"),
         (["--incidence", "40", "30"], "expected LOW <= HIGH"),
         (["--incidence", "40", "89"], "10 to 75 degrees"),
