@@ -31,6 +31,10 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.INPUT.SAR_SCALE = ""
     # Smallest and largest ground sampling distance seen in training, metres per pixel. From the training data.
     cfg.INPUT.GSD_RANGE_M = []
+    # Smallest and largest sun elevation (degrees above the horizon) and SAR incidence (degrees from the vertical) seen
+    # in training: beyond them lengths of shadow and layover mean other heights. From the training data; [] is unknown.
+    cfg.INPUT.SUN_ELEVATION_RANGE_DEG = []
+    cfg.INPUT.SAR_INCIDENCE_RANGE_DEG = []
     # Random resize of training tiles, uniform in log between these factors; the metadata's GSD changes with it.
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
     # Draw flips and quarter turns, those that keep the turned azimuths inside the two ranges below.
@@ -134,10 +138,10 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M = 0.0
     cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE = 0.0
     # Facts of the image that the head is told, of "gsd", "sun_elevation", "sun_azimuth", "incidence", "look_azimuth",
-    # "off_nadir", "view_azimuth": how long a shadow is, and where it lies, follows from height *and* angles. [] is a
-    # head that has to do without.
+    # "off_nadir", "view_azimuth": how long a shadow is, and where it lies, follows from height *and* angles. Azimuth
+    # and tilt of a sensor work as a pair. [] is a head that has to do without. See modeling/sensor_geometry.py.
     cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = []
-    # Probability that training hides one of these facts of an image, so that the head copes where it is unknown.
+    # Probability that training hides each of these facts of an image, so that the head copes where it is unknown.
     cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT = 0.1
     # Trained on the jittered proposals of the box head (up to this many positives per image), as inference sees them.
     cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE = 32
@@ -166,7 +170,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
         InputError: missing file, invalid YAML, Python tags in it, an unknown key (the right ones are listed), a value
             of another type or that means nothing, or a name that is in no registry.
     """
-    cfg = _defaults()
+    cfg = defaults()
     if not Path(path).is_file():
         raise InputError(f"{path}: no such config file.")
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(_load_yaml_chain(Path(path)))), str(path))
@@ -186,8 +190,8 @@ def config_from_yaml_text(text: str, source: str) -> CN:
     Raises:
         InputError: Python tags, a `_BASE_`, unknown keys or names, values that mean nothing.
     """
-    cfg = _defaults()
-    tree = _safe_yaml(text, source)
+    cfg = defaults()
+    tree = safe_yaml(text, source)
     if "_BASE_" in tree:
         raise InputError(
             f"{source}: its config refers to another file by _BASE_, which a stored config never does."
@@ -201,6 +205,7 @@ def config_from_yaml_text(text: str, source: str) -> CN:
 def check_names(cfg: CN) -> None:
     """InputError when a class named in `cfg` is in no registry; the message lists the names that are."""
     from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
+    from fusiondet.modeling.sensor_geometry import check_facts
 
     from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
     from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
@@ -228,6 +233,7 @@ def check_names(cfg: CN) -> None:
     for modality in cfg.INPUT.MODALITIES:
         if modality not in ("optical", "sar"):
             raise unknown_name("INPUT.MODALITIES entry", modality, ("optical", "sar"))
+    check_facts(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY, cfg.INPUT.MODALITIES)
     for key, known in {
         "MODEL.FUSION.STEM_INFLATION": ("zero", "mean_rescaled"),
         "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
@@ -246,16 +252,20 @@ _NOT_NEGATIVE = (
     "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
     "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE", "MODEL.ROI_HEIGHT_HEAD.NUM_FC",
 )  # fmt: skip
-_PAIRS = ("INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG", "INPUT.SUN_AZIMUTH_RANGE_DEG", "INPUT.GSD_RANGE_M")
+_PAIRS = (
+    "INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG", "INPUT.SUN_AZIMUTH_RANGE_DEG", "INPUT.GSD_RANGE_M",
+    "INPUT.SUN_ELEVATION_RANGE_DEG", "INPUT.SAR_INCIDENCE_RANGE_DEG",
+)  # fmt: skip
 
 
 def check_values(cfg: CN) -> None:
     """InputError when a number or list in `cfg` has the right type and no meaning, or is empty in YAML (None)."""
-    for key in _empty_keys(cfg, _defaults()):
+    for key in _empty_keys(cfg, defaults()):
         raise InputError(f"{key} has no value. Write one, or leave the key out to keep its default.")
     for keys, allowed, what in (
         (_ABOVE_ZERO, lambda v: v > 0, "above 0"),
         (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+        (("MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT",), lambda v: 0 <= v < 1, "at least 0 and below 1"),
         (_PAIRS, lambda v: not len(v) or _is_numbers(v, 2), "two numbers or []"),
         (
             ("INPUT.SCALE_RANGE",),
@@ -284,7 +294,7 @@ def check_values(cfg: CN) -> None:
         )
 
 
-def _defaults() -> CN:
+def defaults() -> CN:
     """Detectron2's defaults and ours."""
     cfg = get_cfg()
     add_fusiondet_config(cfg)
@@ -341,7 +351,7 @@ def _load_yaml_chain(path: Path, above: tuple[Path, ...] = ()) -> dict:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file, expected a YAML config.") from None
-    tree = _safe_yaml(text, str(path))
+    tree = safe_yaml(text, str(path))
     base = tree.pop("_BASE_", None)
     if base is None:
         return tree
@@ -363,7 +373,12 @@ def _overlay(base: dict, top: dict) -> dict:
 _MOST_YAML_VALUES = 100_000
 
 
-def _safe_yaml(text: str, source: str) -> dict:
+def safe_yaml(text: str, source: str) -> dict:
+    """The mapping that YAML `text` of file `source` holds, by a safe loader.
+
+    Raises:
+        InputError: not YAML, Python tags, no mapping, references that expand without end, keys that are no words.
+    """
     try:
         tree = yaml.safe_load(text) or {}
     except (yaml.YAMLError, RecursionError) as error:
