@@ -87,7 +87,9 @@ def test_loads_builds_and_takes_two_steps(path, annotations, tmp_path, monkeypat
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     assert trainer.iter == 2  # where Detectron2 leaves it after the last step
-    losses = {k: v for k, (v, _) in trainer.storage.latest().items() if k.startswith("loss_")}
+    # "loss_cls", or "optical/loss_cls" and "sar/loss_cls" where each modality has a detector.
+    latest = {k.rpartition("/")[2]: v for k, (v, _) in trainer.storage.latest().items()}
+    losses = {k: v for k, v in latest.items() if k.startswith("loss_")}
     assert {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"} <= losses.keys()
     assert ("loss_height" in losses) == cfg.MODEL.HEIGHT_ON
     assert all(math.isfinite(v) for v in losses.values())

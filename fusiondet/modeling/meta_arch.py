@@ -74,7 +74,17 @@ class FusionRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        """Checks what `fusiondet.engine.trainer.complete_config` fills in, then builds as Detectron2 does."""
+        """Builds as Detectron2 does, after `fusion_arguments`."""
+        arguments = cls.fusion_arguments(cfg)
+        return {**super().from_config(cfg), **arguments}
+
+    @staticmethod
+    def fusion_arguments(cfg) -> dict:
+        """What `__init__` takes besides Detectron2's arguments.
+
+        Raises:
+            InputError: what `fusiondet.engine.trainer.complete_config` fills in is not there.
+        """
         channels = len(cfg.MODEL.PIXEL_MEAN)
         if channels == 0 or channels != len(cfg.MODEL.PIXEL_STD):
             raise InputError(
@@ -83,7 +93,6 @@ class FusionRCNN(GeneralizedRCNN):
             )
         fusion = cfg.MODEL.FUSION
         return {
-            **super().from_config(cfg),
             "optical_channels": fusion.OPTICAL_CHANNELS,
             "modality_dropout": dict(fusion.MODALITY_DROPOUT),
             "disabled": fusion.DISABLED,

@@ -52,7 +52,7 @@ class FusionROIHeads(StandardROIHeads):
     def forward(self, images, features, proposals, targets=None):
         """As StandardROIHeads.forward; `images.sensor` is (N, len(SENSOR_FIELDS))."""
         if not self.training:
-            instances = self._forward_box(features, proposals)
+            instances = self.detect(features, proposals)
             if self.height_head is not None:
                 attach_sensor(instances, images.sensor)
             return self.forward_with_given_boxes(features, instances), {}
@@ -65,6 +65,10 @@ class FusionROIHeads(StandardROIHeads):
             attach_sensor(positives, images.sensor)
             losses.update(self._train_heights(features, positives, masks))
         return proposals, losses
+
+    def detect(self, features, proposals: list[Instances]) -> list[Instances]:
+        """Boxes alone: pred_boxes, scores, pred_classes per image."""
+        return self._forward_box(features, proposals)
 
     def forward_with_given_boxes(self, features, instances):
         """Masks, then heights, of the given `pred_boxes`; instances know their `sensor` row."""

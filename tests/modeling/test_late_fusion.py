@@ -1,0 +1,346 @@
+"""Two detectors and what becomes of their decisions, on boxes and numbers one can check by hand."""
+
+import math
+
+import fusiondet.compat  # noqa: F401
+from fusiondet.errors import InputError
+from fusiondet.modeling.fusion import MODALITIES
+from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution
+from fusiondet.modeling.late_fusion import combine_heights, fuse_boxes, valid_shares
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def late_cfg(small_cfg):
+    small_cfg.MODEL.META_ARCHITECTURE = "LateFusionRCNN"
+    small_cfg.MODEL.BACKBONE.NAME = "build_two_pyramids_resnet_fpn_backbone"
+    small_cfg.MODEL.FUSION.OPTICAL_CHANNELS = 3
+    return small_cfg
+
+
+def built(cfg, seed=0):
+    torch.manual_seed(seed)
+    return build_model(cfg)
+
+
+@pytest.fixture
+def model(late_cfg):
+    return built(late_cfg)
+
+
+def found(boxes, scores, classes=None):
+    """Detections, and their shares when both modalities have data everywhere."""
+    instances = Instances((100, 100), pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
+    instances.scores = torch.tensor(scores)
+    instances.pred_classes = torch.tensor(classes or [0] * len(scores), dtype=torch.long)
+    return instances, torch.ones(len(scores), 2)
+
+
+def fused(optical, sar, match_iou=0.5):
+    return fuse_boxes(optical[0], sar[0], optical[1], sar[1], match_iou)
+
+
+# ---- Boxes ----
+
+
+def test_boxes_of_both_are_averaged_by_score_and_scores_plainly():
+    result = fused(found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 12]], [0.3]))
+    torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[0.0, 0, 10, 10.5]]))
+    torch.testing.assert_close(result.scores, torch.tensor([0.6]))
+
+
+def test_a_box_that_only_one_of_two_finds_keeps_half_its_score():
+    optical = found([[0.0, 0, 10, 10], [50.0, 50, 60, 60]], [0.6, 0.9])
+    result = fused(optical, found([[0.0, 0, 10, 10]], [0.8]))
+    torch.testing.assert_close(result.scores, torch.tensor([0.7, 0.45]))
+    torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[0.0, 0, 10, 10], [50.0, 50, 60, 60]]))
+
+
+def test_a_modality_without_data_has_no_say():
+    optical = found([[0.0, 0, 10, 10]], [0.9])
+    optical[1][:, 1] = 0
+    result = fused(optical, found([], []))
+    assert torch.equal(result.scores, optical[0].scores)
+
+
+def test_half_the_data_has_half_the_weight():
+    optical, sar = found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 13]], [0.9])
+    optical[1][:, 1] = sar[1][:, 1] = 0.5
+    result = fused(optical, sar)
+    torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[0.0, 0, 10, 11]]))
+    torch.testing.assert_close(result.scores, torch.tensor([0.9]))
+    assert fused(optical, found([], [])).scores.item() == pytest.approx(0.6)
+
+
+def test_the_better_scored_box_takes_its_best_partner_and_only_one():
+    optical = found([[0.0, 0, 10, 10], [0.0, 0, 10, 14]], [0.9, 0.5])
+    result = fused(optical, found([[0.0, 0, 10, 11], [0.0, 0, 10, 13.5]], [0.8, 0.4]))
+    assert len(result) == 2
+    torch.testing.assert_close(result.scores, torch.tensor([0.85, 0.45]))
+
+
+@pytest.mark.parametrize(("iou", "count"), [(0.49, 1), (0.51, 2)])
+def test_boxes_merge_above_the_threshold_only(iou, count):
+    assert len(fused(found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 5]], [0.9]), iou)) == count
+
+
+def test_other_classes_are_other_things():
+    result = fused(found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 10]], [0.8], [1]))
+    assert result.pred_classes.tolist() == [0, 1]
+
+
+def test_nothing_and_nothing_is_nothing():
+    assert len(fused(found([], []), found([], []))) == 0
+
+
+@pytest.mark.parametrize(
+    ("box", "share"),
+    [
+        ([0.0, 0, 4, 4], 0.0),
+        ([4.0, 0, 8, 4], 1.0),
+        ([2.0, 0, 6, 4], 0.5),
+        ([4.2, 0.0, 4.8, 1.0], 1.0),
+        ([20.0, 20, 30, 30], 0.0),
+        ([6.0, 6, 6, 6], 0.0),
+        ([0.0, -5, 8, 20], 0.5),
+    ],
+)
+def test_share_of_a_box_with_data(box, share):
+    image = torch.zeros(2, 10, 8)
+    image[:, :, :4] = NAN
+    image[0] = NAN
+    assert valid_shares(image, torch.tensor([box])).item() == pytest.approx(share)
+
+
+# ---- Heights ----
+
+
+def heights(median_m, scale, range_m=(1.0, 200.0)):
+    return HeightDistribution(
+        torch.tensor(median_m).log(), torch.tensor(scale).log(), range_m, torch.tensor(7.0)
+    )
+
+
+def test_heights_are_weighted_by_inverse_variance_of_the_log():
+    # Variances 1 : 4, weights 0.8 and 0.2: exp(0.8 ln 10 + 0.2 ln 20).
+    result = combine_heights([heights([10.0], [0.1]), heights([20.0], [0.2])], torch.ones(1, 2))
+    assert result.location.exp().item() == pytest.approx(10 * 2**0.2, rel=1e-5)
+    median = math.log(10 * 2**0.2)
+    variance = 0.8 * (0.02 + (math.log(10) - median) ** 2) + 0.2 * (0.08 + (math.log(20) - median) ** 2)
+    assert result.log_scale.exp().item() == pytest.approx(math.sqrt(variance / 2), rel=1e-5)
+
+
+def test_agreement_makes_no_branch_surer_than_the_best_and_disagreement_less_sure():
+    same = combine_heights([heights([10.0], [0.1]), heights([10.0], [0.1])], torch.ones(1, 2))
+    apart = combine_heights([heights([8.0], [0.1]), heights([12.5], [0.1])], torch.ones(1, 2))
+    assert same.log_scale.exp().item() == pytest.approx(0.1, rel=1e-5)
+    assert apart.location.exp().item() == pytest.approx(10, rel=1e-5)
+    assert apart.log_scale.exp().item() > 0.18
+
+
+def test_without_data_of_one_the_height_is_the_others_and_the_width_is_common():
+    shares = torch.tensor([[1.0, 0.0], [0.0, 0.3], [0.0, 0.0]])
+    parts = [heights([10.0] * 3, [0.1] * 3), heights([40.0] * 3, [0.1] * 3)]
+    result = combine_heights(parts, shares, torch.tensor(1.5))
+    assert result.location.exp().tolist() == pytest.approx([10, 40, 20], rel=1e-5)
+    assert result.log_scale.exp()[:2].tolist() == pytest.approx([0.1, 0.1], rel=1e-5)
+    low, median, high = result.heights_m()
+    assert math.log(high[0] / median[0]) == pytest.approx(1.5 * 0.1 * math.log(1 / 0.32), rel=1e-5)
+    assert math.log(median[0] / low[0]) == pytest.approx(1.5 * 0.1 * math.log(1 / 0.32), rel=1e-5)
+
+
+# ---- The network ----
+
+
+def train_losses(model, inputs):
+    with EventStorage() as storage:
+        losses = model.train()(inputs)
+        return losses, storage
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0)])
+@pytest.mark.parametrize("hidden", ["", "sar", "optical"])
+def test_every_parameter_of_both_branches_gets_a_gradient(model, make_input, counts, hidden):
+    inputs = [make_input(n) for n in counts]
+    for x in inputs:
+        if hidden:
+            x["image"][model.channels[hidden]] = NAN
+    losses, storage = train_losses(model, inputs)
+    names = {"loss_mask", "loss_height", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+    assert losses.keys() == {f"{m}/{name}" for m in MODALITIES for name in names}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert {"optical/rpn/num_pos_anchors", "sar/rpn/num_pos_anchors"} <= storage.latest().keys()
+    if hidden:
+        assert losses[f"{hidden}/loss_height"].item() == losses[f"{hidden}/loss_mask"].item() == 0
+
+
+def test_a_branch_is_trained_on_the_buildings_it_has_data_of(model, make_input):
+    asked = {}
+    for name in MODALITIES:
+        generator = model.proposal_generator[name]
+
+        def spy(module, args, name=name):
+            asked[name] = [x.gt_boxes.tensor.tolist() for x in args[2]]
+
+        generator.register_forward_pre_hook(spy)
+    x = make_input(2)
+    x["instances"].gt_boxes.tensor[:] = torch.tensor([[4.0, 4, 28, 28], [60.0, 60, 84, 84]])
+    x["image"][3, :, :48] = NAN
+    train_losses(model, [x])
+    assert asked["sar"] == [[[60, 60, 84, 84]]] and len(asked["optical"][0]) == 2
+
+
+def assert_same(a: Instances, b: Instances):
+    assert len(a) == len(b) > 0
+    torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    for name in ("scores", "pred_masks", *HEIGHT_FIELDS):
+        torch.testing.assert_close(a.get(name).float(), b.get(name).float())
+
+
+@pytest.mark.parametrize(("missing", "left"), [("sar", "optical"), ("optical", "sar")])
+def test_without_one_modality_the_result_is_the_other_branch_alone(model, make_input, missing, left):
+    model.eval().interval_width.fill_(1.7)
+    x = make_input(3)
+    x["image"][model.channels[missing]] = NAN
+    by_branch = model.branch_predictions([x])
+    assert by_branch.keys() == {"optical", "sar", "fused"}
+    assert len(by_branch[missing][0]["instances"]) == 0
+    assert_same(by_branch["fused"][0]["instances"], by_branch[left][0]["instances"])
+    with torch.no_grad():
+        assert_same(model([x])[0]["instances"], by_branch[left][0]["instances"])
+        model.disabled = missing
+        assert_same(model([make_input(3)])[0]["instances"], by_branch[left][0]["instances"])
+    truth = model.heights_on_truth([make_input(3)])[0]
+    model.disabled, given = "", make_input(3)
+    given["image"][model.channels[missing]] = NAN
+    torch.testing.assert_close(model.heights_on_truth([given])[0].pred_heights, truth.pred_heights)
+
+
+def test_fused_predictions_are_those_of_inference_and_come_best_first(model, make_input):
+    model.eval()
+    inputs = [make_input(2), make_input(3, side=64)]
+    with torch.no_grad():
+        outputs = model(inputs)
+    for a, b in zip(outputs, model.branch_predictions(inputs)["fused"]):
+        a, b = a["instances"], b["instances"]
+        assert_same(a, b)
+        assert (a.scores[:-1] >= a.scores[1:]).all() and not a.has("sensor")
+        low, median, high = (a.get(name) for name in HEIGHT_FIELDS)
+        assert (low <= median).all() and (median <= high).all()
+    assert outputs[1]["instances"].image_size == (64, 64)
+
+
+def test_an_image_is_not_changed_by_a_larger_one_in_its_batch(model, make_input):
+    model.eval()
+    small, large = make_input(2, side=64), make_input(3, side=128)
+    with torch.no_grad():
+        alone = model([small])[0]["instances"]
+        together = model([small, large])[0]["instances"]
+    assert abs(len(alone) - len(together)) <= 2 and together.pred_masks.shape[1:] == (64, 64)
+
+
+def test_raw_output_for_the_predictor_and_given_boxes(model, make_input):
+    model.eval()
+    x = make_input(2)
+    with torch.no_grad():
+        (raw,) = model.inference([x], do_postprocess=False)
+    assert raw.pred_masks.shape[1:] == (1, 28, 28) and not raw.has("sensor")
+    given = Instances((96, 96), pred_boxes=x["instances"].gt_boxes, pred_classes=x["instances"].gt_classes)
+    with torch.no_grad():
+        (result,) = model.inference([x], [given], do_postprocess=False)
+    assert len(result.pred_heights) == 2 and result.pred_masks.shape == (2, 1, 28, 28)
+
+
+def test_a_threshold_applies_to_merged_scores(late_cfg, make_input):
+    late_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.3
+    model = built(late_cfg).eval()
+    for m in MODALITIES:
+        assert model.roi_heads[m].box_predictor.test_score_thresh == 0.05
+    with torch.no_grad():
+        scores = model([make_input(3)])[0]["instances"].scores
+    assert (scores > 0.3).all()
+    assert all(
+        (y[0]["instances"].scores > 0.3).all() for y in model.branch_predictions([make_input(3)]).values()
+    )
+
+
+def test_zero_detections(late_cfg, make_input):
+    late_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0
+    model = built(late_cfg).eval()
+    with torch.no_grad():
+        (output,) = model([make_input(2)])
+    assert len(output["instances"]) == 0 == len(output["instances"].pred_heights)
+    nothing = make_input(0)
+    nothing["image"][:] = NAN
+    assert len(model.branch_predictions([nothing])["fused"][0]["instances"]) == 0
+    assert len(model.heights_on_truth([nothing])[0].pred_heights) == 0
+
+
+def test_without_masks_or_without_heights(late_cfg, make_input):
+    late_cfg.MODEL.MASK_ON = False
+    model = built(late_cfg).eval()
+    with torch.no_grad():
+        instances = model([make_input(2)])[0]["instances"]
+    assert not instances.has("pred_masks") and instances.has("pred_heights")
+    late_cfg.MODEL.MASK_ON, late_cfg.MODEL.HEIGHT_ON = True, False
+    model = built(late_cfg)
+    assert "optical/loss_height" not in train_losses(model, [make_input(2)])[0]
+    model.eval()
+    with torch.no_grad():
+        instances = model([make_input(2)])[0]["instances"]
+    assert model.interval_width is None and not instances.has("pred_heights") and instances.has("pred_masks")
+    assert not model.heights_on_truth([make_input(2)])[0].has("pred_heights")
+
+
+def test_calibration_sets_one_width_for_all(model, make_input):
+    from fusiondet.engine.hooks import calibrate_heights
+
+    torch.manual_seed(3)
+    batches = [[make_input(30, heights_m=(10 * torch.randn(30).mul(2).exp()).tolist())] for _ in range(2)]
+    width = calibrate_heights(model, batches)
+    assert width > 1 and model.interval_width.item() == pytest.approx(width)
+    assert all(float(heads.height_head.interval_width) == 1 for heads in model.roi_heads.values())
+    model.eval()
+    inside = [
+        (r.pred_height_p16 <= b[0]["instances"].gt_heights)
+        & (b[0]["instances"].gt_heights <= r.pred_height_p84)
+        for b in batches
+        for r in model.heights_on_truth(b)
+    ]
+    assert torch.cat(inside).float().mean().item() == pytest.approx(0.68, abs=0.1)
+
+
+def test_a_checkpoint_brings_everything_back_strictly(late_cfg, make_input, tmp_path):
+    from fusiondet.engine.checkpoint import load_model
+
+    one, other = built(late_cfg, 0).eval(), built(late_cfg, 1).eval()
+    one.interval_width.fill_(2.5)
+    load_model(other, one.state_dict(), "late.pth")
+    with torch.no_grad():
+        assert_same(one([make_input(2)])[0]["instances"], other([make_input(2)])[0]["instances"])
+    assert other.interval_width.item() == 2.5
+    late_cfg.MODEL.META_ARCHITECTURE, late_cfg.MODEL.BACKBONE.NAME = (
+        "FusionRCNN",
+        "build_early_fusion_resnet_fpn_backbone",
+    )
+    with pytest.raises(InputError, match="late.pth: does not fit"):
+        load_model(built(late_cfg), one.state_dict(), "late.pth")
+
+
+def test_another_backbone_or_other_heads_are_refused_by_name(late_cfg):
+    late_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    with pytest.raises(InputError, match="FusionROIHeads, found .* and StandardROIHeads"):
+        build_model(late_cfg)
+    late_cfg.MODEL.ROI_HEADS.NAME = "FusionROIHeads"
+    late_cfg.MODEL.BACKBONE.NAME = "build_early_fusion_resnet_fpn_backbone"
+    with pytest.raises(InputError, match="needs MODEL.BACKBONE.NAME build_two_pyramids_resnet_fpn_backbone"):
+        build_model(late_cfg)
