@@ -231,7 +231,7 @@ def build_late_fusion_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> LateFu
 
 @BACKBONE_REGISTRY.register()
 def build_two_pyramids_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PyramidPair:
-    """Two ResNet-FPNs for LateFusionRCNN, which joins nothing before detections. Raises as the intermediate one does."""
+    """Two ResNet-FPNs for LateFusionRCNN, which joins detections only. Raises as the intermediate one does."""
     return PyramidPair(*_pair(cfg, input_shape))
 
 
@@ -245,8 +245,8 @@ def _streams(cfg, input_shape: ShapeSpec) -> dict:
     bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS
     if not 0 < bands < input_shape.channels:
         raise InputError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs both modalities, optical and sar; INPUT.MODALITIES is "
-            f"{list(cfg.INPUT.MODALITIES)}, {max(bands, 0)} of {input_shape.channels} bands are optical. Use "
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} needs both modalities, optical and sar; INPUT.MODALITIES "
+            f"is {list(cfg.INPUT.MODALITIES)}, {max(bands, 0)} of {input_shape.channels} bands are optical. Use "
             "build_early_fusion_resnet_fpn_backbone for one modality alone."
         )
     optical = _resnet(cfg, bands, cfg.MODEL.RESNETS.clone(), "MODEL.RESNETS")

@@ -275,6 +275,10 @@ class CrossAttention(Exchange):
         )
 
 
+# Below the share of one pixel in a cell of any size.
+_NO_DATA = 1e-9
+
+
 def _over_channels(module: nn.Module, x: Tensor) -> Tensor:
     """A module for (..., C) applied to (N, C, H, W)."""
     return module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -316,13 +320,16 @@ class _Attention(nn.Module):
     def _attend(self, query, key, value, valid) -> Tensor:
         """(N, H, W, dim) queries, (N, h, w, ...) keys, values, validity -> (N, H, W, dim)."""
         side, shape = self.window, query.shape
+        # Cells that fill up the last windows are 0 and never keys; cells without data are where there is no other.
+        valid = valid.clamp(min=_NO_DATA)
         query, key, value, valid = (
             _to_windows(x, side) if side else x.flatten(1, 2) for x in (query, key, value, valid)
         )
-        has_data = valid[:, None, None, :, 0] > 0
-        has_data = has_data | ~has_data.any(-1, keepdim=True)
+        valid = valid[:, None, None, :, 0]
+        has_data = valid > _NO_DATA
+        mask = has_data | (~has_data.any(-1, keepdim=True) & (valid > 0))
         split = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        found = F.scaled_dot_product_attention(*split, attn_mask=has_data).transpose(1, 2).flatten(2)
+        found = F.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(2)
         return _from_windows(found, side, shape) if side else found.reshape(shape)
 
     def _positions(self, height: int, width: int, step: int, like: Tensor) -> Tensor:
@@ -351,7 +358,7 @@ def _pooled(features: Tensor, valid: Tensor, step: int) -> tuple[Tensor, Tensor]
     if step == 1:
         return features, valid
     share = F.avg_pool2d(valid, step, ceil_mode=True)
-    known = F.avg_pool2d(features * valid, step, ceil_mode=True) / share.clamp(min=1e-6)
+    known = F.avg_pool2d(features * valid, step, ceil_mode=True) / share.clamp(min=_NO_DATA)
     return torch.where(share > 0, known, F.avg_pool2d(features, step, ceil_mode=True)), share
 
 
