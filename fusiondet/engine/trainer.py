@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import Tile
 from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
@@ -21,6 +22,7 @@ from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionP
 from fusiondet.errors import InputError
 from fusiondet.evaluators import BuildingEvaluator, table
 from fusiondet.modeling.height_head import DEFAULT_CONTEXT_M, DEFAULT_LOG_SCALE, DEFAULT_MEDIAN_M
+from fusiondet.modeling.sensor_geometry import FACTS
 from fusiondet.modeling.weights import load_pretrained
 
 import numpy as np
@@ -80,6 +82,8 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
                 "[] to have them computed from the training data."
             )
     tiles = [tile for dataset in (train or test) for tile in dataset.tiles]
+    if cfg.MODEL.HEIGHT_ON:
+        _check_facts(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY, cfg.DATASETS.TRAIN, train)
     _complete_geometry(cfg, tiles)
     _complete_height_prior(cfg, tiles)
     _raise_detection_limit(cfg, [tile for dataset in (*train, *test) for tile in dataset.tiles])
@@ -88,7 +92,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
 
 
-# What weights mean nothing without. The GSD range is not among them: it says what was trained on, last.
+# What weights mean nothing without. Ranges of GSD and angles are not among them: they say what was trained on, last.
 _DATA_KEYS = (
     "INPUT.OPTICAL_BANDS",
     "INPUT.SAR_BANDS",
@@ -166,11 +170,41 @@ def _pooled_statistics(datasets: list[Dataset], bands: BandSpec):
     return mean, np.sqrt((weight * (stds**2 + (means - mean) ** 2)).sum(axis=0))
 
 
+def _check_facts(facts: Iterable[str], names: Iterable[str], datasets: list[Dataset]) -> None:
+    """InputError when a fact that the height head is to be told is known for no tile; a warning when for some not."""
+    tiles = [tile for dataset in datasets for tile in dataset.tiles]
+    for fact in facts:
+        known = sum(math.isfinite(_fact_of(tile, fact)) for tile in tiles)
+        if tiles and not known:
+            raise InputError(
+                f"MODEL.ROI_HEIGHT_HEAD.GEOMETRY names {fact}, but no tile of {', '.join(names)} states its "
+                f"{FACTS[fact].field}. Add it to the annotations (see datasets/README.md), or leave {fact} out."
+            )
+        if known < len(tiles):
+            _log.warning(
+                "%d of %d training tiles do not state %s: the height head learns from them to do without",
+                *(len(tiles) - known, len(tiles), FACTS[fact].field),
+            )
+
+
+def _fact_of(tile: Tile, fact: str) -> float:
+    """A number of the metadata of `tile`; NaN when unknown."""
+    field = FACTS[fact].field
+    value = tile.gsd_m if field == "gsd_m" else getattr(tile.sensor, field)
+    return math.nan if value is None else value
+
+
 def _complete_geometry(cfg: CfgNode, tiles: list) -> None:
-    gsds_m = [tile.gsd_m for tile in tiles if math.isfinite(tile.gsd_m)]
-    if gsds_m and not len(cfg.INPUT.GSD_RANGE_M):
-        low, high = cfg.INPUT.SCALE_RANGE
-        cfg.INPUT.GSD_RANGE_M = [round(min(gsds_m) / high, 6), round(max(gsds_m) / low, 6)]
+    low, high = cfg.INPUT.SCALE_RANGE
+    for key, fact, (smaller, larger) in (
+        ("GSD_RANGE_M", "gsd", (high, low)),
+        ("SUN_ELEVATION_RANGE_DEG", "sun_elevation", (1, 1)),
+        ("SAR_INCIDENCE_RANGE_DEG", "incidence", (1, 1)),
+    ):
+        known = [value for value in (_fact_of(tile, fact) for tile in tiles) if math.isfinite(value)]
+        seen = FACTS[fact].modality in ("", *cfg.INPUT.MODALITIES)
+        if known and seen and not len(cfg.INPUT[key]):
+            cfg.INPUT[key] = [round(min(known) / smaller, 6), round(max(known) / larger, 6)]
     if cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M == 0:
         cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M = context_m(tiles, cfg.INPUT.MODALITIES)
 

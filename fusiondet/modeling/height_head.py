@@ -7,6 +7,8 @@ log height is natural log of metres and never leaves this module.
 import math
 from dataclasses import dataclass
 
+from fusiondet.modeling.sensor_geometry import GeometryBranch
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -103,6 +105,7 @@ class ContextHeightHead(nn.Module):
         prior_median_m: float = DEFAULT_MEDIAN_M,
         prior_log_scale: float = DEFAULT_LOG_SCALE,
         loss_weight: float = 1.0,
+        geometry: GeometryBranch | None = None,
     ):
         """Args:
         pooler, context_pooler: called with (list of feature maps, list of Boxes) -> (R, in_channels, S, S), with
@@ -110,17 +113,20 @@ class ContextHeightHead(nn.Module):
         context_m: how far the context reaches beyond the box on each side, metres.
         range_m: predictions and training heights are clipped to it.
         prior_median_m, prior_log_scale: what the untrained head predicts.
+        geometry: reads the first of `in_features`; None for a head that is told no angles.
         """
         super().__init__()
         self.in_features = in_features
         self.pooler, self.context_pooler = pooler, context_pooler
         self.resolution, self.context_resolution = resolution, context_resolution
         self.context_m, self.range_m, self.loss_weight = context_m, tuple(range_m), loss_weight
+        self.geometry = geometry
         self.register_buffer("interval_width", torch.ones(()))
         self.convs = _convolutions(in_channels + 1, conv_dim, [1] * num_conv, norm)
         self.context_convs = _convolutions(in_channels + 1, conv_dim, [1, 2] + [1] * (num_conv - 2), norm)
         side = math.ceil(context_resolution / 2)
-        widths = [conv_dim * (2 + side * side) + _SCALE_FEATURES] + [fc_dim] * num_fc
+        told = geometry.out_channels if geometry is not None else 0
+        widths = [conv_dim * (2 + side * side) + _SCALE_FEATURES + told] + [fc_dim] * num_fc
         layers = [[nn.Linear(a, b), nn.ReLU()] for a, b in zip(widths, widths[1:])]
         self.fcs = nn.Sequential(*[layer for pair in layers for layer in pair])
         self.predictor = nn.Linear(widths[-1], 2)
@@ -156,13 +162,22 @@ class ContextHeightHead(nn.Module):
             "prior_median_m": head.PRIOR_MEDIAN_M or DEFAULT_MEDIAN_M,
             "prior_log_scale": head.PRIOR_LOG_SCALE or DEFAULT_LOG_SCALE,
             "loss_weight": head.LOSS_WEIGHT,
+            "geometry": cls._geometry(head, input_shape[head.IN_FEATURES[0]]),
         }
+
+    @staticmethod
+    def _geometry(head, shape: ShapeSpec) -> GeometryBranch | None:
+        if not len(head.GEOMETRY):
+            return None
+        return GeometryBranch(head.GEOMETRY, shape.channels, shape.stride, head.GEOMETRY_DROPOUT)
 
     def forward(
         self, features, boxes: list[Boxes], masks: Tensor | None, sensor: Tensor
     ) -> HeightDistribution:
         """See ROI_HEIGHT_HEAD_REGISTRY. A GSD of NaN counts as 1 m."""
         features = [features[f] for f in self.in_features]
+        if self.geometry is not None:
+            sensor = self.geometry.hide(sensor, [len(b) for b in boxes])
         gsd_m = torch.nan_to_num(sensor[:, 0], nan=1.0)
         xyxy = torch.cat([b.tensor for b in boxes])
         context_xyxy = context_boxes(xyxy, self.context_m / gsd_m)
@@ -176,8 +191,14 @@ class ContextHeightHead(nn.Module):
         around = resample_masks(masks, xyxy, context_xyxy, self.context_resolution)
         y = self.context_convs(torch.cat([self.context_pooler(features, context), around], dim=1))
         sizes = _scale_features(xyxy, context_xyxy, gsd_m).to(x.dtype)
-        x = self.fcs(torch.cat([masked_mean, x.mean((2, 3)), y.flatten(1), sizes], dim=1))
+        seen = [masked_mean, x.mean((2, 3)), y.flatten(1), sizes]
+        if self.geometry is not None:
+            v, shift = self.geometry(features[0], boxes, masks, sensor)
+            seen.append(v.to(x.dtype))
+        x = self.fcs(torch.cat(seen, dim=1))
         location, log_scale = self.predictor(x).float().unbind(1)
+        if self.geometry is not None:
+            location = location + shift
         return HeightDistribution(
             location, log_scale.clamp(*_LOG_SCALE_RANGE), self.range_m, self.interval_width
         )

@@ -3,23 +3,13 @@
 from fusiondet.errors import InputError
 from fusiondet.modeling.height_head import HeightDistribution
 from fusiondet.modeling.roi_heads import set_heights
+from fusiondet.modeling.sensor_geometry import SENSOR_FIELDS
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Instances
-
-# Columns of `images.sensor`: ground sampling distance, then the fields of fusiondet.buildings.SensorGeometry.
-SENSOR_FIELDS = (
-    "gsd_m",
-    "sun_azimuth_deg",
-    "sun_elevation_deg",
-    "sar_look_azimuth_deg",
-    "sar_incidence_deg",
-    "view_azimuth_deg",
-    "view_off_nadir_deg",
-)
 
 
 def sensor_rows(batched_inputs: list[dict], device) -> torch.Tensor:
