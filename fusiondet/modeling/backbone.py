@@ -336,11 +336,14 @@ def _pair(cfg, input_shape: ShapeSpec) -> tuple[TwoStreamResNet, FPN, FPN]:
 
 
 def _fpn(cfg, bottom_up: Backbone) -> FPN:
+    top_block = LastLevelMaxPool()
+    # Detectron2 takes for granted that the last stage is res5.
+    top_block.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
