@@ -26,6 +26,7 @@ LAYERS = {
             "fusiondet.data.coco",
             "fusiondet.data.converters.*",
             "fusiondet.data.imagery.*",
+            "fusiondet.data.prepare",
             "fusiondet.data.synthetic.*",
             "fusiondet.evaluation.*",
             "fusiondet.export.*",
@@ -37,6 +38,7 @@ LAYERS = {
     "glue": (
         (),
         [
+            "fusiondet.ablation.*",
             "fusiondet.benchmarking.*",
             "fusiondet.data.augmentations",
             "fusiondet.data.catalog",
@@ -46,6 +48,7 @@ LAYERS = {
             "fusiondet.engine.*",
             "fusiondet.evaluators",
             "fusiondet.inference",
+            "fusiondet.utilization.*",
         ],
     ),
 }

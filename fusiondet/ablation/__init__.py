@@ -1,0 +1,271 @@
+"""Ablations: configs x seeds x conditions of evaluation, resumable after a kill, one table of results.
+
+spec       the YAML file that says which networks, data and conditions; its docstring documents every key
+runs       one network: trained, then scored under every condition; what is finished is never done again
+costs      parameters, operations and times of all networks, taking turns
+results    scores, paired differences and claims as numbers
+report     the same as Markdown, CSV and a picture
+
+<out>/ablation.json                     marks the directory; which commands made the data
+<out>/datasets/<name>/                  the spec's own data
+<out>/runs/<row>/seed<seed>/            see `runs`
+<out>/costs.json
+<out>/results.{json,csv,md,png}
+"""
+
+import contextlib
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.ablation import costs, report, results, runs
+from fusiondet.ablation.runs import Run
+from fusiondet.ablation.spec import Spec, read_spec
+from fusiondet.data.prepare import StrictParser, prepare
+from fusiondet.engine.checkpoint import versions
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.files import atomic_path, read_json, require_new_dir, write_json
+from fusiondet.visualization import save_figure
+
+__all__ = ["describe", "read_spec", "run_ablation"]
+
+MARK = "ablation.json"
+_WAYS_OUT = "Pass --overwrite to train it anew, or choose another --out to keep both."
+
+
+def run_ablation(
+    spec: Spec, out: Path, *, rows: Sequence[str] = (), jobs: int = 1, overwrite: bool = False
+) -> Path:
+    """Do what is left of `spec` under `out`, and write the results of all that is finished.
+
+    Args:
+        rows: only these are worked on; the tables have whatever else is finished too. Empty: all.
+        jobs: networks trained side by side, each in its own process.
+        overwrite: train rows anew, and make data anew, whose settings differ from those that `out` was begun with.
+
+    Returns:
+        Path of results.md.
+
+    Raises:
+        InputError: `out` is no directory of an ablation, or in use; a row or data set changed since it was begun; a
+            row could not be trained or scored for bad input.
+        RuntimeError: a row failed; the others are finished, and the results written.
+    """
+    out = require_new_dir(Path(out), MARK, overwrite=True)
+    for name in rows:
+        if name not in spec.rows:
+            raise InputError(f"{spec.path}: {unknown_name('row', name, spec.rows)}")
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: expected at least 1.")
+    with _alone(out):
+        make_data(spec, out, overwrite)
+        plan = runs.plan(spec, out)
+        chosen = [run for run in plan if not rows or run.row in rows]
+        _refuse_changes(chosen, overwrite)
+        failures = _work(chosen, jobs)
+        failures += _costs(spec, out, plan)
+        path = write_results(spec, out, plan)
+    if failures:
+        lines = "; ".join(f"{f.name}: {f.message.strip().splitlines()[-1]}" for f in failures)
+        kind = InputError if all(f.bad_input for f in failures) else RuntimeError
+        raise kind(f"{spec.path}: {len(failures)} not finished: {lines}")
+    return path
+
+
+def describe(spec: Spec, out: Path, rows: Sequence[str] = ()) -> str:
+    """What `run_ablation` would do, without doing anything: per run what is finished and what is left."""
+    made = {name: _made(out, name) for name in spec.data}
+    lines = [f"data set {name}: {'there' if made[name] else 'to make'}" for name in spec.data]
+    if not all(made.values()):
+        per_row = {row.name: 0 for row in spec.rows.values()}
+        for row, column in spec.cells():
+            per_row[row.name] += "/" not in column
+        lines += [
+            f"{name}: training and {count} conditions, {len(spec.seeds)} times"
+            for name, count in per_row.items()
+        ]
+        return "\n".join(lines)
+    plan = [run for run in runs.plan(spec, out) if not rows or run.row in rows]
+    for run in plan:
+        changed, left = runs.changes(run), run.parts_left()
+        state = f"changed, {changed[0]}" if changed else f"left: {', '.join(left)}" if left else "finished"
+        lines.append(f"{run.name}: {state}")
+    parts = sum(len(run.parts_left()) for run in plan)
+    return "\n".join([*lines, f"{parts} parts left of {sum(1 + len(run.scorings) for run in plan)}"])
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second process out of `out`; the lock goes with the process, however that ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{out}: another ablation is at work there. Wait for it, or choose another --out."
+            ) from None
+        if not (out / MARK).is_file():
+            write_json({"data": {}}, out / MARK, indent=1)
+        yield
+
+
+# ---- Data ------------------------------------------------------------------------------------------------
+
+
+def make_data(spec: Spec, out: Path, overwrite: bool = False) -> None:
+    """Make the data sets of `spec` that are not there yet.
+
+    Raises:
+        InputError: one is there that another command made, and not `overwrite`; or the command is wrong.
+    """
+    for name, words in spec.data.items():
+        before = _made(out, name)
+        if before == words:
+            continue
+        if before is not None and not overwrite:
+            raise InputError(
+                f"{out}: data set {name} was made by {' '.join(before)!r}, and {spec.path} says {' '.join(words)!r}. "
+                "Pass --overwrite to make it anew, or choose another --out."
+            )
+        print(f"making data set {name}: {' '.join(words)}", flush=True)
+        try:
+            prepare([*words, "--out", str(out / "datasets" / name), "--overwrite"], parser=StrictParser)
+        except InputError as error:
+            raise InputError(f"{spec.path}: data: {name}: {error}") from None
+        # Written last: a data set that a killed process left behind without it is made again.
+        content = read_json(out / MARK)
+        write_json({**content, "data": {**content["data"], name: words}}, out / MARK, indent=1)
+
+
+def _made(out: Path, name: str) -> list[str] | None:
+    """The words that made data set `name`; None when it is not there."""
+    there = (out / MARK).is_file() and (out / "datasets" / name).is_dir()
+    return read_json(out / MARK)["data"].get(name) if there else None
+
+
+# ---- Work ------------------------------------------------------------------------------------------------
+
+
+def _refuse_changes(plan: list[Run], overwrite: bool) -> None:
+    for run in plan:
+        changed = runs.changes(run)
+        if not changed:
+            continue
+        if not overwrite:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise InputError(
+                f"{run.folder}: row {run.row} was begun with another {changed[0]}{more}. {_WAYS_OUT}"
+            )
+        shutil.rmtree(run.folder)
+
+
+def _work(plan: list[Run], jobs: int) -> list[runs.Failure]:
+    total, left = sum(1 + len(run.scorings) for run in plan), sum(len(run.parts_left()) for run in plan)
+    if left < total:
+        print(f"{total - left} of {total} parts were finished before", flush=True)
+    start = time.monotonic()
+
+    def tell(name: str, part: str) -> None:
+        nonlocal left
+        left -= 1
+        print(f"[{total - left}/{total}] {name}: {part}, {_clock(start)}; {left} left", flush=True)
+
+    waiting = {run.name: (partial(runs.work, run), run.folder) for run in plan if run.parts_left()}
+    failures = runs.in_processes(waiting, jobs, tell)
+    for failure in failures:
+        print(f"{failure.name}: NOT finished: {failure.message.strip().splitlines()[-1]}", flush=True)
+    return failures
+
+
+def _clock(start: float) -> str:
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+def _costs(spec: Spec, out: Path, plan: list[Run]) -> list[runs.Failure]:
+    trained = [run for run in plan if run.seed == spec.seeds[0] and run.trained()]
+    path = out / "costs.json"
+    if not spec.cost_rounds or not trained or not costs.costs_left(trained, spec.cost_rounds, path):
+        return []
+    print(f"costs: {len(trained)} networks take turns", flush=True)
+    job = partial(costs.measure, trained, spec.compare_to, spec.cost_rounds, path)
+    return runs.in_processes({"costs": (job, out)}, 1, lambda *_: None)
+
+
+# ---- Results ---------------------------------------------------------------------------------------------
+
+
+def write_results(spec: Spec, out: Path, plan: list[Run]) -> Path:
+    """Write results.json, .csv, .md and .png from what is finished of `plan`; returns the path of results.md."""
+    found = collect(spec, out, plan)
+    write_json(found, out / "results.json", indent=1)
+    for suffix, text in (("csv", report.as_csv(found)), ("md", report.markdown(found))):
+        with atomic_path(out / f"results.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    save_figure(report.figure(found), out / "results.png")
+    return out / "results.md"
+
+
+def collect(spec: Spec, out: Path, plan: list[Run]) -> dict:
+    """The content of results.json: settings, rows with every seed's scores, table, claims, costs, what is missing."""
+    tiles, metrics = {}, {}
+    for run in plan:
+        for scoring in run.scorings:
+            content = None if runs.changes(run) else run.scored(scoring)
+            if content is None:
+                continue
+            metrics[run.row, scoring.name, run.seed] = read_json(run.folder / scoring.name / "metrics.json")
+            for column in content["columns"]:
+                tiles[run.row, column, run.seed] = runs.tiles_of(content, column)
+    groups = {c: spec.condition_of(c).dataset + c.partition("/")[2] for c in spec.columns}
+    cells = results.make_cells(tiles, groups)
+    in_order = {
+        (row.name, column): cells[row.name, column]
+        for row, column in spec.cells()
+        if (row.name, column) in cells
+    }
+    measured = read_json(out / "costs.json") if (out / "costs.json").is_file() and spec.cost_rounds else None
+    return {
+        **{"spec": spec.path.name, "steps": spec.steps, "seeds": list(spec.seeds), "draws": results.DRAWS},
+        **{"train": list(spec.train), "val": list(spec.val), "compare_to": spec.compare_to},
+        "best_metric": spec.config(spec.rows[spec.compare_to], spec.seeds[0]).TEST.BEST_METRIC,
+        **{
+            "metrics": list(spec.metrics),
+            "columns": spec.columns,
+            "overrides": [str(w) for w in spec.overrides],
+        },
+        "versions": versions(),
+        "rows": {row.name: _row_facts(row, plan, cells, metrics) for row in spec.rows.values()},
+        "table": results.table(in_order, spec.metrics, spec.compare_to),
+        "claims": results.judge(spec.claims, cells),
+        "costs": measured,
+        "missing": [f"{run.name}: {', '.join(run.parts_left())}" for run in plan if run.parts_left()],
+    }
+
+
+def _row_facts(row, plan: list[Run], cells: dict, metrics: dict) -> dict:
+    seeds = {}
+    for run in plan:
+        if run.row == row.name and run.trained():
+            scores = {
+                c: cell.seeds[run.seed]
+                for (name, c), cell in cells.items()
+                if name == row.name and run.seed in cell.seeds
+            }
+            own = {
+                c: numbers
+                for (name, c, seed), numbers in metrics.items()
+                if (name, seed) == (row.name, run.seed)
+            }
+            seeds[str(run.seed)] = {"training": run.trained(), "scores": scores, "metrics": own}
+    return {
+        "label": row.label,
+        "config": row.config.name,
+        "overrides": [str(w) for w in row.overrides],
+        "seeds": seeds,
+    }

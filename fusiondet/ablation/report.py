@@ -1,0 +1,276 @@
+"""The results of an ablation for readers: Markdown, CSV and a picture, from the content of results.json."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from fusiondet.visualization.canvas import FAINT, INK, axes_in, new_figure
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+NOTHING = "–"
+CSV_COLUMNS = ("row", "label", "column", "metric", "seeds", "mean", "std", "difference", "low", "high")
+_COST_COLUMNS = ("parameters", "gflops", "step_s", "inference_s")
+_NAMES = {
+    "segm/AP50": "AP50 of masks",
+    "joint/AP50": "AP50 of masks with the right height",
+    "height/mae_m": "Height MAE, m",
+    "height/delta1": "Height δ1",
+    "height/skill": "Height skill",
+    "pixel/f1": "Pixel F1",
+}
+
+
+def markdown(results: dict) -> str:
+    """All of `results` as Markdown: what was done, an overview with costs, a table per metric, claims."""
+    parts = ["\n".join(_head(results)), "## Overview", _overview(results)]
+    for metric in results["metrics"]:
+        parts += [f"## {title(metric)}", _metric_table(results, metric)]
+    if results["claims"]:
+        parts += ["## Claims", _claims_table(results["claims"], results["rows"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(results: dict) -> str:
+    """One line per row, column and metric; the costs are lines with column "cost". Empty: not defined."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    labels = {name: row["label"] for name, row in results["rows"].items()}
+    writer.writerows({**line, "label": labels[line["row"]]} for line in results["table"])
+    for name, costs in (results["costs"] or {"rows": {}})["rows"].items():
+        for key in _COST_COLUMNS:
+            line = {"row": name, "label": labels[name], "column": "cost", "metric": key, "mean": costs[key]}
+            ratio = costs.get(key.replace("_s", "_ratio")) if key.endswith("_s") else None
+            if ratio:
+                writer.writerow(line)
+                line = {**line, "metric": key.replace("_s", "_ratio"), "mean": ratio["median"]}
+                line |= {"low": ratio["low"], "high": ratio["high"]}
+            writer.writerow(line)
+    return text.getvalue()
+
+
+def title(metric: str) -> str:
+    """`metric` for readers."""
+    return _NAMES.get(metric, metric)
+
+
+def number(metric: str, value: float | None, sign: bool = False) -> str:
+    """`value` with as many decimals as mean something."""
+    if value is None:
+        return NOTHING
+    decimals = 1 if "AP" in metric else 2 if metric.endswith("_m") else 3
+    return f"{value:{'+' if sign else ''}.{decimals}f}"
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------
+
+
+def _head(results: dict) -> list[str]:
+    seeds = results["seeds"]
+    reference = results["rows"][results["compare_to"]]["label"]
+    lines = [
+        f"# Ablation {results['spec']}",
+        "",
+        f"{results['steps']} steps each on {', '.join(results['train'])}; seeds {', '.join(map(str, seeds))}; the "
+        f"checkpoint with the best {results['best_metric']} on {', '.join(results['val'])}.",
+    ]
+    if len(seeds) > 1:
+        lines.append("Scores are mean ± standard deviation over seeds.")
+    lines.append(
+        f"In brackets: 95 % interval of the difference to *{reference}*, from a paired bootstrap over tiles"
+        + (
+            ", of the mean over seeds; "
+            if len(seeds) > 1
+            else "; one seed, so it says nothing about other seeds; "
+        )
+        + f"bold where it excludes 0. {NOTHING}: says nothing about this network."
+    )
+    if results["missing"]:
+        lines += ["", f"**Not finished**: {'; '.join(results['missing'])}."]
+    return lines
+
+
+def _overview(results: dict) -> str:
+    column = results["columns"][0]
+    costs = (results["costs"] or {"rows": {}})["rows"]
+    header = ["", *(f"{title(m)} ({column})" for m in results["metrics"])]
+    header += ["Parameters, M", "GFLOPs", "Step, s", "× reference", "Inference, s/tile", "× reference"]
+    lines = []
+    for name, row in results["rows"].items():
+        scores = [_cell(results, name, column, metric) for metric in results["metrics"]]
+        lines.append([row["label"], *scores, *_cost_cells(costs.get(name))])
+    return _grid(header, lines) + _cost_note(results["costs"])
+
+
+def _cost_cells(costs: dict | None) -> list[str]:
+    if costs is None:
+        return [NOTHING] * 6
+    return [
+        f"{costs['parameters'] / 1e6:.2f}",
+        f"{costs['gflops']:.2f}",
+        *(f"{costs['step_s']:.3f}", _ratio(costs["step_ratio"])),
+        *(f"{costs['inference_s']:.4f}", _ratio(costs["inference_ratio"])),
+    ]
+
+
+def _ratio(ratio: dict | None) -> str:
+    return NOTHING if ratio is None else f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def _cost_note(costs: dict | None) -> str:
+    if not costs:
+        return ""
+    s = costs["settings"]
+    return (
+        f"\n\nTimes: {s['device']}, {s['threads']} threads, {s['batch']} tiles of {s['size_px']} px per step, all "
+        f"networks taking turns for {s['rounds']} rounds; medians, ratios with their 95 % interval. GFLOPs: "
+        "multiply-adds of one tile's inference (fvcore)."
+    )
+
+
+def _metric_table(results: dict, metric: str) -> str:
+    lines = [
+        [row["label"], *(_cell(results, name, column, metric) for column in results["columns"])]
+        for name, row in results["rows"].items()
+    ]
+    return _grid(["", *results["columns"]], lines)
+
+
+def _cell(results: dict, row: str, column: str, metric: str) -> str:
+    line = _line(results, row, column, metric)
+    if line is None:
+        return NOTHING
+    text = number(metric, line["mean"])
+    if line["std"] is not None:
+        text += f" ± {number(metric, line['std'])}"
+    if line["low"] is None:
+        return text
+    interval = f"[{number(metric, line['low'], sign=True)}, {number(metric, line['high'], sign=True)}]"
+    return f"{text} **{interval}**" if line["low"] > 0 or line["high"] < 0 else f"{text} {interval}"
+
+
+def _line(results: dict, row: str, column: str, metric: str) -> dict | None:
+    wanted = (row, column, metric)
+    return next((x for x in results["table"] if (x["row"], x["column"], x["metric"]) == wanted), None)
+
+
+def _claims_table(claims: Sequence[dict], rows: dict) -> str:
+    lines = []
+    for claim in claims:
+        metric, ends = claim["metric"], []
+        for key in ("from", "to"):
+            row, column = claim[key]
+            ends.append(f"{rows[row]['label']}, {column}: {number(metric, claim[f'{key}_score'])}")
+        interval = NOTHING
+        if claim["low"] is not None:
+            low, high = (number(metric, claim[key], sign=True) for key in ("low", "high"))
+            interval = f"{number(metric, claim['difference'], sign=True)} [{low}, {high}]"
+        verdict = claim["verdict"] or ""
+        lines.append([claim["claim"], title(metric), *ends, interval, _bounds(claim), verdict])
+    return _grid(["Claim", "Score", "From", "To", "Difference", "Claimed", "Verdict"], lines)
+
+
+def _bounds(claim: dict) -> str:
+    said = [
+        f"{word} {claim[key]:g}" for key, word in (("above", ">"), ("below", "<")) if claim[key] is not None
+    ]
+    return " and ".join(said)
+
+
+def _grid(header: list[str], lines: list[list[str]]) -> str:
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+
+
+# ---- Picture ---------------------------------------------------------------------------------------------
+
+_PANEL_IN, _LINE_IN, _LABEL_IN = 1.75, 0.24, 2.6
+
+
+def figure(results: dict) -> Figure:
+    """Rows downwards, a panel per metric and column: the score, and around it the interval of the difference.
+
+    A bar crosses the reference's vertical line exactly when the interval of the difference holds 0.
+    With several seeds each is a faint dot.
+    """
+    metrics, columns = results["metrics"], results["columns"]
+    panel_h = _LINE_IN * len(results["rows"]) + 0.1
+    height = 1.05 + len(metrics) * (panel_h + 0.62)
+    made = new_figure(_LABEL_IN + len(columns) * (_PANEL_IN + 0.12) + 0.15, height)
+    for i, metric in enumerate(metrics):
+        y = height - 0.75 - panel_h - i * (panel_h + 0.62)
+        axes = []
+        for k, column in enumerate(columns):
+            ax = axes_in(made, _LABEL_IN + k * (_PANEL_IN + 0.12), y, _PANEL_IN, panel_h)
+            _panel(ax, results, metric, column, labels=k == 0)
+            axes.append(ax)
+        _share_range(axes)
+        axes[0].set_title(title(metric), loc="right", x=-0.06, fontsize=9.5, color=INK, fontweight="bold")
+    _write_caption(made, results, height)
+    return made
+
+
+def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> None:
+    names = list(results["rows"])
+    reference = _line(results, results["compare_to"], column, metric)
+    if reference is not None and reference["mean"] is not None:
+        ax.axvline(reference["mean"], color="#b0b0b0", linewidth=1.0, zorder=1)
+    for y, name in enumerate(names):
+        line = _line(results, name, column, metric)
+        if line is None or line["mean"] is None:
+            ax.text(
+                0.5, y, NOTHING, transform=ax.get_yaxis_transform(), ha="center", va="center", color=FAINT
+            )
+            continue
+        _mark(ax, y, line, reference, [s.get(metric) for s in _seed_scores(results, name, column)])
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_yticks(
+        range(len(names)), [results["rows"][n]["label"] for n in names] if labels else [], fontsize=8
+    )
+    ax.tick_params(labelsize=7.5, length=2, colors=INK)
+    ax.tick_params(axis="y", length=0)
+    ax.set_title(column, fontsize=8, color=INK)
+    ax.grid(axis="x", color="#eeeeee", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+
+
+def _mark(ax: Axes, y: int, line: dict, reference: dict | None, seeds: list) -> None:
+    colour = "#555555"
+    if line["low"] is not None:
+        better = (line["difference"] < 0) == line["metric"].endswith("_m")
+        excludes_zero = line["low"] > 0 or line["high"] < 0
+        colour = ("#1b7f4b" if better else "#b5402a") if excludes_zero else "#555555"
+        ends = [reference["mean"] + line["low"], reference["mean"] + line["high"]]
+        ax.plot(ends, [y, y], color=colour, linewidth=1.8, solid_capstyle="butt", zorder=2)
+    if len(seeds) > 1:
+        ax.plot(seeds, [y] * len(seeds), ".", color=colour, alpha=0.45, markersize=4, zorder=2)
+    ax.plot([line["mean"]], [y], "o", color=colour, markersize=4.5, zorder=3)
+
+
+def _seed_scores(results: dict, row: str, column: str) -> list[dict]:
+    per_seed = results["rows"][row]["seeds"].values()
+    return [seed["scores"][column] for seed in per_seed if column in seed["scores"]]
+
+
+def _share_range(axes: list[Axes]) -> None:
+    used = [ax for ax in axes if ax.lines]
+    if not used:
+        return
+    low, high = min(ax.get_xlim()[0] for ax in used), max(ax.get_xlim()[1] for ax in used)
+    for ax in axes:
+        ax.set_xlim(low, high)
+
+
+def _write_caption(made: Figure, results: dict, height: float) -> None:
+    reference = results["rows"][results["compare_to"]]["label"]
+    seeds = len(results["seeds"])
+    text = (
+        f"Line: {reference}. Bar: 95 % interval of the difference to it, paired bootstrap over tiles, "
+        f"{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}; green better, red worse, grey: holds 0. "
+        f"{results['steps']} steps each."
+    )
+    made.text(0.15 / made.get_size_inches()[0], 1 - 0.3 / height, text, fontsize=8, color=FAINT, va="center")

@@ -1,0 +1,38 @@
+"""Making a data set from the words of a command line, whatever its source: what tools/prepare_dataset.py does."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from fusiondet.errors import InputError
+
+# name -> module with add_arguments(parser) and main(args), and what it makes.
+SOURCES = {
+    "synthetic": ("fusiondet.data.synthetic", "physically rendered city, exact outlines and heights"),
+    "tiles": (
+        "fusiondet.data.converters.tiles",
+        "your own RGB (and SAR) rasters with footprints, heights where known",
+    ),
+}
+
+
+def prepare(
+    words: Sequence[str] | None = None, description: str = "", parser: type = argparse.ArgumentParser
+) -> None:
+    """Make the data set that `words`, `SOURCE --out DIR ...`, describe; None takes the process's own arguments."""
+    top = parser(description=description)
+    sources = top.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    modules = {}
+    for name, (module, text) in SOURCES.items():
+        modules[name] = importlib.import_module(module)
+        modules[name].add_arguments(sources.add_parser(name, help=text, description=text))
+    args = top.parse_args(words)
+    modules[args.source].main(args)
+
+
+class StrictParser(argparse.ArgumentParser):
+    """For words that stand in a file: raises InputError where a command line would end the process."""
+
+    def error(self, message: str) -> None:
+        """Wrong words: InputError."""
+        raise InputError(message)
