@@ -191,14 +191,13 @@ class ContextHeightHead(nn.Module):
         around = resample_masks(masks, xyxy, context_xyxy, self.context_resolution)
         y = self.context_convs(torch.cat([self.context_pooler(features, context), around], dim=1))
         sizes = _scale_features(xyxy, context_xyxy, gsd_m).to(x.dtype)
-        seen = [masked_mean, x.mean((2, 3)), y.flatten(1), sizes]
+        seen, shift = [masked_mean, x.mean((2, 3)), y.flatten(1), sizes], 0.0
         if self.geometry is not None:
-            v, shift = self.geometry(features[0], boxes, masks, sensor)
-            seen.append(v.to(x.dtype))
-        x = self.fcs(torch.cat(seen, dim=1))
-        location, log_scale = self.predictor(x).float().unbind(1)
-        if self.geometry is not None:
-            location = location + shift
+            evidence = self.geometry(features[0], boxes, masks, sensor)
+            seen.append(evidence.vector.to(x.dtype))
+            shift = evidence.log_height
+        location, log_scale = self.predictor(self.fcs(torch.cat(seen, dim=1))).float().unbind(1)
+        location = location + shift
         return HeightDistribution(
             location, log_scale.clamp(*_LOG_SCALE_RANGE), self.range_m, self.interval_width
         )

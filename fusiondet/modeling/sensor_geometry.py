@@ -2,17 +2,17 @@
 
 A building of height h leaves marks whose direction and length follow from angles that metadata state: the sun's shadow
 ends h / tan(elevation) behind the wall away from the sun; in SAR the roof appears h / tan(incidence) in front of the
-wall that faces the sensor, and the radar shadow ends h * tan(incidence) behind the other one. Features are sampled along
-these directions at the distances of candidate heights, so that the mark of one height is always in one place of the
-profile, whatever the geometry: the head reads off what it would otherwise have to learn for every pair of angles.
+wall that faces the sensor, and the radar shadow ends h * tan(incidence) behind the other one. Features are sampled
+along these directions at the distances of candidate heights, so that the mark of one height is always in one place of
+the profile, whatever the geometry: the head reads off what it would otherwise have to learn for every pair of angles.
 
 Legend: R regions of the whole batch, L parallel lines across a building, K candidate heights, C channels.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fusiondet.errors import InputError, unknown_name
 
@@ -97,17 +97,30 @@ MARKS = {
 }
 
 # Candidate heights, metres: equal steps of the log height, behind the wall itself.
-_HEIGHTS_M = (0.0, *torch.logspace(math.log10(1.5), math.log10(90.0), 31).tolist())
+HEIGHTS_M = (0.0, *torch.logspace(math.log10(1.5), math.log10(90.0), 31).tolist())
 _LINES = 8
 _MARCH_STEPS = 48
 # Level light would reach to infinity.
 _STEEPEST_DEG = 89.0
 
 
-class GeometryBranch(nn.Module):
-    """A vector of evidence per region from the facts of its image and from profiles along the marks they place.
+class Evidence(NamedTuple):
+    """What geometry tells about R regions.
 
-    Unknown facts have an embedding of their own, and so has a mark whose place they would tell.
+    Attributes:
+        vector: (R, `GeometryBranch.out_channels`) the facts, and the votes of each mark for the candidate heights.
+        log_height: (R,) by how much the votes of all marks together move the log height off its prior.
+    """
+
+    vector: Tensor
+    log_height: Tensor
+
+
+class GeometryBranch(nn.Module):
+    """Facts of an image, and how far its pixels agree with each candidate height where the marks of that would lie.
+
+    Every mark votes for candidate heights; votes are log likelihoods, so those of independent marks add up. Unknown
+    facts have an embedding of their own, and a mark whose place they would tell has learned votes instead.
 
     Attributes:
         marks: those whose two angles are among the facts.
@@ -122,11 +135,12 @@ class GeometryBranch(nn.Module):
         super().__init__()
         self.facts, self.stride, self.dropout = list(facts), stride, dropout
         self.marks = [name for name, mark in MARKS.items() if {mark.azimuth, mark.tilt} <= set(facts)]
-        self.unknown_facts = nn.Parameter(torch.zeros(len(facts), 2))
-        nn.init.normal_(self.unknown_facts)
-        self.reduce = nn.Conv2d(in_channels, dim, 1)
-        self.readers = nn.ModuleDict({name: _ProfileReader(dim) for name in self.marks})
-        self.out_channels = 2 * len(facts) + sum(r.out_channels for r in self.readers.values())
+        self.out_channels = 2 * len(self.facts) + len(HEIGHTS_M) * len(self.marks)
+        self.unknown_facts = nn.Parameter(torch.randn(len(self.facts), 2))
+        if self.marks:
+            self.reduce = nn.Conv2d(in_channels, dim, 1)
+            self.readers = nn.ModuleDict({name: _ProfileReader(dim) for name in self.marks})
+            self.unknown_votes = nn.Parameter(torch.zeros(len(self.marks), len(HEIGHTS_M)))
 
     def hide(self, sensor: Tensor, lengths: list[int]) -> Tensor:
         """`sensor` (R, len(SENSOR_FIELDS)) as training shows it: facts of an image become NaN at random.
@@ -143,26 +157,27 @@ class GeometryBranch(nn.Module):
         rows = hidden.repeat_interleave(torch.tensor(lengths), dim=0).to(sensor.device)
         return sensor.masked_fill(rows, torch.nan)
 
-    def forward(self, features: Tensor, boxes: list[Boxes], masks: Tensor, sensor: Tensor):
-        """Args:
+    def forward(self, features: Tensor, boxes: list[Boxes], masks: Tensor, sensor: Tensor) -> Evidence:
+        """Evidence of R regions, which may be none.
+
+        Args:
             features: (N, C, H, W) at `stride`. boxes: per image, pixels. masks: (R, 1, M, M) in the frame of each box.
             sensor: (R, len(SENSOR_FIELDS)), NaN = unknown.
-
-        Returns:
-            (R, out_channels).
         """
-        parts, shift = [self._embedding(sensor)], 0.0
-        reduced = self.reduce(features)
-        for name in self.marks:
-            direction, reach_px, known = mark_place(MARKS[name], sensor)
-            origins, hit = far_edges(masks, torch.cat([b.tensor for b in boxes]), direction, _LINES)
-            profile = sample_profiles(
-                reduced, self.stride, origins, direction, reach_px, [len(b) for b in boxes]
-            )
-            vector, one = self.readers[name](profile, hit, known)
-            parts.append(vector.float())
-            shift = shift + one.float()
-        return torch.cat(parts, dim=1), shift
+        embedding = self._embedding(sensor)
+        if not self.marks:
+            return Evidence(embedding, embedding.new_zeros(len(embedding)))
+        xyxy, lengths = torch.cat([b.tensor for b in boxes]), [len(b) for b in boxes]
+        reduced, votes = self.reduce(features), []
+        for name, unknown in zip(self.marks, self.unknown_votes):
+            place = mark_place(MARKS[name], sensor)
+            origins, hit = far_edges(masks, xyxy, place.direction, _LINES)
+            profile = sample_profiles(reduced, self.stride, origins, place.direction, place.reach_px, lengths)
+            found = self.readers[name](profile, hit).float()
+            votes.append(torch.where(place.known[:, None], found, unknown))
+        log_heights = features.new_tensor(HEIGHTS_M).float().clamp(min=1.0).log()
+        expected = (torch.stack(votes).sum(0).softmax(1) * log_heights).sum(1)
+        return Evidence(torch.cat([embedding, *votes], dim=1), expected - log_heights.mean())
 
     def _embedding(self, sensor: Tensor) -> Tensor:
         """(R, 2 * facts): (sin, cos) of angles, (log, 1) of the GSD; what was learned for unknown ones."""
@@ -179,45 +194,45 @@ class GeometryBranch(nn.Module):
 
 
 class _ProfileReader(nn.Module):
-    def __init__(self, dim: int, kept: int = 8):
+    """Votes (R, K) from profiles (R, dim, L, K): what is seen on each line, averaged over those that hit."""
+
+    def __init__(self, dim: int):
         super().__init__()
         along = {"kernel_size": (1, 3), "padding": (0, 1)}
         self.lines = nn.Sequential(
             nn.Conv2d(dim, dim, **along), nn.ReLU(), nn.Conv2d(dim, dim, **along), nn.ReLU()
         )
-        self.whole = nn.Conv1d(dim, kept, 3, padding=1)
-        self.score = nn.Conv1d(dim, 1, 3, padding=1)
-        self.gain = nn.Parameter(torch.tensor(0.3))
-        self.register_buffer("log_heights", torch.tensor(_HEIGHTS_M).clamp(min=1.0).log())
-        self.out_channels = kept * len(_HEIGHTS_M)
-        self.unknown = nn.Parameter(torch.randn(self.out_channels) * 0.1)
+        self.vote = nn.Conv1d(dim, 1, 3, padding=1)
 
-    def forward(self, profile, hit, known):
+    def forward(self, profile: Tensor, hit: Tensor) -> Tensor:
         weight = hit[:, None, :, None].to(profile.dtype)
-        x = (self.lines(profile) * weight).sum(2) / weight.sum(2).clamp(min=1.0)
-        vector = F.relu(self.whole(x)).flatten(1)
-        shift = 0 * vector[:, 0]
-        if "B" in os.environ.get("VARIANT", ""):
-            p = self.score(x)[:, 0].float().softmax(1)
-            shift = self.gain * ((p * self.log_heights).sum(1) - math.log(9.0))
-            shift = torch.where(known, shift, torch.zeros_like(shift))
-        return torch.where(known[:, None], vector, self.unknown.to(vector.dtype)), shift
+        seen = (self.lines(profile) * weight).sum(2) / weight.sum(2).clamp(min=1.0)
+        return self.vote(seen)[:, 0]
 
 
-def mark_place(mark: Mark, sensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where `mark` lies for each region, from `sensor` (R, len(SENSOR_FIELDS)).
+class Place(NamedTuple):
+    """Where a mark lies for each region.
 
-    Returns:
-        direction (R, 2) unit vector in image axes, x right, y down, north up; reach_px (R, K) distance of each
-        candidate height, pixels; known (R,) False where a fact is missing, and the other two mean nothing.
+    Attributes:
+        direction: (R, 2) unit vectors in image axes, x right, y down, north up.
+        reach_px: (R, K) distance of each candidate height from the building's edge, pixels.
+        known: (R,) False where a fact is missing, and the other two mean nothing.
     """
+
+    direction: Tensor
+    reach_px: Tensor
+    known: Tensor
+
+
+def mark_place(mark: Mark, sensor: Tensor) -> Place:
+    """Where `mark` lies, from `sensor` (R, len(SENSOR_FIELDS)); finite also where facts are NaN."""
     azimuth, tilt, gsd_m = (sensor[:, FACTS[f].column] for f in (mark.azimuth, mark.tilt, "gsd"))
     known = torch.isfinite(azimuth) & torch.isfinite(tilt) & torch.isfinite(gsd_m)
     azimuth = torch.deg2rad(torch.where(known, azimuth, 0.0))
     tilt = torch.deg2rad(torch.where(known, tilt, 45.0).clamp(90 - _STEEPEST_DEG, _STEEPEST_DEG))
     direction = mark.side * torch.stack([torch.sin(azimuth), -torch.cos(azimuth)], dim=1)
-    metres = mark.reach(torch.tan(tilt))[:, None] * sensor.new_tensor(_HEIGHTS_M)
-    return direction, metres / torch.where(known, gsd_m, 1.0)[:, None], known
+    reach_m = mark.reach(torch.tan(tilt))[:, None] * sensor.new_tensor(HEIGHTS_M)
+    return Place(direction, reach_m / torch.where(known, gsd_m, 1.0)[:, None], known)
 
 
 def far_edges(masks: Tensor, xyxy: Tensor, direction: Tensor, lines: int) -> tuple[Tensor, Tensor]:
