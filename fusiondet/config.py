@@ -204,6 +204,7 @@ def config_from_yaml_text(text: str, source: str) -> CN:
 
 def check_names(cfg: CN) -> None:
     """InputError when a class named in `cfg` is in no registry; the message lists the names that are."""
+    from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY
     from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
     from fusiondet.modeling.sensor_geometry import check_facts
 
@@ -223,9 +224,11 @@ def check_names(cfg: CN) -> None:
         "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
         "MODEL.ROI_HEIGHT_HEAD.NAME": ROI_HEIGHT_HEAD_REGISTRY,
+        "MODEL.FUSION.JOIN": JOIN_REGISTRY,
+        **{f"MODEL.FUSION.EXCHANGE.{stage}": EXCHANGE_REGISTRY for stage in cfg.MODEL.FUSION.EXCHANGE},
     }.items():
         name = _get(cfg, key)
-        # Detectron2's default for the box head is "", which networks without one keep.
+        # Detectron2's default for the box head is "", which networks without one keep; "" is no exchange, too.
         if name and name not in registry:
             raise unknown_name(key, name, [known for known, _ in registry])
     if not len(cfg.INPUT.MODALITIES):
@@ -236,6 +239,7 @@ def check_names(cfg: CN) -> None:
     check_facts(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY, cfg.INPUT.MODALITIES)
     for key, known in {
         "MODEL.FUSION.STEM_INFLATION": ("zero", "mean_rescaled"),
+        "MODEL.FUSION.DISABLED": ("", "optical", "sar"),
         "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
         "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     }.items():
@@ -246,12 +250,17 @@ def check_names(cfg: CN) -> None:
 _ABOVE_ZERO = (
     "MODEL.ROI_HEIGHT_HEAD.CONV_DIM", "MODEL.ROI_HEIGHT_HEAD.NUM_CONV", "MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M",
     "MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE", "MODEL.FPN.OUT_CHANNELS", "SOLVER.MAX_ITER",
-    "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "MODEL.FUSION.MMTM.RATIO",
+    "MODEL.FUSION.CROSS_ATTENTION.DIM", "MODEL.FUSION.CROSS_ATTENTION.HEADS",
+    "MODEL.FUSION.CROSS_ATTENTION.MLP_RATIO", "MODEL.FUSION.CROSS_ATTENTION.MAX_KEYS",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
     "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE", "MODEL.ROI_HEIGHT_HEAD.NUM_FC",
+    "MODEL.FUSION.CROSS_ATTENTION.WINDOW", "MODEL.FUSION.SAR_RESNETS.STEM_OUT_CHANNELS",
+    "MODEL.FUSION.SAR_RESNETS.RES2_OUT_CHANNELS", "MODEL.FUSION.SAR_RESNETS.WIDTH_PER_GROUP",
 )  # fmt: skip
+_DEPTHS = (18, 34, 50, 101, 152)
 _PAIRS = (
     "INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG", "INPUT.SUN_AZIMUTH_RANGE_DEG", "INPUT.GSD_RANGE_M",
     "INPUT.SUN_ELEVATION_RANGE_DEG", "INPUT.SAR_INCIDENCE_RANGE_DEG",
@@ -265,7 +274,14 @@ def check_values(cfg: CN) -> None:
     for keys, allowed, what in (
         (_ABOVE_ZERO, lambda v: v > 0, "above 0"),
         (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+        (
+            ("MODEL.FUSION.MODALITY_DROPOUT",),
+            lambda v: min(v.values()) >= 0 and sum(v.values()) <= 1,
+            "probabilities of 0 or more that add up to 1 at most",
+        ),
         (("MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT",), lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        (("MODEL.RESNETS.DEPTH",), lambda v: v in _DEPTHS, f"one of {_DEPTHS}"),
+        (("MODEL.FUSION.SAR_RESNETS.DEPTH",), lambda v: v in (0, *_DEPTHS), f"0 or one of {_DEPTHS}"),
         (_PAIRS, lambda v: not len(v) or _is_numbers(v, 2), "two numbers or []"),
         (
             ("INPUT.SCALE_RANGE",),
@@ -280,7 +296,13 @@ def check_values(cfg: CN) -> None:
     ):
         for key in keys:
             if not allowed(_get(cfg, key)):
-                raise InputError(f"{key} is {_get(cfg, key)}, expected {what}.")
+                raise InputError(f"{key} is {_shown(_get(cfg, key))}, expected {what}.")
+    attention = cfg.MODEL.FUSION.CROSS_ATTENTION
+    if attention.DIM % (4 * attention.HEADS):
+        raise InputError(
+            f"MODEL.FUSION.CROSS_ATTENTION.DIM is {attention.DIM}, expected a multiple of 4 times HEADS, "
+            f"{4 * attention.HEADS}."
+        )
     head, mean, std = cfg.MODEL.ROI_HEIGHT_HEAD, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     if head.MIN_HEIGHT_M >= head.MAX_HEIGHT_M:
         raise InputError(
@@ -312,6 +334,10 @@ def _empty_keys(cfg: CN, defaults: CN, prefix: str = ""):
 
 def _is_numbers(values, count: int) -> bool:
     return len(values) == count and all(isinstance(v, int | float) for v in values)
+
+
+def _shown(value):
+    return dict(value) if isinstance(value, CN) else value
 
 
 def _get(cfg: CN, dotted: str):

@@ -128,6 +128,8 @@ def test_misspelt_section(write):
         ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvHead", "MaskRCNNConvUpsampleHead"),
         ("MODEL.ROI_HEIGHT_HEAD.NAME", "ContextHeight", "ContextHeightHead"),
         ("MODEL.FUSION.STEM_INFLATION", "zeros", "zero"),
+        ("MODEL.FUSION.EXCHANGE.res3", "MTMM", "MMTM"),
+        ("MODEL.FUSION.JOIN", "GateJoin", "GatedJoin"),
         ("SOLVER.OPTIMIZER", "Adam", "AdamW"),
         ("SOLVER.LR_SCHEDULER_NAME", "CosineLR", "WarmupCosineLR"),
     ],
@@ -135,6 +137,14 @@ def test_misspelt_section(write):
 def test_unknown_name_lists_the_right_ones(key, wrong, right):
     message = refused(f"unknown {key} '{wrong}'", BASE, key, wrong)
     assert f"Did you mean '{right}'?" in message and "Known: " in message
+
+
+def test_stages_and_modalities_that_do_not_exist(write):
+    refused(
+        r"'MODEL.FUSION.EXCHANGE.res6'.*Did you mean 'MODEL.FUSION.EXCHANGE.res[2-5]'.*EXCHANGE.res2, .*EXCHANGE.res5",
+        write("MODEL: {FUSION: {EXCHANGE: {res6: MMTM}}}"),
+    )
+    refused("MODALITY_DROPOUT.radar.*MODALITY_DROPOUT.sar", BASE, "MODEL.FUSION.MODALITY_DROPOUT.radar", "0.1")
 
 
 def test_modalities():
@@ -170,6 +180,11 @@ def test_value_of_another_type(write):
         ("MODEL.PIXEL_MEAN", "['a']", "expected numbers"),
         ("DATASETS.TRAIN", "(3,)", "a list of names"),
         ("MODEL.PIXEL_MEAN", "None", "has no value"),
+        ("MODEL.FUSION.MMTM.RATIO", "0", "above 0"),
+        ("MODEL.FUSION.CROSS_ATTENTION.WINDOW", "-1", "0 or more"),
+        ("MODEL.FUSION.CROSS_ATTENTION.DIM", "100", "a multiple of 4 times HEADS, 16"),
+        ("MODEL.FUSION.SAR_RESNETS.DEPTH", "20", r"0 or one of \(18, 34, 50"),
+        ("MODEL.RESNETS.DEPTH", "0", r"one of \(18, 34, 50"),
     ],
 )
 def test_values_that_mean_nothing_are_named_with_what_was_expected(key, value, expected):
