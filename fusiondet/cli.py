@@ -47,6 +47,16 @@ def progress(iterable, total: int | None = None, label: str = "", unit: str = "t
     return tqdm(iterable, total=total, desc=label, unit=unit, delay=2, disable=not sys.stderr.isatty())
 
 
+def positive(text: str) -> int:
+    """argparse type of a whole number above 0."""
+    import argparse
+
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
 def seed_argument(parser) -> None:
     """Add `--seed`: default 0, or the environment's FUSIONDET_SEED."""
     parser.add_argument(

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from fusiondet.cli import run
+from fusiondet.cli import positive, run
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import require_new, write_json
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     instances.add_argument(
         "--max-detections",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="best-scored predictions per tile that count (default: twice the densest tile, at least 100)",
     )
@@ -98,13 +98,6 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 if __name__ == "__main__":

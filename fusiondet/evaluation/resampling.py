@@ -202,9 +202,7 @@ def summarize(
         weights: (len(tiles),) how many times each tile counts, whole numbers; None: once.
 
     Returns:
-        segm/AP50, joint/AP50 (0-100); height/n, coverage, interval_coverage and all of `height_errors`; pixel/f1,
-        pixel/precision, pixel/recall, match/f1, match/precision, match/recall, match/n_truth. None where a number is
-        not defined.
+        `SUMMARY_KEYS` -> number (see `fusiondet.evaluation`); None where it is not defined.
     """
     weights = np.ones(len(tiles)) if weights is None else np.asarray(weights)
     if len(weights) != len(tiles):
@@ -244,12 +242,21 @@ class _Pool:
             **self._heights(counts, n_known),
             **_shares("pixel", *(counts @ self.pixels)),
             **_shares("match", *matches),
+            "match/best_f1": self._best_f1(n_truth, per_prediction),
             "match/n_truth": int(n_truth),
         }
 
     def _ap50(self, true, left_out, n_truth: float, weights) -> float | None:
         per_threshold = ap.average_precision(self.scores, true[None], left_out[None], n_truth, weights)
         return None if per_threshold is None else 100.0 * float(per_threshold[0])
+
+    def _best_f1(self, n_truth: float, weights) -> float | None:
+        """Largest match/f1 that any threshold of the score gives."""
+        if n_truth == 0:
+            return None
+        counted = weights * ~self.left_out
+        f1 = 2 * np.cumsum(counted * self.true) / (np.cumsum(counted) + n_truth)
+        return float(f1.max(initial=0.0))
 
     def _heights(self, counts, n_known: float) -> dict[str, float | int | None]:
         rows = np.repeat(self.heights_m, counts[self.height_tile].astype(int), axis=0)
@@ -278,6 +285,9 @@ def _shares(prefix: str, true: float, false: float, missed: float) -> dict[str, 
         f"{prefix}/precision": true / (true + false) if true + false else None,
         f"{prefix}/recall": true / (true + missed) if true + missed else None,
     }
+
+
+SUMMARY_KEYS = tuple(summarize([]))
 
 
 # ---- Drawing tiles again ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ made without pyplot, so nothing is global and nothing needs a display. Only `dat
     tiles.py     TileView, tile_figure, overview_figure: panels, arrows, scale bar and legend of some tiles
     datasets.py  dataset_overview, prediction_overview: of COCO files and their rasters
     heights.py   height_scatter: truth against prediction
+    intervals.py interval_figure: estimates with their intervals, in panels side by side
     canvas.py    save_figure, figure_array
 """
 
@@ -21,12 +22,14 @@ from fusiondet.visualization.datasets import (
     prediction_overview,
 )
 from fusiondet.visualization.heights import height_scatter
+from fusiondet.visualization.intervals import IntervalPanel, interval_figure
 from fusiondet.visualization.outlines import draw_buildings, draw_matches, height_colours
 from fusiondet.visualization.panels import optical_panel, sar_panel
 from fusiondet.visualization.tiles import TileView, overview_figure, tile_figure
 
 __all__ = [
     "MAX_TILES",
+    "IntervalPanel",
     "TileView",
     "building_from_prediction",
     "dataset_overview",
@@ -35,6 +38,7 @@ __all__ = [
     "figure_array",
     "height_colours",
     "height_scatter",
+    "interval_figure",
     "match_tile",
     "optical_panel",
     "overview_figure",
