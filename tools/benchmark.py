@@ -15,32 +15,39 @@ def parser() -> argparse.ArgumentParser:
         help="training steps: early fusion / 3 channels, height head / without, and an A/A control",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    train.add_argument(
-        "--config-file",
-        type=Path,
-        default=Path("configs/dfc2023/early_fusion_r50.yaml"),
-        help="network to measure",
+    _common_arguments(train, Path("configs/dfc2023/early_fusion_r50.yaml"), batch=2, steps=20)
+    fusion = commands.add_parser(
+        "fusion",
+        help="every way of fusing / early fusion: step, backbone and inference time, parameters, FLOPs, memory",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    train.add_argument("--size", type=int, default=512, help="side of the images, pixels")
-    train.add_argument("--batch", type=int, default=2, help="images per step")
-    train.add_argument("--steps", type=int, default=20, help="timed steps of each network")
-    train.add_argument("--warmup", type=int, default=3, help="steps before the clock starts")
-    train.add_argument("--sar-bands", type=int, default=1, help="bands beside red, green and blue")
-    train.add_argument("--buildings", type=int, default=40, help="random buildings per image")
-    train.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    train.add_argument(
+    _common_arguments(fusion, Path("configs/dfc2023/early_fusion_r50_height.yaml"), batch=1, steps=8)
+    return top
+
+
+def _common_arguments(command: argparse.ArgumentParser, config_file: Path, batch: int, steps: int) -> None:
+    command.add_argument("--config-file", type=Path, default=config_file, help="network to measure")
+    command.add_argument("--size", type=int, default=512, help="side of the images, pixels")
+    command.add_argument("--batch", type=int, default=batch, help="images at a time")
+    command.add_argument(
+        "--steps", type=int, default=steps, help="timed rounds: one run of each network in each"
+    )
+    command.add_argument("--warmup", type=int, default=3, help="rounds before the clock starts")
+    command.add_argument("--sar-bands", type=int, default=1, help="bands beside red, green and blue")
+    command.add_argument("--buildings", type=int, default=40, help="random buildings per image")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    command.add_argument(
         "--precision",
         default="float32",
         help="float32, bfloat16, or float16 (loss-scaled, GPU only): autocast",
     )
-    train.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own choice")
-    train.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
-    train.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    cli.seed_argument(train)
-    train.add_argument(
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own choice")
+    command.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
+    command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    cli.seed_argument(command)
+    command.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.RESNETS.DEPTH 101"
     )
-    return top
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,8 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.out:
         require_new(args.out, args.overwrite)
-    from fusiondet.benchmarking import Settings, benchmark_training
-    from fusiondet.benchmarking.training import format_table
+    from fusiondet.benchmarking import Settings, fusion, training
     from fusiondet.config import load_config
 
     import torch
@@ -68,8 +74,13 @@ def main(argv: list[str] | None = None) -> None:
         precision=args.precision,
         seed=args.seed,
     )
-    result = benchmark_training(load_config(args.config_file, args.opts), settings)
-    print(format_table(result))
+    cfg = load_config(args.config_file, args.opts)
+    if args.command == "train":
+        result = training.benchmark_training(cfg, settings)
+        print(training.format_table(result))
+    else:
+        result = fusion.benchmark_fusion(cfg, settings)
+        print(fusion.format_table(result))
     if args.out:
         write_json(result, args.out, indent=1)
         print(f"wrote {args.out}")
