@@ -233,6 +233,15 @@ def _change(*keys, value):
         (_change("images", 0, "transform", value=[1, 2]), "expected six numbers"),
         (_change("images", 0, "sensor", value=[1]), "expected degrees by name"),
         (_change("images", 0, "sensor", value={"sun_azimuth_deg": "S"}), "expected degrees by name"),
+        (
+            _change("images", 0, "sensor", value={"sun_elevation_deg": 0}),
+            "sun_elevation_deg is 0, expected above 0 and at most 90 degrees",
+        ),
+        (_change("images", 0, "sensor", value={"sar_incidence_deg": 90}), "expected above 0 and below 90"),
+        (
+            _change("images", 0, "sensor", value={"view_off_nadir_deg": -1}),
+            "expected at least 0 and below 90",
+        ),
         (_change("nodata", value="none"), "'nodata' is 'none'"),
         (_change("info", value="mine"), "'info' is 'mine'"),
         (_change("bands", value=[1]), r"'bands' is '\[1\]'"),

@@ -82,6 +82,56 @@ def test_the_scale_jitter_widens_the_gsd_range(root):
     assert complete(root, "INPUT.SCALE_RANGE", "[0.5, 2.0]").INPUT.GSD_RANGE_M == [0.25, 1.0]
 
 
+def turned(root, split, *sensors, gsd_m=0.5):
+    """The training tiles as `split`, with these geometries in turn."""
+    tiles = copy.deepcopy(engine.catalog.load_split(str(root / "annotations" / "train.json")).tiles)
+    for i, tile in enumerate(tiles):
+        tile.sensor, tile.gsd_m = sensors[i % len(sensors)], gsd_m
+    write_tiles(root, split, tiles)
+    return split
+
+
+def test_the_config_keeps_which_angles_were_trained_on(root):
+    angles = [SensorGeometry(sun_elevation_deg=e, sar_incidence_deg=i) for e, i in ((30, 45), (50.5, 35))]
+    cfg = complete(root, train=turned(root, "angles", *angles))
+    assert cfg.INPUT.SUN_ELEVATION_RANGE_DEG == [30, 50.5]
+    assert cfg.INPUT.SAR_INCIDENCE_RANGE_DEG == [35, 45]
+    optical = complete(root, "INPUT.MODALITIES", "['optical']", train="angles")
+    assert optical.INPUT.SUN_ELEVATION_RANGE_DEG == [30, 50.5] and optical.INPUT.SAR_INCIDENCE_RANGE_DEG == []
+    unknown = complete(root, train=turned(root, "unknown", SensorGeometry()))
+    assert unknown.INPUT.SUN_ELEVATION_RANGE_DEG == unknown.INPUT.SAR_INCIDENCE_RANGE_DEG == []
+
+
+GEOMETRY = ("MODEL.ROI_HEIGHT_HEAD.GEOMETRY", "['gsd', 'sun_elevation', 'sun_azimuth']")
+
+
+def test_a_fact_that_no_training_tile_states_is_an_error(root):
+    half = SensorGeometry(sun_azimuth_deg=10)
+    turned(root, "half", half)
+    with pytest.raises(
+        InputError, match="sun_elevation, but no tile of .*half.json states its sun_elevation_deg"
+    ):
+        complete(root, *GEOMETRY, train="half")
+    with pytest.raises(InputError, match="gsd, but no tile"):
+        complete(root, *GEOMETRY, train=turned(root, "no_gsd", half, gsd_m=math.nan))
+    complete(root, *GEOMETRY, "MODEL.HEIGHT_ON", "False", train="half")
+
+
+def test_a_fact_that_some_training_tiles_lack_is_a_warning(root, caplog):
+    known = SensorGeometry(sun_azimuth_deg=10, sun_elevation_deg=40)
+    complete(root, *GEOMETRY, train=turned(root, "some", known, SensorGeometry(), SensorGeometry(), known))
+    assert "2 of 4 training tiles do not state sun_elevation_deg" in caplog.text
+    assert "gsd_m" not in caplog.text
+
+
+def test_a_network_told_its_geometry_trains_and_evaluates(root):
+    known = SensorGeometry(sun_azimuth_deg=10, sun_elevation_deg=40)
+    turned(root, "some", known, SensorGeometry())
+    trainer = train(complete(root, *GEOMETRY, "SOLVER.MAX_ITER", "1", train="some"))
+    assert trainer.model.roi_heads.height_head.geometry.marks == ["sun_shadow"]
+    assert trainer._last_eval_results["height_gt_boxes"]["mae_m"] > 0
+
+
 @pytest.mark.parametrize(("modality", "optical", "sar"), [("optical", 3, []), ("sar", 0, ["HH"])])
 def test_one_modality_drops_the_other(root, modality, optical, sar):
     cfg = complete(root, "INPUT.MODALITIES", str([modality]))
