@@ -181,8 +181,9 @@ def validate_coco(document: dict, path: Path) -> None:
             )
 
 
-# Level light casts no shadow that ends, and a radar that looks straight down no layover.
-_TILTS_DEG = {
+# What an angle can be, and its words. Level light casts no shadow that ends, and a radar that looks straight down no
+# layover.
+TILTS_DEG = {
     "sun_elevation_deg": (lambda v: 0 < v <= 90, "above 0 and at most 90"),
     "sar_incidence_deg": (lambda v: 0 < v < 90, "above 0 and below 90"),
     "view_off_nadir_deg": (lambda v: 0 <= v < 90, "at least 0 and below 90"),
@@ -201,7 +202,7 @@ def _validate_geometry(image: dict, where: str) -> None:
         isinstance(sensor, dict) and all(is_number(v) for v in sensor.values() if v is not None)
     ):
         raise InputError(f"{where}: sensor is {str(sensor)[:60]}, expected degrees by name, or null.")
-    for name, (possible, what) in _TILTS_DEG.items():
+    for name, (possible, what) in TILTS_DEG.items():
         value = (sensor or {}).get(name)
         if value is not None and not possible(value):
             raise InputError(f"{where}: {name} is {value}, expected {what} degrees, or null when unknown.")

@@ -16,6 +16,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from fusiondet.buildings import OUTLINES
 from fusiondet.cli import seed_argument
 from fusiondet.data.synthetic.presets import PRESETS, preset
 from fusiondet.errors import InputError
@@ -25,6 +26,11 @@ _RANGES = {
     "sun_elevation": ("sun_elevation_deg", "sun above the horizon, degrees"),
     "look_azimuth": ("sar_look_azimuth_deg", "direction the antenna looks, degrees clockwise from north"),
     "incidence": ("sar_incidence_deg", "SAR incidence from the vertical, degrees"),
+}
+_VIEW = {
+    "off-nadir": "optical sensor from the vertical, degrees, 0 to 45: roofs lean away from it, and the walls on its "
+    "side show (default: straight above)",
+    "view-azimuth": "direction from the ground to the optical sensor, degrees clockwise from north (default: any)",
 }
 
 
@@ -75,6 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         geometry.add_argument(
             f"--{flag.replace('_', '-')}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text
         )
+    for flag, text in _VIEW.items():
+        geometry.add_argument(f"--{flag}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    geometry.add_argument(
+        "--outline",
+        choices=OUTLINES,
+        default="footprint",
+        help="what labels follow where the optical sensor looks aslant: the footprint on the ground, or the roof where "
+        "it appears in the picture (default: %(default)s)",
+    )
     _add_effects(parser.add_argument_group("sensors"))
     _add_faults(parser.add_argument_group("faults (label faults only in the split 'train')"))
 
@@ -160,6 +175,9 @@ def main(args: argparse.Namespace) -> None:
         faults=faults,
         footprints=args.footprints,
         clouds=args.clouds,
+        off_nadir_deg=None if args.off_nadir is None else tuple(args.off_nadir),
+        view_azimuth_deg=tuple(args.view_azimuth or (0.0, 360.0)),
+        outline=args.outline,
     )
     counts = write_dataset(recipe, _splits(args.split), args.out, args.workers, args.overwrite)
     parts = ", ".join(
@@ -173,8 +191,6 @@ def _preset(args):
     for flag, (key, _) in _RANGES.items():
         limits = getattr(args, flag)
         if limits is not None:
-            if limits[0] > limits[1]:
-                raise InputError(f"--{flag.replace('_', '-')} {limits[0]} {limits[1]}: expected LOW <= HIGH.")
             changes[key] = (tuple(limits),) if key == "sar_look_azimuth_deg" else tuple(limits)
     return replace(preset(args.preset), **changes)
 
@@ -224,8 +240,22 @@ def _check(args) -> None:
             f"--sar-shift-px {' '.join(map(str, shift_px))}: expected one number, or two as LOW <= HIGH."
         )
     turn = (-360, 360)
-    angles = {"sun_elevation": (5, 90), "incidence": (10, 75), "sun_azimuth": turn, "look_azimuth": turn}
+    angles = {
+        "sun_elevation": (5, 90),
+        "incidence": (10, 75),
+        "off_nadir": (0, 45),
+        "sun_azimuth": turn,
+        "look_azimuth": turn,
+        "view_azimuth": turn,
+    }
     for flag, (low, high) in angles.items():
-        for value in getattr(args, flag) or ():
+        given, option = getattr(args, flag) or (), f"--{flag.replace('_', '-')}"
+        for value in given:
             if not low <= value <= high:
-                raise InputError(f"--{flag.replace('_', '-')} {value}: expected {low} to {high} degrees.")
+                raise InputError(f"{option} {value}: expected {low} to {high} degrees.")
+        if given and given[0] > given[1]:
+            raise InputError(f"{option} {given[0]} {given[1]}: expected LOW <= HIGH.")
+    if args.off_nadir is None and (args.view_azimuth is not None or args.outline == "roof"):
+        raise InputError(
+            "--view-azimuth and --outline roof say how the picture leans: give --off-nadir, too."
+        )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import shapely
 from shapely import STRtree
+from shapely.affinity import affine_transform
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
@@ -82,6 +83,17 @@ class City:
         """Index the outlines, for `near`."""
         self._index = STRtree([b.footprint for b in self.buildings])
 
+    def within(self, other: "City", bounds: tuple[float, float, float, float]) -> "City":
+        """This city, which covers `bounds` (x0, y0, x1, y1), with the buildings and trees of `other` around it."""
+        inside = box(*bounds)
+        around = [
+            replace(b, id=f"around {b.id}")
+            for b in other.buildings
+            if not b.footprint.intersects(inside) and not self.near(b.footprint.bounds)
+        ]
+        trees = other.trees[~shapely.contains_xy(inside, other.trees[:, :2])]
+        return replace(self, buildings=self.buildings + around, trees=np.concatenate([self.trees, trees]))
+
     def near(self, bounds: tuple[float, float, float, float]) -> list[CityBuilding]:
         """Buildings whose bounding box meets (x0, y0, x1, y1), in their order."""
         return [self.buildings[i] for i in sorted(self._index.query(box(*bounds)))]
@@ -118,6 +130,22 @@ def roof_height_m(roof: list[RoofPiece], quantile: float = 0.7) -> float:
     order = np.argsort(z)
     reached = np.cumsum(w[order]) >= quantile * w.sum() - 1e-9
     return float(z[order][np.argmax(reached)])
+
+
+def roof_outline(building: CityBuilding, lean_xy: tuple[float, float]) -> BaseGeometry:
+    """Where the roof appears when what is z metres high appears z times `lean_xy` aside (metres per metre, x and y).
+
+    Parts of different height come apart where a wall shows between them. Boxes on a roof do not count.
+    """
+    dx, dy = lean_xy
+    pieces = []
+    for piece in building.roof:
+        if any(piece is not other and other.polygon.contains(piece.polygon) for other in building.roof):
+            continue
+        a, b, c = piece.plane
+        moved = (1 + dx * a, dx * b, dy * a, 1 + dy * b, dx * c, dy * c)
+        pieces.append(shapely.make_valid(affine_transform(piece.polygon, moved)))
+    return shapely.union_all(pieces, grid_size=1e-3)
 
 
 def _piece_heights(piece: RoofPiece, samples: int = 24) -> tuple[np.ndarray, float]:

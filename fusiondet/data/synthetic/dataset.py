@@ -17,7 +17,7 @@ from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, m
 from fusiondet.cli import progress
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, write_coco
-from fusiondet.data.synthetic.city import HEIGHT_STAT, City, CityBuilding
+from fusiondet.data.synthetic.city import HEIGHT_STAT, City, CityBuilding, roof_outline
 from fusiondet.data.synthetic.clouds import CloudLayer, cloud_cover, draw_layer, share_of
 from fusiondet.data.synthetic.footprints import dressed, read_city, spatial_split
 from fusiondet.data.synthetic.optical import render_optical
@@ -36,9 +36,9 @@ from shapely.geometry import box
 
 BANDS = BandSpec(optical=("red", "green", "blue"), sar=("HH",), sar_scale="db")
 # Which generator draws what; part of every random key, so that no two draws share a stream.
-_GEOMETRY, _LAYOUT, _HEIGHTS, _PICTURE, _LABELS, _CLOUDS = range(6)
+_GEOMETRY, _LAYOUT, _HEIGHTS, _PICTURE, _LABELS, _CLOUDS, _VIEW, _AROUND = range(8)
 # Options younger than the presets: recorded where used, so that a data set without them keeps its bytes.
-_OPTIONAL = ("clouds",)
+_OPTIONAL = ("clouds", "off_nadir_deg", "view_azimuth_deg", "outline")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class Recipe:
         shadow, layover, double_bounce: effects that are rendered; `shadow` of the sun and of the radar.
         footprints: CityJSON file to take the buildings from; None: procedural.
         clouds: mean share of the optical pixels under opaque cloud, [0, 1]. With any, each tile has a cloud raster.
+        off_nadir_deg, view_azimuth_deg: (low, high) of the optical sensor, degrees, conventions of `SensorGeometry`;
+            one draw per acquisition. None: straight above, and nothing about it recorded.
+        outline: what labels follow, "footprint" or "roof": the roof where it appears in the optical picture.
     """
 
     preset: Preset
@@ -90,6 +93,9 @@ class Recipe:
     faults: Faults = field(default_factory=Faults)
     footprints: Path | None = None
     clouds: float = 0.0
+    off_nadir_deg: tuple[float, float] | None = None
+    view_azimuth_deg: tuple[float, float] = (0.0, 360.0)
+    outline: str = "footprint"
 
     @property
     def tile_m(self) -> float:
@@ -212,19 +218,48 @@ def draw_sensor(preset: Preset, rng: np.random.Generator) -> SensorGeometry:
     return SensorGeometry(sun_azimuth % 360, sun_elevation, look_azimuth % 360, incidence)
 
 
-def _cities(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> Iterator[City]:
-    """The city around each tile of a strip: one for all of a procedural strip, whose tiles are neighbours."""
-    layout_rng, height_rng = (recipe.rng(kind, strip.split, strip.index) for kind in (_LAYOUT, _HEIGHTS))
+def _with_view(sensor: SensorGeometry, recipe: Recipe, rng: np.random.Generator) -> SensorGeometry:
+    """`sensor` with the optical sensor where `recipe` wants it."""
+    if recipe.off_nadir_deg is None:
+        return sensor
+    azimuth, off_nadir = (round(rng.uniform(*r), 2) for r in (recipe.view_azimuth_deg, recipe.off_nadir_deg))
+    return replace(sensor, view_azimuth_deg=azimuth % 360, view_off_nadir_deg=off_nadir)
+
+
+def _overhead(sensor: SensorGeometry) -> SensorGeometry:
+    return replace(sensor, view_azimuth_deg=None, view_off_nadir_deg=None)
+
+
+def _cities(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> Iterator[tuple[City, City]]:
+    """The city around each tile of a strip, and with it what leans into the tile from further away.
+
+    The first does not depend on the optical view, and so neither does anything that is made of it.
+    """
+    seed = (strip.split, strip.index)
+    layout_rng, height_rng = (recipe.rng(kind, *seed) for kind in (_LAYOUT, _HEIGHTS))
+    around_rng = recipe.rng(_AROUND, *seed)
     if recipe.footprints is not None:
         for tile in strip.tiles:
             city = read_city(recipe.footprints)
             tallest_m = max(ridge_m(b) for b in city.buildings)
-            yield dressed(city, _padded(tile, sensor, tallest_m), recipe.preset, layout_rng)
+            inner, outer = (_padded(tile, s, tallest_m) for s in (_overhead(sensor), sensor))
+            near = dressed(city, inner, recipe.preset, layout_rng)
+            yield (
+                near,
+                _surrounded(near, inner, outer, lambda o, c=city: dressed(c, o, recipe.preset, around_rng)),
+            )
         return
     bounds = (strip.tiles[0][0], strip.tiles[0][1], strip.tiles[-1][2], strip.tiles[-1][3])
-    bounds = _padded(bounds, sensor, 1.15 * recipe.preset.height_range_m[1])
-    city = make_city(recipe.preset, bounds, layout_rng, height_rng)
-    yield from itertools.repeat(replace(city, origin_map=strip.origin_map), len(strip.tiles))
+    tallest_m = 1.15 * recipe.preset.height_range_m[1]
+    inner, outer = (_padded(bounds, s, tallest_m) for s in (_overhead(sensor), sensor))
+    city = replace(make_city(recipe.preset, inner, layout_rng, height_rng), origin_map=strip.origin_map)
+    seen = _surrounded(city, inner, outer, lambda o: make_city(recipe.preset, o, around_rng, around_rng))
+    yield from itertools.repeat((city, seen), len(strip.tiles))
+
+
+def _surrounded(city: City, inner, outer, make) -> City:
+    """`city` of the bounds `inner`, within one that `make` makes where `outer` is wider."""
+    return city if inner == outer else city.within(make(outer), inner)
 
 
 def _padded(bounds, sensor: SensorGeometry, tallest_m: float) -> tuple[float, float, float, float]:
@@ -241,6 +276,7 @@ def _render_strip(job: tuple[Recipe, Strip, Path]) -> list[Tile]:
     recipe, strip, root = job
     rng = recipe.rng(_GEOMETRY, strip.split, strip.index)
     sensor = draw_sensor(recipe.preset, rng)
+    sensor = _with_view(sensor, recipe, recipe.rng(_VIEW, strip.split, strip.index))
     settings = {
         "haze": rng.uniform(*recipe.preset.haze),
         "noise": rng.uniform(*recipe.preset.optical_noise),
@@ -250,7 +286,7 @@ def _render_strip(job: tuple[Recipe, Strip, Path]) -> list[Tile]:
         "clouds": _clouds(recipe, strip, sensor) if recipe.clouds else None,
     }
     cities = _cities(recipe, strip, sensor)
-    return [_render_tile(recipe, strip, i, city, sensor, settings, root) for i, city in enumerate(cities)]
+    return [_render_tile(recipe, strip, i, *pair, sensor, settings, root) for i, pair in enumerate(cities)]
 
 
 def _clouds(recipe: Recipe, strip: Strip, sensor: SensorGeometry) -> CloudLayer:
@@ -266,16 +302,17 @@ def _random_vector(length: float | tuple[float, float], rng: np.random.Generator
 
 
 def _render_tile(
-    recipe: Recipe, strip: Strip, i: int, city: City, sensor, settings: dict, root: Path
+    recipe: Recipe, strip: Strip, i: int, city: City, seen: City, sensor, settings: dict, root: Path
 ) -> Tile:
     bounds, preset = strip.tiles[i], recipe.preset
     rng = recipe.rng(_PICTURE, strip.split, strip.index, i)
-    scene = rasterize_scene(city, bounds, recipe.gsd_m, sensor)
+    scene = rasterize_scene(city, bounds, recipe.gsd_m, _overhead(sensor))
+    view = scene if seen is city else rasterize_scene(seen, bounds, recipe.gsd_m, sensor, walls=False)
     size = (recipe.size_px, recipe.size_px)
     layer = settings["clouds"]
     clouds = None if layer is None else cloud_cover(layer, bounds, size, scene.oversample, sensor)
     rgb = render_optical(
-        scene, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], recipe.shadow, clouds
+        view, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], recipe.shadow, clouds
     )
     sar_db = render_sar(
         scene,
@@ -292,7 +329,7 @@ def _render_tile(
     n = scene.oversample
     ndsm = cv2.resize(scene.height_m[scene.core], rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
     local = Affine(scene.gsd_m * n, 0, bounds[0], 0, -scene.gsd_m * n, bounds[3])
-    near = city.near(bounds)
+    near = city.near(bounds) if recipe.outline == "footprint" else _roofs(seen, bounds, sensor)
     heights = building_heights(near, local, rgb.shape[:2])
     x0, y0 = city.origin_map
     transform = Affine(local.a, 0, x0 + local.c, 0, local.e, y0 + local.f)
@@ -356,18 +393,30 @@ def _labels(buildings: list[CityBuilding], local: Affine, recipe: Recipe) -> lis
     for building in buildings:
         polygon = clean_polygon(map_to_pixel(building.footprint, local).intersection(frame))
         if polygon is not None and polygon.area >= min_area_px:
-            labels.append(_label(polygon, building.height_m, building.id))
+            labels.append(_label(polygon, building.height_m, building.id, recipe.outline))
     return labels
 
 
-def _label(polygon, height_m: float, identifier) -> Building:
+def _roofs(city: City, bounds, sensor: SensorGeometry) -> list[CityBuilding]:
+    """The buildings with their roofs as footprints, where they appear in the optical picture; the tallest last."""
+    azimuth, off_nadir = (
+        math.radians(v or 0.0) for v in (sensor.view_azimuth_deg, sensor.view_off_nadir_deg)
+    )
+    lean = -math.tan(off_nadir) * math.sin(azimuth), -math.tan(off_nadir) * math.cos(azimuth)
+    tallest_m = max((ridge_m(b) for b in city.buildings), default=0.0)
+    near = city.near(_padded(bounds, sensor, tallest_m))
+    shown = [replace(b, footprint=roof_outline(b, lean)) for b in near]
+    return sorted((b for b in shown if not b.footprint.is_empty), key=lambda b: b.height_m)
+
+
+def _label(polygon, height_m: float, identifier, outline: str) -> Building:
     return Building(
         polygon=polygon,
         height_m=height_m,
         height_source="synthetic",
         height_stat=HEIGHT_STAT,
         height_datum="ground",
-        outline="footprint",
+        outline=outline,
         id=identifier,
     )
 
@@ -385,7 +434,7 @@ def _spoil(labels: list[Building], recipe: Recipe, offset_m, rng: np.random.Gene
     kept = [b for b in labels if rng.random() >= faults.missing_labels]
     for _ in range(rng.binomial(max(len(labels), 1), faults.extra_labels) if faults.extra_labels else 0):
         x, y, w, h = *rng.uniform(0, size, 2), *rng.uniform(8, 20, 2) / recipe.gsd_m
-        kept.append(_label(box(x, y, x + w, y + h), float(rng.uniform(3, 20)), None))
+        kept.append(_label(box(x, y, x + w, y + h), float(rng.uniform(3, 20)), None, recipe.outline))
     dx, dy = offset_m[0] / recipe.gsd_m, -offset_m[1] / recipe.gsd_m
     frame = box(0, 0, size, size)
     spoiled = []

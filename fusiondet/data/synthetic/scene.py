@@ -1,7 +1,7 @@
 """A window of the city as rasters, fine enough to be averaged down: what both sensors look at.
 
 Rows run south, columns east; (0, 0) is the outer corner of the top-left pixel. The window is a tile plus a margin wide
-enough for whatever stands outside and still reaches in: cast shadow, layover, radar shadow.
+enough for whatever stands outside and still reaches in: cast shadow, layover, radar shadow, lean.
 """
 
 import math
@@ -86,6 +86,8 @@ def margins_m(sensor: SensorGeometry, height_m: float) -> tuple[float, float, fl
         (sensor.sar_look_azimuth_deg, height_m * cot(sensor.sar_incidence_deg)),
         (sensor.sar_look_azimuth_deg + 180, height_m / cot(sensor.sar_incidence_deg)),
     ]
+    if sensor.view_off_nadir_deg:
+        reaches.append((sensor.view_azimuth_deg, height_m / cot(sensor.view_off_nadir_deg)))
     east = [d * math.sin(math.radians(a)) for a, d in reaches]
     north = [d * math.cos(math.radians(a)) for a, d in reaches]
     spare = 3.0  # point spread and the rounding of rays
@@ -98,10 +100,12 @@ def rasterize_scene(
     gsd_m: float,
     sensor: SensorGeometry,
     oversample: int = 2,
+    walls: bool = True,
 ) -> Scene:
     """The tile `bounds` (x0, y0, x1, y1 in city metres) of `city` with the margin that `sensor` needs.
 
-    Sides of `bounds` must be multiples of `gsd_m`; the scene's rasters are `oversample` times finer.
+    Sides of `bounds` must be multiples of `gsd_m`; the scene's rasters are `oversample` times finer. Without `walls` no
+    pixel knows the direction of its wall, which the radar alone asks for.
     """
     fine_m = gsd_m / oversample
     tallest_m = _tallest_m(city, bounds, sensor)
@@ -122,7 +126,7 @@ def rasterize_scene(
     return Scene(
         height_m=height_m,
         surface=surface,
-        wall_angle=_wall_angles(city.near(window), transform, shape),
+        wall_angle=_wall_angles(city.near(window) if walls else [], transform, shape),
         surfaces=surfaces,
         gsd_m=fine_m,
         oversample=oversample,

@@ -12,8 +12,8 @@ def flat_building(x0, y0, x1, y1, height_m, **materials) -> CityBuilding:
     return CityBuilding(outline, [RoofPiece(outline, (0.0, 0.0, height_m))], height_m, **materials)
 
 
-def sensor_at(sun=(180.0, 45.0), look=(90.0, 45.0)) -> SensorGeometry:
-    return SensorGeometry(*sun, *look)
+def sensor_at(sun=(180.0, 45.0), look=(90.0, 45.0), view=(None, None)) -> SensorGeometry:
+    return SensorGeometry(*sun, *look, *view)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def block():
 
 @pytest.fixture
 def sensor():
-    """Geometry from sun (azimuth, elevation) and look (azimuth, incidence)."""
+    """Geometry from sun (azimuth, elevation) and look (azimuth, incidence) and view (azimuth, off-nadir)."""
     return sensor_at
 
 

@@ -1,4 +1,4 @@
-from fusiondet.data.synthetic.city import Part, Plan, roof_height_m, roof_piece
+from fusiondet.data.synthetic.city import CityBuilding, Part, Plan, roof_height_m, roof_outline, roof_piece
 from fusiondet.data.synthetic.presets import PRESETS, preset
 from fusiondet.data.synthetic.procedural import make_city
 from fusiondet.errors import InputError
@@ -89,6 +89,36 @@ def test_a_roof_piece_that_is_a_wall_seen_from_above_is_left_out_or_levelled():
     assert roof_piece(vertical) is None
     steep = np.array([[0, 0, 0], [5, 0, 0], [5, 0.1, 3], [0, 0.1, 3.0]])
     assert roof_piece(steep).plane == pytest.approx((0, 0, 1.5))
+
+
+def test_a_leaning_flat_roof_is_its_footprint_aside_and_boxes_on_it_do_not_count():
+    plan = Plan((Part(0, 0, 20, 8),), (5, 7), 0.3)
+    small = Plan((Part(18, 6, 19.5, 7.5),), (5, 7), 0.3).roof(14.0)
+    building = CityBuilding(plan.footprint(), plan.roof(10.0) + small, 10.0)
+    moved = shapely.affinity.translate(building.footprint, 3.0, -4.0)
+    assert roof_outline(building, (0.3, -0.4)).symmetric_difference(moved).area < 0.1
+    assert roof_outline(building, (0.0, 0.0)).symmetric_difference(building.footprint).area < 0.1
+
+
+def test_parts_of_different_height_lean_differently():
+    building = Plan((Part(0, 0, 10, 10), Part(10, 0, 20, 10, factor=0.5)), (0, 0), 0.0)
+    building = CityBuilding(building.footprint(), building.roof(8.0), 8.0)
+    low, high = sorted(roof_outline(building, (-0.5, 0.0)).geoms, key=lambda part: -part.bounds[0])
+    assert high.bounds == pytest.approx((-4, 0, 6, 10)) and low.bounds == pytest.approx((8, 0, 18, 10))
+
+
+def test_a_city_within_another_keeps_what_it_has_and_adds_what_is_beyond():
+    inner, outer = city_of("realistic"), city_of("realistic", 7, 8, (-60.0, -60.0, 460.0, 360.0))
+    both = inner.within(outer, BOUNDS)
+    n = len(inner.buildings)
+    assert both.buildings[:n] == inner.buildings and np.array_equal(
+        both.trees[: len(inner.trees)], inner.trees
+    )
+    around = [b.footprint for b in both.buildings[n:]]
+    assert len(around) > 20 and not any(b.intersects(shapely.box(*BOUNDS)) for b in around)
+    assert len({b.id for b in both.buildings}) == len(both.buildings)
+    a, b = STRtree(around).query([b.footprint for b in inner.buildings], predicate="intersects")
+    assert len(a) == 0
 
 
 def test_buildings_never_overlap(city):

@@ -247,6 +247,54 @@ def test_clouds_change_the_optical_picture_alone(easy, tmp_path):
             assert cloud.max() == 0 or clear[before.file_name] != cloudy[after.file_name]
 
 
+@pytest.mark.parametrize("outline", ["footprint", "roof"])
+def test_lean_changes_the_optical_picture_and_the_roofs_outlines_alone(easy, tmp_path, outline):
+    recipe = dataclasses.replace(SMALL, off_nadir_deg=(20.0, 30.0), outline=outline)
+    write_dataset(recipe, {"train": 5, "val": 2}, tmp_path / "lean")
+    before, after = files_of(easy[0]), files_of(tmp_path / "lean")
+    kept = ("sar", "ndsm", "building_height") if outline == "footprint" else ("sar", "ndsm")
+    assert {k for k in before if before[k] == after[k]} == {k for k in before if k.split("/")[1] in kept}
+    a, b = (read_coco(f / "annotations" / "train.json") for f in (easy[0], tmp_path / "lean"))
+    assert (a.tiles[0].sensor.view_off_nadir_deg, a.tiles[0].sensor.view_azimuth_deg) == (None, None)
+    distances = []
+    for straight, leaning in zip(a.tiles, b.tiles, strict=True):
+        sensor, known = leaning.sensor, {x.id: x for x in leaning.buildings}
+        assert 20 <= sensor.view_off_nadir_deg <= 30 and 0 <= sensor.view_azimuth_deg < 360
+        assert sensor.sar_look_azimuth_deg == straight.sensor.sar_look_azimuth_deg
+        assert {x.outline for x in leaning.buildings} <= {outline}
+        if outline == "footprint":
+            assert leaning.buildings == straight.buildings
+        frame = shapely.box(1, 1, 127, 127)
+        for x in straight.buildings:
+            if x.id in known and frame.contains(x.polygon) and frame.contains(known[x.id].polygon):
+                lean_px = x.height_m * math.tan(math.radians(sensor.view_off_nadir_deg)) / 0.5
+                distances.append(x.polygon.centroid.distance(known[x.id].polygon.centroid) / lean_px)
+    assert len(distances) > 3
+    assert np.median(distances) == pytest.approx(1.0 if outline == "roof" else 0.0, abs=0.05)
+
+
+def test_roofs_lean_into_a_tile_from_beyond_it(tmp_path):
+    recipe = dataclasses.replace(
+        SMALL,
+        preset=preset("realistic"),
+        off_nadir_deg=(40.0, 40.0),
+        view_azimuth_deg=(0.0, 0.0),
+        outline="roof",
+    )
+    write_dataset(
+        recipe, {"train": 8}, tmp_path / "city"
+    )  # sensor in the north, far beyond any other margin there
+    labels = labels_of(tmp_path / "city")
+    assert any(str(b.id).startswith("around") for b in labels)
+    for tile in read_coco(tmp_path / "city" / "annotations" / "train.json").tiles:
+        with rasterio.open(tmp_path / "city" / tile.building_height_file_name) as raster:
+            heights = raster.read(1)
+        for b in tile.buildings:
+            assert (
+                heights[polygon_to_mask(b.polygon.buffer(-1), 128, 128)].min(initial=99) >= b.height_m - 1e-3
+            )
+
+
 @pytest.mark.parametrize("shift", [3.0, (3.0, 3.0)], ids=["at most 3", "exactly 3"])
 def test_a_sar_shift_moves_the_sar_alone_as_far_as_said(easy, tmp_path, shift):
     recipe = dataclasses.replace(SMALL, faults=Faults(sar_shift_px=shift))
@@ -408,6 +456,14 @@ def test_the_command_writes_and_says_so_in_one_line(load_tool, monkeypatch, caps
         (["--sar-shift-px", "3", "25"], "--sar-shift-px 25.0: expected 0 to 20"),
         (["--sar-shift-px", "3", "2"], "expected one number, or two as LOW <= HIGH"),
         (["--sar-shift-px", "1", "2", "3"], "expected one number, or two as LOW <= HIGH"),
+        (["--off-nadir", "10", "50"], "--off-nadir 50.0: expected 0 to 45 degrees"),
+        (["--off-nadir", "20", "10"], "--off-nadir 20.0 10.0: expected LOW <= HIGH"),
+        (
+            ["--off-nadir", "0", "9", "--view-azimuth", "0", "400"],
+            "--view-azimuth 400.0: expected -360 to 360",
+        ),
+        (["--view-azimuth", "0", "90"], "give --off-nadir, too"),
+        (["--outline", "roof"], "give --off-nadir, too"),
         (["--missing-labels", "1.5"], "--missing-labels 1.5: expected 0 to 1"),
         (["--incidence", "40", "30"], "expected LOW <= HIGH"),
         (["--incidence", "40", "89"], "10 to 75 degrees"),

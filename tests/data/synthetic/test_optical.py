@@ -1,12 +1,14 @@
 import math
 
-from fusiondet.data.synthetic.city import CityBuilding, Part, Plan
-from fusiondet.data.synthetic.optical import render_optical, shadow_mask
+from fusiondet.data.coco import polygon_to_mask
+from fusiondet.data.synthetic.city import CityBuilding, Part, Plan, roof_outline
+from fusiondet.data.synthetic.optical import line_of_sight, render_optical, shadow_mask
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapely.affinity import affine_transform
 
 
 def block_heights(size=201, half=10, height_m=10.0):
@@ -134,3 +136,121 @@ def test_the_mirrored_scene_under_the_mirrored_sun_is_the_mirrored_picture(scene
     picture = render_optical(scene, geometry).astype(int)
     mirrored = render_optical(scene.flipped_horizontally(), geometry.flipped_horizontally()).astype(int)
     assert np.mean(np.abs(picture[:, ::-1] - mirrored) > 8) < 0.005
+
+
+# --- off-nadir -----------------------------------------------------------------------------------------------------
+
+
+def lean_xy(azimuth_deg, off_nadir_deg):
+    """Metres east and north per metre of height."""
+    azimuth, lean = math.radians(azimuth_deg), math.tan(math.radians(off_nadir_deg))
+    return -lean * math.sin(azimuth), -lean * math.cos(azimuth)
+
+
+@pytest.mark.parametrize("off_nadir_deg", [10, 30])
+@pytest.mark.parametrize(
+    ("azimuth_deg", "away"), [(0, (1, 0)), (90, (0, -1)), (180, (-1, 0)), (270, (0, 1))], ids="NESW"
+)
+def test_a_10_m_block_leans_away_from_the_sensor_and_shows_its_wall_to_it(azimuth_deg, away, off_nadir_deg):
+    heights = block_heights()
+    top, wall_m, foot = line_of_sight(heights, azimuth_deg, off_nadir_deg, gsd_m=0.5)
+    lean_px = 10 * math.tan(math.radians(off_nadir_deg)) / 0.5
+    walls = ~np.isnan(wall_m)
+    rows, columns = np.nonzero((heights.ravel()[top] > 0) & ~walls)
+    assert len(rows) == 21 * 21  # the whole roof
+    moved = (rows.mean() - 100) * away[0] + (columns.mean() - 100) * away[1]
+    assert moved == pytest.approx(lean_px, abs=0.51)
+    assert (rows.mean() - 100) * away[1] + (columns.mean() - 100) * away[0] == 0
+    rows, columns = np.nonzero(walls)
+    along = (rows - 100) * away[0] + (columns - 100) * away[1]
+    assert along.min() == -10 and walls.sum() == 21 * round(lean_px)  # from the edge that faces the sensor
+    expected_m = (along + 10 + 0.5) * 0.5 / math.tan(math.radians(off_nadir_deg))
+    assert wall_m[walls] == pytest.approx(expected_m, abs=1e-3)
+    i, j = np.unravel_index(foot[walls], heights.shape)
+    assert set((i - 100) * away[0] + (j - 100) * away[1]) == {-11}
+    untouched = (heights.ravel()[top] == 0) & ~walls
+    assert np.array_equal(top[untouched], np.flatnonzero(untouched))  # ground does not lean
+
+
+def test_a_slow_walk_along_the_line_of_sight_agrees():
+    rng = np.random.default_rng(3)
+    heights = np.kron(rng.choice([0, 0, 0, 5, 12.0], (12, 12)), np.ones((5, 5))).astype(np.float32)
+    azimuth_deg, off_nadir_deg, gsd_m = 150.0, 30.0, 0.5
+    step = np.array([-math.cos(math.radians(azimuth_deg)), math.sin(math.radians(azimuth_deg))])
+    expected = np.zeros(heights.shape)
+    for i, j in np.ndindex(heights.shape):
+        for z in np.arange(12.0, -0.1, -0.1):
+            p = np.array([i, j]) + 0.5 + z * math.tan(math.radians(off_nadir_deg)) / gsd_m * step
+            r, c = np.floor(p).astype(int)
+            if 0 <= r < 60 and 0 <= c < 60 and heights[r, c] >= z:
+                expected[i, j] = z
+                break
+    top, wall_m, _ = line_of_sight(heights, azimuth_deg, off_nadir_deg, gsd_m)
+    seen_m = np.where(np.isnan(wall_m), heights.ravel()[top], wall_m)
+    inside = (slice(0, -16), slice(16, -16))  # beyond the border the two know nothing, each in its own way
+    assert np.mean(np.abs(seen_m - expected)[inside] > 1.0) < 0.05
+
+
+@given(azimuth_deg=st.floats(0, 359.9), off_nadir_deg=st.floats(3, 40))
+def test_the_roof_is_seen_where_its_outline_says(azimuth_deg, off_nadir_deg):
+    plan = Plan((Part(-9, -6, 9, 6, "gable"),), (32, 32), 0.4)
+    building = CityBuilding(plan.footprint(), plan.roof(9.0), 9.0)
+    heights = np.zeros((256, 256), np.float32)
+    x, y = np.meshgrid((np.arange(256) + 0.5) / 4, 64 - (np.arange(256) + 0.5) / 4)
+    for piece in building.roof:
+        mask = polygon_to_mask(affine_transform(piece.polygon, (4, 0, 0, -4, 0, 256)), 256, 256)
+        heights[mask] = (piece.plane[0] * x + piece.plane[1] * y + piece.plane[2])[mask]
+    top, wall_m, _ = line_of_sight(heights, azimuth_deg, off_nadir_deg, 0.25)
+    seen = (heights.ravel()[top] > 0) & np.isnan(wall_m)
+    outline = roof_outline(building, lean_xy(azimuth_deg, off_nadir_deg))
+    said = polygon_to_mask(affine_transform(outline, (4, 0, 0, -4, 0, 256)), 256, 256)
+    # At 40 degrees the far side of a roof of 38 degrees is all but edge-on.
+    assert (seen & said).sum() / (seen | said).sum() > 0.95
+
+
+def test_the_picture_of_a_lone_box_shows_roof_wall_and_shadow_where_they_belong(scene_of, block, sensor):
+    red = block(24, 24, 44, 44, 12.0, albedo=(0.8, 0.1, 0.1))
+    # Sensor in the west: the roof leans east. Sun in the south: the shadow falls north.
+    view, sun = (270.0, 25.0), (180.0, 45.0)
+    geometry = sensor(sun=sun, view=view)
+    picture = render_optical(scene_of([red], geometry), geometry, psf_fwhm_m=0.1).astype(int)
+    overhead = render_optical(scene_of([red], sensor(sun=sun)), sensor(sun=sun), psf_fwhm_m=0.1).astype(int)
+    roof = picture[..., 0] - picture[..., 1] > 100
+    outline = affine_transform(roof_outline(red, lean_xy(*view)), (2, 0, 0, -2, 0, 128))
+    said = polygon_to_mask(outline, 128, 128)
+    lean_px = 12 * math.tan(math.radians(25)) / 0.5
+    assert outline.bounds == pytest.approx((48 + lean_px, 40, 88 + lean_px, 80))
+    assert (roof & said).sum() / (roof | said).sum() > 0.97
+    assert np.nonzero(roof)[1].mean() + 0.5 == pytest.approx(68 + lean_px, abs=0.5)
+    wall = picture[45:75, 49:57].reshape(-1, 3)  # between the foot at 48 and the roof's edge at 59
+    ground = overhead[60, 10]
+    assert (wall[:, 0] > wall[:, 1] + 10).all() and np.abs(wall - ground).max(axis=1).min() > 20
+    left = picture[:, :47]
+    assert np.array_equal(left, overhead[:, :47])  # neither ground nor the shadow on it leans
+
+
+@pytest.mark.parametrize(("sun_azimuth_deg", "bright"), [(270.0, True), (90.0, False)])
+def test_a_wall_is_lit_when_it_faces_the_sun(scene_of, block, sensor, sun_azimuth_deg, bright):
+    geometry = sensor(sun=(sun_azimuth_deg, 40.0), view=(270.0, 30.0))
+    scene = scene_of([block(24, 24, 44, 44, 12.0)], geometry)
+    wall = render_optical(scene, geometry)[45:75, 51:58].mean()
+    assert wall > 130 if bright else wall < 100
+
+
+def test_a_view_from_straight_above_is_the_picture_without_view(scene_of, block, sensor):
+    scene, rngs = scene_of([block(24, 24, 44, 44, 12.0)]), [np.random.default_rng(1) for _ in range(2)]
+    above = render_optical(scene, sensor(view=(77.0, 0.0)), rngs[0])
+    assert np.array_equal(above, render_optical(scene, sensor(), rngs[1]))
+    render_optical(scene, sensor(view=(77.0, 20.0)), rngs[0]), render_optical(scene, sensor(), rngs[1])
+    assert (
+        rngs[0].random() == rngs[1].random()
+    )  # what is drawn next, the speckle, does not depend on the view
+
+
+def test_the_mirrored_scene_seen_from_the_mirrored_place_is_the_mirrored_picture(scene_of, sensor):
+    plan = Plan((Part(-12, -6, 12, 6, "hip"), Part(-12, 6, 0, 12)), (32, 32), 0.4)
+    geometry = sensor(sun=(130, 40), view=(63.0, 25.0))
+    scene = scene_of([CityBuilding(plan.footprint(), plan.roof(12.0), 12.0)], geometry)
+    picture = render_optical(scene, geometry).astype(int)
+    mirrored = render_optical(scene.flipped_horizontally(), geometry.flipped_horizontally()).astype(int)
+    assert np.mean(np.abs(picture[:, ::-1] - mirrored) > 12) < 0.02

@@ -20,6 +20,13 @@ def test_margins_are_as_long_as_shadow_layover_and_radar_shadow(sensor):
     assert top == pytest.approx(3)
 
 
+def test_the_margin_is_as_long_as_the_lean_on_the_side_of_the_sensor(sensor):
+    overhead = margins_m(sensor(sun=(180, 30), look=(90, 40)), 10.0)
+    left, top, right, bottom = margins_m(sensor(sun=(180, 30), look=(90, 40), view=(0, 35)), 10.0)
+    assert (left, right, bottom) == pytest.approx((overhead[0], overhead[2], overhead[3]))
+    assert top == pytest.approx(3 + 10 * math.tan(math.radians(35)))
+
+
 def test_a_block_is_where_its_corners_say_and_as_high(scene_of, block):
     scene = scene_of([block(10, 20, 30, 40, 12.0)])
     core = scene.height_m[scene.core]
