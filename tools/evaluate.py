@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from fusiondet.cli import positive, run
+from fusiondet.cli import positive, run, seed_argument
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import require_new, write_json
 
@@ -13,8 +13,8 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if args.out:
         require_new(args.out, args.overwrite)
-    metrics = args.evaluate(args)
-    print(metrics_table(metrics))
+    metrics, text = args.evaluate(args)
+    print(text)
     if args.out:
         write_json(metrics, args.out, indent=2)
         print(f"wrote {len(metrics)} numbers to {args.out}")
@@ -22,14 +22,34 @@ def main(argv: list[str] | None = None) -> None:
         print(f"computed {len(metrics)} numbers; nothing written (give --out metrics.json to keep them)")
 
 
-def evaluate_instances(args) -> dict:
+def evaluate_instances(args) -> tuple[dict, str]:
     from fusiondet.evaluation.instances import evaluate_instances
 
+    if args.region or args.compare:
+        return evaluate_by_tile(args)
     metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
-    return evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
+    numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
+    return numbers, metrics_table(numbers)
 
 
-def evaluate_vectors(args) -> dict:
+def evaluate_by_tile(args) -> tuple[dict, str]:
+    from fusiondet.data.coco import read_coco
+    from fusiondet.evaluation import resampling
+
+    dataset = read_coco(args.annotations)
+    region = resampling.region_by_name(args.region, dataset) if args.region else None
+    options = {"region": region, "max_detections": args.max_detections}
+    tiles = resampling.tile_scores(dataset, args.predictions, **options)
+    if not args.compare:
+        scores = resampling.summarize(tiles)
+        return scores, resampling.scores_table(scores)
+    others = resampling.tile_scores(dataset, args.compare, **options)
+    found = resampling.paired_bootstrap(others, tiles, draws=args.draws, seed=args.seed)
+    numbers = {f"{key}/{name}": value for key, one in found.items() for name, value in vars(one).items()}
+    return numbers, resampling.differences_table(found, "other", "predictions")
+
+
+def evaluate_vectors(args) -> tuple[dict, str]:
     from fusiondet.data.converters.vectors import read_layer
     from fusiondet.evaluation.vectors import evaluate_vectors
 
@@ -41,7 +61,8 @@ def evaluate_vectors(args) -> dict:
         for count in (layer.geometry, layer.reasons):
             if count:
                 print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in sorted(count.items())))
-    return evaluate_vectors(truth, predictions, args.iou)
+    numbers = evaluate_vectors(truth, predictions, args.iou)
+    return numbers, metrics_table(numbers)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +87,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="best-scored predictions per tile that count (default: twice the densest tile, at least 100)",
     )
+    instances.add_argument(
+        "--region",
+        metavar="NAME",
+        help="score a part of the tiles: under_cloud or in_the_clear, by their cloud rasters (default: all of them); "
+        "at IoU 0.5 only, --metrics is left aside",
+    )
+    instances.add_argument(
+        "--compare",
+        type=Path,
+        metavar="JSON",
+        help="other COCO results of the same tiles: what --predictions score more than these, with 95 %% intervals "
+        "over tiles (paired bootstrap); at IoU 0.5 only, --metrics is left aside",
+    )
+    instances.add_argument(
+        "--draws", type=positive, default=1000, metavar="N", help="draws of --compare (default: %(default)s)"
+    )
+    seed_argument(instances)
 
     text = "one layer against another, one-to-one by overlap, whatever their CRS; features are never merged"
     vectors = kinds.add_parser("vectors", help=text, description=text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from fusiondet.buildings import Tile
 from fusiondet.data.coco import Dataset, coco_document
 from fusiondet.data.imagery import open_raster
-from fusiondet.errors import InputError
+from fusiondet.errors import InputError, unknown_name
 from fusiondet.evaluation import average_precision as ap
 from fusiondet.evaluation.heights import height_errors
 from fusiondet.evaluation.instances import (
@@ -181,6 +181,22 @@ def in_the_clear(root: Path) -> Region:
 
 
 REGIONS = {"under_cloud": under_cloud, "in_the_clear": in_the_clear}
+
+
+def region_by_name(name: str, dataset: Dataset) -> Region:
+    """The region of `REGIONS` for the tiles of `dataset`.
+
+    Raises:
+        InputError: an unknown name, or no tile has a cloud raster.
+    """
+    if name not in REGIONS:
+        raise unknown_name("region", name, REGIONS)
+    if all(tile.cloud_file_name is None for tile in dataset.tiles):
+        raise InputError(
+            f"region {name}: no tile of {dataset.root} has a cloud raster (images[].cloud_file_name). "
+            "tools/prepare_dataset.py synthetic writes them with clouds."
+        )
+    return REGIONS[name](dataset.root)
 
 
 def _cloud(root: Path, tile: Tile) -> np.ndarray:
@@ -354,21 +370,24 @@ def difference(a: float | None, b: float | None, drawn_a: np.ndarray, drawn_b: n
     return Difference(a, b, b - a, *interval(drawn_b - drawn_a))
 
 
+def scores_table(scores: dict[str, float | int | None]) -> str:
+    """One line per score of `summarize`; "-" where it is not defined."""
+    return "\n".join(f"  {key:24}{_text(value):>9}" for key, value in scores.items())
+
+
 def differences_table(differences: dict[str, Difference], a: str = "A", b: str = "B") -> str:
-    """One line per score: both values, their difference and its interval; "*" where that excludes 0."""
-    width = max([9, len(a) + 2, len(b) + 2])
+    """One line per score: both values, b - a and its interval; "*" where that excludes 0."""
+    width = max(9, len(a) + 2, len(b) + 2)
     lines = [f"  {'':24}{a:>{width}}{b:>{width}}{'difference':>12}   95 % interval"]
     for key, one in differences.items():
-        values = "".join(f"{'-' if v is None else f'{v:.3f}':>{width}}" for v in (one.a, one.b))
-        lines.append(f"  {key:24}{values}{difference_text(one)}")
+        line = f"  {key:24}{_text(one.a):>{width}}{_text(one.b):>{width}}{_text(one.difference, '+'):>12}"
+        if one.low is not None:
+            line += f"   [{one.low:+.3f}, {one.high:+.3f}]" + (" *" if one.excludes_zero else "")
+        lines.append(line)
     return "\n".join(lines)
 
 
-def difference_text(one: Difference) -> str:
-    """The difference and its interval in fixed columns."""
-    if one.difference is None:
-        return f"{'-':>12}"
-    text = f"{one.difference:>+12.3f}"
-    if one.low is None:
-        return text
-    return f"{text}   [{one.low:+.3f}, {one.high:+.3f}]" + (" *" if one.excludes_zero else "")
+def _text(value: float | int | None, sign: str = "") -> str:
+    if value is None or isinstance(value, int):
+        return "-" if value is None else str(value)
+    return format(value, f"{sign}.3f")

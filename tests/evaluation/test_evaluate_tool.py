@@ -7,12 +7,14 @@ from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, write_coco
+from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, read_coco, write_coco
 from fusiondet.errors import InputError
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.export import write_buildings
 from fusiondet.files import write_json
+from tests.tiny_city import write_raster
 
+import numpy as np
 import pytest
 from shapely.geometry import box
 
@@ -116,3 +118,44 @@ def test_undefined_numbers_are_printed_as_a_dash():
     text = metrics_table(metrics)
     assert text.splitlines()[1].split() == ["bbox", "-", "-", "-"]
     assert "MAE - m" in text and "None" not in text
+
+
+def arguments_of(files, *more):
+    return ["instances", "--annotations", str(files[0]), "--predictions", str(files[1]), *map(str, more)]
+
+
+def test_two_predictions_are_compared_on_the_same_tiles(files, tmp_path, capsys, load_tool):
+    write_json([], tmp_path / "nothing.json")
+    out = tmp_path / "difference.json"
+    more = ("--compare", tmp_path / "nothing.json", "--draws", 20, "--seed", 1, "--out", out)
+    load_tool("evaluate").main(arguments_of(files, *more))
+    numbers = json.loads(out.read_text())
+    names = ("a", "b", "difference", "low", "high")
+    assert [numbers[f"match/recall/{name}"] for name in names] == [0, 0.5, 0.5, 0.5, 0.5]
+    assert [numbers[f"height/mae_m/{name}"] for name in names] == [None, 0.5, None, None, None]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["other", "predictions", "difference"]
+    recall = next(line.split() for line in lines if "match/recall" in line)
+    assert recall == ["match/recall", "0.000", "0.500", "+0.500", "[+0.500,", "+0.500]", "*"]
+
+
+def test_a_region_is_scored_apart(files, tmp_path, capsys, load_tool):
+    dataset = read_coco(files[0])
+    cloud = np.zeros((1, 64, 64), np.uint8)
+    cloud[:, :, 16:] = 255
+    write_raster(tmp_path / "cloud.tif", cloud)
+    dataset.tiles[0].cloud_file_name = "cloud.tif"
+    write_coco(dataset, files[0])
+    for region, recall in (("in_the_clear", "1.000"), ("under_cloud", "0.000")):
+        load_tool("evaluate").main(arguments_of(files, "--region", region))
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ["match/recall", recall] in lines and ["match/n_truth", "1"] in lines
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [("under_cloud", "no tile of .* has a cloud raster"), ("cloudy", "Known: in_the_clear")],
+)
+def test_a_region_that_cannot_be_scored_is_refused(files, load_tool, region, message):
+    with pytest.raises(InputError, match=message):
+        load_tool("evaluate").main(arguments_of(files, "--region", region))
