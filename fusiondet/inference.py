@@ -6,21 +6,22 @@ distances seen in training.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet import __version__
-from fusiondet.buildings import Building, building_to_map, clean_polygon
+from fusiondet.buildings import Building, SensorGeometry, building_to_map, clean_polygon
 from fusiondet.cli import progress
 from fusiondet.config import config_from_yaml_text
 from fusiondet.data.bands import SAR_SCALES, BandSpec
-from fusiondet.data.coco import mask_to_polygon
+from fusiondet.data.coco import TILTS_DEG, mask_to_polygon
 from fusiondet.data.imagery import Scene, SceneReader, open_raster
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.export import check_output, write_buildings
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
+from fusiondet.modeling.sensor_geometry import FACTS
 from fusiondet.polygons.contour import mask_to_polygon_px
 
 import numpy as np
@@ -35,6 +36,15 @@ REFUSE_FACTOR = 4.0
 SIMPLIFY_PX = 0.1
 # Two outlines of one building from neighbouring windows overlap by more than this.
 DUPLICATE_IOU = 0.3
+# Where the tool takes what a SensorGeometry holds.
+SENSOR_OPTIONS = {
+    "sun_azimuth_deg": "--sun-azimuth",
+    "sun_elevation_deg": "--sun-elevation",
+    "sar_look_azimuth_deg": "--look-azimuth",
+    "sar_incidence_deg": "--incidence",
+    "view_azimuth_deg": "--view-azimuth",
+    "view_off_nadir_deg": "--off-nadir",
+}
 
 
 @dataclass
@@ -52,7 +62,8 @@ class Predictor:
     """A trained network, rebuilt from its checkpoint alone.
 
     Attributes:
-        cfg: the config it was trained with. bands: the channels it takes. gsd_range_m: (finest, coarsest) GSD of its
+        cfg: the config it was trained with. bands: the channels it takes. channels: where those of
+            a modality are. gsd_range_m: (finest, coarsest) GSD of its
         training images. device: torch device.
     """
 
@@ -68,13 +79,15 @@ class Predictor:
         """
         checkpoint = read_checkpoint(weights)
         cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
-        cfg.MODEL.DEVICE = _device_name(device)
+        cfg.MODEL.DEVICE = device_name(device)
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
                 raise InputError(f"--score-threshold is {score_threshold}, expected 0 to 1.")
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
         self.cfg = cfg
         self.bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
+        optical = len(self.bands.optical)
+        self.channels = {"optical": slice(0, optical), "sar": slice(optical, None)}
         self.gsd_range_m = tuple(cfg.INPUT.GSD_RANGE_M)
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.weights = Path(weights)
@@ -87,7 +100,9 @@ class Predictor:
 
         Args:
             image: (C, H, W) float32 in the units of `bands`; NaN = no data. Nothing is predicted where all bands are.
-            gsd_m: metres per pixel. sensor: fields of SensorGeometry, degrees.
+                Where one modality has no data the network does with the other.
+            gsd_m: metres per pixel.
+            sensor: fields of SensorGeometry, degrees, azimuths clockwise from the image's upper edge; None: unknown.
         """
         nodata = np.isnan(image).all(axis=0)
         if nodata.all():
@@ -99,7 +114,8 @@ class Predictor:
         return [b for b in kept if b is not None]
 
 
-def _device_name(wanted: str | None) -> str:
+def device_name(wanted: str | None) -> str:
+    """`wanted`, or a GPU if there is one; InputError when this machine has no such device."""
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -168,6 +184,7 @@ def predict_scene(
     window_px: int = 1024,
     overlap_px: int = 192,
     force_gsd: bool = False,
+    sensor: SensorGeometry | None = None,
     **reader_options,
 ) -> ScenePrediction:
     """Buildings of a raster pair, read and predicted window by window.
@@ -179,34 +196,35 @@ def predict_scene(
         window_px: side of a window; a scene up to this size is one window.
         overlap_px: how far neighbouring windows overlap.
         force_gsd: predict even though the pixel size is more than four times off what the network was trained on.
+        sensor: where sun and sensors were, as far as known.
         reader_options: rgb_bands, sar_bands, sar_scale, nodata, gsd_m of `SceneReader`.
 
     Raises:
-        InputError: from the reader; or the pixel size is too far from that of the training.
+        InputError: from the reader; the pixel size is too far from that of the training; no raster of a modality that
+            the network takes; angles that cannot be.
     """
     if not 0 <= overlap_px < window_px:
         raise InputError(
             f"an overlap of {overlap_px} px does not fit windows of {window_px} px: expected 0 <= overlap < window."
         )
-    if sar_path is None and not predictor.bands.optical:
-        raise InputError(
-            f"{predictor.weights}: takes SAR only ({', '.join(predictor.bands.sar)}). Pass --sar."
-        )
     _check_sar_scale(predictor, reader_options.get("sar_scale"))
-    notes = _missing_modalities(predictor, rgb_path, sar_path)
+    paths = {"optical": rgb_path, "sar": sar_path}
+    sensor = sensor or SensorGeometry()
+    notes = _modality_notes(predictor, paths) + _sensor_notes(predictor, sensor, paths)
     target_gsd_m = _target_gsd(predictor, rgb_path, sar_path, force_gsd, reader_options)
     with SceneReader(
         rgb_path, sar_path, predictor.bands, target_gsd_m=target_gsd_m, **reader_options
     ) as reader:
         windows = list(scene_windows(reader.width, reader.height, window_px, overlap_px))
-        buildings, has_data = [], False
+        sensor = _in_image_axes(sensor, reader.transform)
+        buildings, has_data = [], dict.fromkeys(paths, False)
         for window, core in progress(windows, label="predicting", unit="window"):
             scene = reader.read(window)
-            has_data |= not np.isnan(scene.image).all()
-            buildings += _predict_window(predictor, scene, window, core)
-        notes += reader.notes
-        if not has_data:
-            notes.append(f"{rgb_path or sar_path}: all of it is no data, so there is nothing to predict.")
+            _check_sar_values(predictor, scene, sar_path)
+            for modality, channels in predictor.channels.items():
+                has_data[modality] |= not np.isnan(scene.image[channels]).all()
+            buildings += _predict_window(predictor, scene, window, core, sensor)
+        notes += reader.notes + _nodata_notes(predictor, paths, has_data)
         buildings = drop_duplicates(buildings) if len(windows) > 1 else buildings
         buildings = [building_to_map(b, reader.transform) for b in buildings]
         metadata = {"weights": str(predictor.weights.name), "fusiondet": __version__, "gsd_m": reader.gsd_m}
@@ -282,10 +300,12 @@ def drop_duplicates(buildings: list[Building]) -> list[Building]:
     return [b for i, b in enumerate(buildings) if i not in dropped]
 
 
-def _predict_window(predictor: Predictor, scene: Scene, window, core) -> list[Building]:
+def _predict_window(
+    predictor: Predictor, scene: Scene, window, core, sensor: SensorGeometry
+) -> list[Building]:
     """Buildings of a window whose box is centred in its core, in the pixels of the whole scene."""
     kept = []
-    for building in predictor.predict(scene.image, scene.gsd_m):
+    for building in predictor.predict(scene.image, scene.gsd_m, sensor.to_dict()):
         building.polygon = shapely.affinity.translate(building.polygon, window[0], window[1])
         x0, y0, x1, y1 = building.polygon.bounds
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -294,16 +314,107 @@ def _predict_window(predictor: Predictor, scene: Scene, window, core) -> list[Bu
     return kept
 
 
-def _missing_modalities(predictor: Predictor, rgb_path, sar_path) -> list[str]:
-    missing = []
-    if predictor.bands.optical and rgb_path is None:
-        missing.append("--rgb")
-    if predictor.bands.sar and sar_path is None:
-        missing.append("--sar")
-    if missing == ["--rgb", "--sar"]:
+_NAMES = {"optical": "optical", "sar": "SAR"}
+_PATH_OPTIONS = {"optical": "--rgb", "sar": "--sar"}
+
+
+def _modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[str]:
+    """What is missing and what is not used; InputError when nothing is there that the network takes."""
+    taken = {m: getattr(predictor.bands, m) for m in paths if getattr(predictor.bands, m)}
+    if not any(paths.values()):
         raise InputError("no raster given. Pass --rgb, and --sar if the network takes both.")
-    used = "optical and SAR" if predictor.bands.sar and predictor.bands.optical else ""
-    return [f"{predictor.weights.name} was trained on {used}; without {m} expect less." for m in missing]
+    if not any(paths[m] for m in taken):
+        ((modality, names),) = taken.items()
+        raise InputError(
+            f"{predictor.weights}: takes {_NAMES[modality]} only ({', '.join(names)}). Pass {_PATH_OPTIONS[modality]}."
+        )
+    notes = []
+    for modality, path in paths.items():
+        if modality in taken and path is None:
+            notes.append(f"no {_PATH_OPTIONS[modality]}: {_what_to_expect_without(predictor, modality)}")
+        elif modality not in taken and path is not None:
+            notes.append(
+                f"{path}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
+            )
+    return notes
+
+
+def _nodata_notes(
+    predictor: Predictor, paths: dict[str, Path | None], has_data: dict[str, bool]
+) -> list[str]:
+    if not any(has_data.values()):
+        names = " and ".join(str(path) for m, path in paths.items() if path and getattr(predictor.bands, m))
+        return [f"{names}: all of it is no data, so there is nothing to predict."]
+    return [
+        f"{path}: all of it is no data; {_what_to_expect_without(predictor, modality)}"
+        for modality, path in paths.items()
+        if path and getattr(predictor.bands, modality) and not has_data[modality]
+    ]
+
+
+def _what_to_expect_without(predictor: Predictor, modality: str) -> str:
+    fusion, name, weights = predictor.cfg.MODEL.FUSION, _NAMES[modality], predictor.weights.name
+    share = fusion.MODALITY_DROPOUT[modality]
+    if share > 0:
+        return f"predicted without {name}, as {share:.0%} of the images that {weights} was trained on were."
+    if predictor.cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN" and not any(fusion.EXCHANGE.values()):
+        return f"predicted by the other detector of {weights} alone, which never sees {name}."
+    return (
+        f"{weights} was never trained without {name}, so expect much less of it; one trained with "
+        f"MODEL.FUSION.MODALITY_DROPOUT.{modality} above 0 copes."
+    )
+
+
+def _sensor_notes(predictor: Predictor, sensor: SensorGeometry, paths: dict[str, Path | None]) -> list[str]:
+    """What of `sensor` the network lacks, does not use, or was not trained on; InputError for angles that cannot be."""
+    given = {name: value for name, value in sensor.to_dict().items() if value is not None}
+    for name, value in given.items():
+        possible, what = TILTS_DEG.get(name, (lambda v: 0 <= v <= 360, "from 0 to 360"))
+        if not possible(value):
+            raise InputError(f"{SENSOR_OPTIONS[name]} is {value}, expected {what} degrees.")
+    cfg = predictor.cfg
+    told = [FACTS[fact] for fact in cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY] if cfg.MODEL.HEIGHT_ON else []
+    used = {fact.field for fact in told}
+    # Without SAR nothing in the image depends on where its sensor was.
+    lacking = [
+        SENSOR_OPTIONS[f.field] for f in told if f.modality and f.field not in given and paths[f.modality]
+    ]
+    notes = []
+    if lacking:
+        notes.append(
+            f"{predictor.weights.name} reads heights off with known angles; without {', '.join(lacking)} they are less "
+            "certain."
+        )
+    idle = [SENSOR_OPTIONS[name] for name in given if name not in used]
+    if idle:
+        notes.append(
+            f"{predictor.weights.name} makes no use of {', '.join(idle)} (its MODEL.ROI_HEIGHT_HEAD.GEOMETRY is "
+            f"{list(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY)})."
+        )
+    ranges = {
+        "sun_elevation_deg": cfg.INPUT.SUN_ELEVATION_RANGE_DEG,
+        "sar_incidence_deg": cfg.INPUT.SAR_INCIDENCE_RANGE_DEG,
+    }
+    for name, (low, high) in ((name, pair) for name, pair in ranges.items() if len(pair)):
+        if name in given and not low <= given[name] <= high:
+            notes.append(
+                f"{SENSOR_OPTIONS[name]} {given[name]:g} is outside of what {predictor.weights.name} was trained on, "
+                f"{low:g} to {high:g} degrees: its heights may be off."
+            )
+    return notes
+
+
+def _in_image_axes(sensor: SensorGeometry, transform) -> SensorGeometry:
+    """`sensor` with azimuths clockwise from the upper edge of a raster, which need not be north-up."""
+    right = np.array([transform.a, transform.d]) / math.hypot(transform.a, transform.d)
+    down = np.array([transform.b, transform.e]) / math.hypot(transform.b, transform.e)
+
+    def turned(azimuth_deg: float) -> float:
+        direction = np.array([math.sin(math.radians(azimuth_deg)), math.cos(math.radians(azimuth_deg))])
+        return math.degrees(math.atan2(direction @ right, -(direction @ down))) % 360
+
+    known = {name: getattr(sensor, name) for name in SensorGeometry.AZIMUTHS}
+    return replace(sensor, **{name: turned(v) for name, v in known.items() if v is not None})
 
 
 def _check_sar_scale(predictor: Predictor, scale: str | None) -> None:
@@ -317,6 +428,26 @@ def _check_sar_scale(predictor: Predictor, scale: str | None) -> None:
         raise InputError(
             f"--sar-scale {scale}: {predictor.weights.name} was trained on {trained}; a display stretch and dB "
             "cannot be turned into each other."
+        )
+
+
+# So many values of a calibrated image in dB are never all above 0; those of power and amplitude are.
+_ENOUGH_SAR_PIXELS = 10_000
+
+
+def _check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
+    """InputError when SAR comes in other units than the dB that the network was trained on."""
+    if sar_path is None or predictor.bands.sar_scale in ("", "stretched_uint8"):
+        return
+    values, trained = (
+        part[predictor.channels["sar"]] for part in (scene.image, predictor.cfg.MODEL.PIXEL_MEAN)
+    )
+    known = values[np.isfinite(values)]
+    if known.size >= _ENOUGH_SAR_PIXELS and max(trained) < 0 <= known.min():
+        raise InputError(
+            f"{sar_path}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
+            f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Say what it holds with --sar-scale "
+            "linear_power or amplitude, and calibrate it to backscatter if it is not."
         )
 
 

@@ -41,6 +41,15 @@ def parse_args():
     parser.add_argument(
         "--overlap", type=int, default=192, metavar="PX", help="overlap of neighbouring windows"
     )
+    for option, what in {
+        "--sun-azimuth": "direction to the sun, clockwise from grid north",
+        "--sun-elevation": "sun above the horizon",
+        "--look-azimuth": "direction in which the SAR antenna looks, clockwise from grid north",
+        "--incidence": "SAR incidence from the vertical",
+        "--view-azimuth": "direction from the ground to the optical sensor, clockwise from grid north",
+        "--off-nadir": "optical view from the vertical",
+    }.items():
+        parser.add_argument(option, type=float, metavar="DEG", help=f"{what}, degrees (unknown if absent)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     return parser.parse_args()
@@ -48,7 +57,10 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from fusiondet.inference import predict_to_file
+    from fusiondet.buildings import SensorGeometry
+    from fusiondet.inference import SENSOR_OPTIONS, predict_to_file
+
+    sensor = {name: getattr(args, option[2:].replace("-", "_")) for name, option in SENSOR_OPTIONS.items()}
 
     result = predict_to_file(
         args.weights,
@@ -65,6 +77,7 @@ def main():
         sar_bands=args.sar_bands,
         sar_scale=args.sar_scale,
         nodata=args.nodata,
+        sensor=SensorGeometry(**sensor),
     )
     for note in result.notes:
         print(f"note: {note}")

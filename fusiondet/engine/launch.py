@@ -26,6 +26,7 @@ model_best.pth, and inference/<data set>/{predictions,metrics}.json.
     tools/train_net.py --config-file configs/synthetic/fusion_r18_small.yaml OUTPUT_DIR output/first
     tools/train_net.py --config-file output/first/config.yaml --resume
     tools/train_net.py --config-file output/first/config.yaml --eval-only MODEL.WEIGHTS output/first/model_best.pth
+    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS ... OUTPUT_DIR ... MODEL.FUSION.DISABLED sar
 
 Without a GPU, --num-gpus N starts N processes on the CPU. Data sets are looked up under $DETECTRON2_DATASETS
 (default: datasets/).
@@ -56,6 +57,12 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     _setup_logger(cfg)
     if cfg.MODEL.DEVICE == "cpu":
         logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
+    if cfg.MODEL.FUSION.DISABLED and not args.eval_only:
+        others = [m for m in cfg.INPUT.MODALITIES if m != cfg.MODEL.FUSION.DISABLED]
+        raise InputError(
+            f"MODEL.FUSION.DISABLED {cfg.MODEL.FUSION.DISABLED} is for --eval-only. To train a network without it, set "
+            f'INPUT.MODALITIES "{others}"; to train one that copes with both, MODEL.FUSION.MODALITY_DROPOUT.'
+        )
     if args.eval_only and not cfg.DATASETS.TEST:
         raise InputError("--eval-only needs DATASETS.TEST.")
     if cfg.SEED < 0 and args.num_machines > 1:

@@ -264,6 +264,7 @@ def _resnet(cfg, bands: int, resnets, section: str) -> Backbone:
     _check_widths(resnets, section)
     own = cfg.clone()
     own.defrost()
+    resnets.defrost()
     own.MODEL.RESNETS = resnets
     # Stages that no level of the pyramid needs are not built: their parameters would never get a gradient.
     if list(resnets.OUT_FEATURES) != ["stem"]:

@@ -7,8 +7,9 @@ from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import parse_arguments, prepare, work
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
-from tests.tiny_city import ROOT, tiny_config, write_split
+from tests.tiny_city import ROOT, tiny_config, write_raster, write_split
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -99,6 +100,18 @@ def test_a_damaged_note_of_the_last_checkpoint_is_bad_input(config_file, tmp_pat
         ),
         (("--config-file", "{c}", "--eval-only", "DATASETS.TEST", "[]"), "--eval-only needs DATASETS.TEST"),
         (
+            ("--config-file", "{c}", "MODEL.FUSION.DISABLED", "sar"),
+            r"DISABLED sar is for --eval-only.*INPUT.MODALITIES \"\['optical'\]\".*MODALITY_DROPOUT",
+        ),
+        (
+            ("--config-file", "{c}", "--eval-only", "MODEL.FUSION.DISABLED", "radar"),
+            "unknown MODEL.FUSION.DISABLED 'radar'.*optical",
+        ),
+        (
+            ("--config-file", "{c}", "MODEL.FUSION.MODALITY_DROPOUT.sar", "1.5"),
+            "MODALITY_DROPOUT",
+        ),
+        (
             ("--config-file", "{c}", "MODEL.ROI_HEIGHT_HEAD.NAME", "Tape"),
             "ROI_HEIGHT_HEAD.NAME 'Tape'.*ContextHeightHead",
         ),
@@ -120,6 +133,30 @@ def test_evaluation_never_adapts_weights_to_other_bands(config_file, tmp_path):
     )
     with pytest.raises(InputError, match=r"does not fit the network.*of another shape \(backbone"):
         run("--config-file", config_file, *words)
+
+
+LATE = (
+    "MODEL.META_ARCHITECTURE",
+    "LateFusionRCNN",
+    "MODEL.BACKBONE.NAME",
+    "build_two_pyramids_resnet_fpn_backbone",
+)
+
+
+@pytest.mark.parametrize("layout", [(), LATE], ids=["early", "late"])
+def test_a_modality_is_hidden_at_evaluation_as_if_its_files_held_nothing(config_file, tmp_path, layout):
+    dropout = ("MODEL.FUSION.MODALITY_DROPOUT.sar", "0.4")
+    run("--config-file", config_file, *layout, *dropout, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    written, weights = tmp_path / "out" / "config.yaml", tmp_path / "out" / "model_final.pth"
+    evaluate = ("--config-file", written, "--eval-only", "DATASETS.TRAIN", "[]", "MODEL.WEIGHTS", weights)
+    found = {}
+    for name, hide in {"both": (), "hidden": ("MODEL.FUSION.DISABLED", "sar")}.items():
+        found[name] = run(*evaluate, "OUTPUT_DIR", tmp_path / name, *hide)
+    for path in (tmp_path / "images").glob("val_*_sar.tif"):
+        write_raster(path, np.full((1, 64, 64), np.nan, np.float32))
+    found["empty"] = run(*evaluate, "OUTPUT_DIR", tmp_path / "empty")
+    assert found["hidden"] == found["empty"] != found["both"]
+    assert found["hidden"]["height_gt_boxes"]["n"] == 2, "heights on true boxes are without SAR too"
 
 
 def test_foreign_weights_cannot_be_evaluated(config_file, tmp_path):

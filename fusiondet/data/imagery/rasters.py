@@ -111,6 +111,11 @@ class Bands:
             raise InputError(
                 f"{source.name}: is {', '.join(dtypes)}, but its SAR scale was declared stretched_uint8."
             )
+        if scale == "db" and all(np.dtype(t).kind == "u" for t in dtypes):
+            raise InputError(
+                f"{source.name}: is {', '.join(dtypes)}, which knows no negative numbers, so it is not in dB, as was "
+                "declared or trained on. Say what it holds with --sar-scale."
+            )
 
     def _read(self, window: PixelWindow | None):
         """float32 (n, h, w) in the file's numbers, and (h, w) bool validity."""
@@ -262,7 +267,8 @@ def resolve_bands(
     with a note when the file has more.
 
     Raises:
-        InputError: fewer bands than wanted (naming both), a wrong number of indexes or one out of range, or a palette.
+        InputError: fewer bands than wanted (naming both), bands of other polarisations, a wrong number of indexes or
+            one out of range, or a palette.
     """
     data = [i for i, c in enumerate(source.colorinterp, 1) if c != ColorInterp.alpha or indexes]
     found = f"{source.name}: has {len(data)} band{'s' * (len(data) != 1)} ({band_names(source)})"
@@ -280,6 +286,13 @@ def resolve_bands(
     named = [next((i for i in data if _is_band(source, i, name)), None) for name in wanted]
     if None not in named and len(set(named)) == len(named):
         return named
+    others = [p for p in POLARISATIONS if p not in wanted and any(_is_band(source, i, p) for i in data)]
+    lacking = [name for name, index in zip(wanted, named) if index is None and name in POLARISATIONS]
+    if lacking and others:
+        raise InputError(
+            f"{found}, but {', '.join(lacking)} is needed; no polarisation stands for another. Choose bands with "
+            f"{option} to take them all the same."
+        )
     if len(data) > len(wanted):
         first = f"the first {len(wanted)} are" if len(wanted) > 1 else "the first is"
         notes.append(
