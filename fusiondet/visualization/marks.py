@@ -33,9 +33,15 @@ def image_direction(azimuth_deg: float, transform: Sequence[float] | None = None
 
 
 def draw_direction(
-    ax: Axes, tile: Tile, azimuth_deg: float | None, angle_deg: float | None, name: str, colour: str
+    ax: Axes,
+    tile: Tile,
+    azimuth_deg: float | None,
+    angle_deg: float | None,
+    name: str,
+    colour: str,
+    corner: str = "upper right",
 ) -> None:
-    """Badge in the upper right corner with an arrow along `azimuth_deg` in the image; nothing when it is unknown.
+    """Badge in a corner with an arrow along `azimuth_deg` in the image; nothing when it is unknown.
 
     Args:
         angle_deg: written under the arrow, after `name`; None when unknown.
@@ -67,7 +73,7 @@ def draw_direction(
     )
     words = name if angle_deg is None else f"{name} {angle_deg:.0f}°"
     area.add_artist(Text(x, 1.5, words, fontsize=6, color=colour, ha="center", va="bottom"))
-    ax.add_artist(AnchoredOffsetbox("upper right", child=area, frameon=False, pad=0.0, borderpad=0.3))
+    ax.add_artist(AnchoredOffsetbox(corner, child=area, frameon=False, pad=0.0, borderpad=0.3))
 
 
 def draw_scale_bar(ax: Axes, tile: Tile) -> None:

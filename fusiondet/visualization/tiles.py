@@ -124,6 +124,9 @@ def _paint_optical(ax: Axes, view: TileView) -> None:
     marks.draw_scale_bar(ax, view.tile)
     sensor = view.tile.sensor
     marks.draw_direction(ax, view.tile, sensor.sun_azimuth_deg, sensor.sun_elevation_deg, "sun", "#ffd23f")
+    if sensor.view_off_nadir_deg:  # straight above there is no direction
+        lean = (sensor.view_azimuth_deg, sensor.view_off_nadir_deg)
+        marks.draw_direction(ax, view.tile, *lean, "view", "#ffffff", corner="lower right")
 
 
 def _paint_sar(ax: Axes, view: TileView) -> None:
@@ -237,6 +240,11 @@ def _write_legend(figure: Figure, axes: list[list[Axes]], views, heights, colour
     sensors, bands = [v.tile.sensor for v in views], views[0].bands
     sun = bands.optical and any(s.sun_azimuth_deg is not None for s in sensors)
     look = bands.sar and any(s.sar_look_azimuth_deg is not None for s in sensors)
-    arrows = ["to the sun, with its elevation"] * bool(sun) + ["radar look, with its incidence"] * bool(look)
+    lean = bands.optical and any(s.view_off_nadir_deg and s.view_azimuth_deg is not None for s in sensors)
+    arrows = [
+        *["to the sun, with its elevation"] * bool(sun),
+        *["view: to the optical sensor, with its angle off nadir"] * bool(lean),
+        *["radar look, with its incidence"] * bool(look),
+    ]
     words = f"arrows: {'; '.join(arrows)}" if arrows else ""
     marks.draw_keys(figure, keys, words, width_in - left_in)

@@ -154,6 +154,16 @@ def test_arrows_point_to_the_sun_and_along_the_look():
     assert any(text.startswith("arrows: to the sun") for text in texts(figure))
 
 
+def test_a_leaning_picture_says_where_its_sensor_was():
+    leaning, straight = (
+        tile_figure(view(sensor=SensorGeometry(view_azimuth_deg=270.0, view_off_nadir_deg=off_nadir_deg)))
+        for off_nadir_deg in (25.0, 0.0)
+    )
+    np.testing.assert_allclose(arrow(leaning, "view"), [-1, 0], atol=1e-6)
+    assert "arrows: view: to the optical sensor, with its angle off nadir" in texts(leaning)
+    assert arrow(straight, "view") is None and not any(t.startswith("arrows") for t in texts(straight))
+
+
 def test_unknown_directions_have_no_arrow():
     figure = tile_figure(view())
     assert arrow(figure, "sun") is None and arrow(figure, "look") is None
