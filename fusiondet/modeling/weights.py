@@ -26,6 +26,10 @@ each band's mean and deviation are taken to be what ImageNet's are: W_c = w_c * 
                      Takes PIXEL_STD for the bands' deviations, as computed from the training data.
 
 When no band has a name that the source knows (SAR only, panchromatic), both give the mean filter, rescaled likewise.
+
+**Two streams.** A file with one ResNet serves both, each stem by the names of its bands; so do its pyramid and its heads
+where the network has them per modality. Of a file with two streams each takes its own. Exchanges, joins and stand-ins come
+from files that have the same ones, and start afresh otherwise.
 """
 
 import collections
@@ -38,6 +42,7 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.errors import InputError, unknown_name
+from fusiondet.modeling.fusion import MODALITIES
 
 import numpy as np
 import torch
@@ -80,6 +85,11 @@ class Layout:
     std: tuple[float, ...]
     stride_in_1x1: bool | None
     eight_bit: bool = True
+
+    def take(self, channels: slice) -> "Layout":
+        """The same for some of the channels."""
+        own = (self.bands[channels], self.mean[channels], self.std[channels])
+        return Layout(*own, self.stride_in_1x1, self.eight_bit)
 
 
 _BGR_255 = Layout(("blue", "green", "red"), IMAGENET_MEAN[::-1], (1.0, 1.0, 1.0), stride_in_1x1=True)
@@ -171,14 +181,20 @@ def load_pretrained(
     report = LoadReport(str(path), found)
     state = _canonical(raw, found, report)
     merged: dict[str, Tensor] = {}
-    for prefix, channels in streams(model).items():
+    used: set[str] = set()
+    resnets = streams(model)
+    for prefix, channels in resnets.items():
         resnet = model.get_submodule(prefix) if prefix else model
-        part = _backbone_part(state, prefix)
-        stream_bands = Layout(bands.bands[channels], bands.mean[channels], bands.std[channels], None)
-        _check_resnet(resnet, part, source, report)
-        _adapt_stem(resnet, part, source, stream_bands, inflation, prefix, report)
+        names = _names_of_stream(state, prefix, resnet, path)
+        part = {own: state[name] for own, name in names.items()}
+        theirs = source.take(_channels_of_stream(state, prefix))
+        _check_resnet(resnet, prefix, part, theirs, report)
+        _adapt_stem(resnet, part, theirs, bands.take(channels), inflation, prefix, report)
         merged.update({_join(prefix, name): tensor for name, tensor in part.items()})
-    merged.update({name: tensor for name, tensor in state.items() if not name.startswith(_BOTTOM_UP)})
+        used.update(names.values())
+    names = _names_of_the_rest(model, state, resnets)
+    merged.update({own: state[name] for own, name in names.items()})
+    report.unused += [name for name in state if name not in used.union(names.values())]
     _commit(model, merged, report)
     logging.getLogger(__name__).info("%s", report)
     return report
@@ -365,6 +381,8 @@ def _first_line(error: Exception) -> str:
 # ---- Names -------------------------------------------------------------------------------------------------
 
 _BOTTOM_UP = "backbone.bottom_up."
+# There in checkpoints of two streams alone.
+_FIRST_STEM = _BOTTOM_UP + "optical.stem.conv1.weight"
 # Constants, counters, ImageNet's classifier, and a bias of MSRA's stem that Detectron2 does not use either.
 _IGNORED = re.compile(
     r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked|cell_anchors\.\d+)$|_momentum$"
@@ -400,9 +418,9 @@ def _from_detectron2(name: str) -> str | None:
     return name if re.match(r"(backbone|proposal_generator|roi_heads)\.", name) else None
 
 
-def _from_fusiondet(name: str) -> str | None:
+def _from_fusiondet(name: str) -> str:
     """The early-fusion backbone keeps its ResNet one level deeper than Detectron2's."""
-    return _from_detectron2(name.replace(_BOTTOM_UP + "resnet.", _BOTTOM_UP))
+    return name.replace(_BOTTOM_UP + "resnet.", _BOTTOM_UP)
 
 
 def _from_caffe2(name: str) -> str | None:
@@ -427,12 +445,56 @@ def _from_torchvision(name: str) -> str | None:
     return _BOTTOM_UP + (name if name.startswith("res") else "stem." + name)
 
 
-def _backbone_part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The ResNet's tensors by their names within it: a fresh dictionary per stream."""
-    own = _BOTTOM_UP + prefix.removeprefix(_BOTTOM_UP) + "."
-    # A checkpoint of several streams names each of them; a file with one ResNet serves every stream.
-    chosen = own if any(name.startswith(own) for name in state) else _BOTTOM_UP
-    return {name.removeprefix(chosen): t for name, t in state.items() if name.startswith(chosen)}
+def _names_of_stream(state: Mapping[str, Tensor], prefix: str, resnet: ResNet, path) -> dict[str, str]:
+    """Names within the ResNet `prefix` of the model -> names in the file.
+
+    A file of one ResNet serves every stream, a file of two streams each its own. Stages that the streams of the file
+    share go to both, and those that the model's share are the optical stream's.
+    """
+    if not _has_streams(state):
+        found = _within_resnet(state, _BOTTOM_UP)
+    elif prefix.rpartition(".")[2] not in MODALITIES:
+        raise InputError(
+            f"{path}: holds two streams, optical and sar, but the network has one ({prefix}). Set MODEL.BACKBONE.NAME "
+            "to that of the file, or start from weights of one stream."
+        )
+    else:
+        found = _within_resnet(state, f"{_BOTTOM_UP}{prefix.rpartition('.')[2]}.")
+        if all(name.startswith("stem.") for name in found):
+            found = {**_within_resnet(state, f"{_BOTTOM_UP}optical."), **found}
+    if not resnet.stage_names:
+        return {own: name for own, name in found.items() if own.startswith("stem.")}
+    return found
+
+
+def _within_resnet(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+    names = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
+    return {own: name for own, name in names.items() if re.match(r"(stem|res\d+)\.", own)}
+
+
+def _has_streams(state: Mapping[str, Tensor]) -> bool:
+    return _FIRST_STEM in state
+
+
+def _channels_of_stream(state: Mapping[str, Tensor], prefix: str) -> slice:
+    """Those of the file's bands that its stem for this stream takes."""
+    if not _has_streams(state):
+        return slice(None)
+    optical = state[_FIRST_STEM].shape[1]
+    return slice(0, optical) if prefix.endswith("optical") else slice(optical, None)
+
+
+def _names_of_the_rest(model: nn.Module, state: Mapping[str, Tensor], resnets) -> dict[str, str]:
+    """Names of all other tensors in the model -> names in the file; a pyramid or head of one serves both modalities."""
+    inside = tuple(_join(prefix, "") if prefix else "" for prefix in resnets)
+    own = [name for name in model.state_dict() if not name.startswith(inside)]
+    names = {name: name if name in state else _without_modality(name) for name in own}
+    return {name: source for name, source in names.items() if source in state}
+
+
+def _without_modality(name: str) -> str:
+    """`roi_heads.optical.box_head.fc1.weight` -> `roi_heads.box_head.fc1.weight`."""
+    return re.sub(r"\.(optical|sar)\.", ".", name, count=1)
 
 
 def _join(prefix: str, name: str) -> str:
@@ -440,14 +502,14 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _module_of(name: str) -> str:
-    """The first four levels of a name at most: one line of the table."""
+    """The first four levels of a name at most: one line of the table. Streams, exchanges, joins have their own."""
     return ".".join(name.split(".")[:-1][:4])
 
 
 # ---- Checks, the stem, the end -----------------------------------------------------------------------------
 
 
-def _check_resnet(resnet: ResNet, part: dict[str, Tensor], source: Layout, report: LoadReport) -> None:
+def _check_resnet(resnet: ResNet, prefix: str, part, source: Layout, report: LoadReport) -> None:
     """InputError unless depth, width, norm and stride position are those of the file; fills in fused statistics."""
     own = {name for name in resnet.state_dict() if not name.endswith("num_batches_tracked")}
     if not part.keys() - own and any(name.endswith("norm.running_mean") for name in own - part.keys()):
@@ -456,8 +518,8 @@ def _check_resnet(resnet: ResNet, part: dict[str, Tensor], source: Layout, repor
     if surplus or lacking:
         one = f"it has {surplus[0]}, which the model lacks" if surplus else f"it lacks {lacking[0]}"
         raise InputError(
-            f"{report.path}: its ResNet is not the model's: {one} ({len(surplus)} such and {len(lacking)} missing "
-            "tensors). Compare MODEL.RESNETS.DEPTH and MODEL.RESNETS.NORM with the file."
+            f"{report.path}: its ResNet is not the model's{f' {prefix}' if prefix else ''}: {one} ({len(surplus)} such "
+            f"and {len(lacking)} missing tensors). Compare {_depth_key(prefix)} and MODEL.RESNETS.NORM with the file."
         )
     stride = _stride_in_1x1(resnet)
     if None not in (stride, source.stride_in_1x1) and stride != source.stride_in_1x1:
@@ -465,6 +527,11 @@ def _check_resnet(resnet: ResNet, part: dict[str, Tensor], source: Layout, repor
             f"{report.path}: weights of the {report.layout} layout were trained with MODEL.RESNETS.STRIDE_IN_1X1 "
             f"{source.stride_in_1x1}, the model has {stride}. Set MODEL.RESNETS.STRIDE_IN_1X1 {source.stride_in_1x1}."
         )
+
+
+def _depth_key(prefix: str) -> str:
+    other = ", and MODEL.FUSION.SAR_RESNETS.DEPTH of the SAR stream," if prefix.endswith(".sar") else ""
+    return f"MODEL.RESNETS.DEPTH{other}"
 
 
 def _fill_fused_statistics(resnet: ResNet, part: dict[str, Tensor], report: LoadReport) -> None:
@@ -580,15 +647,17 @@ def _unit_gain(source: Layout, i: int) -> float:
     return IMAGENET_STD[("red", "green", "blue").index(source.bands[i])] / source.std[i]
 
 
+def _may_differ(name: str) -> bool:
+    """Class-dependent, or a value per band."""
+    return _without_modality(name) in CLASS_DEPENDENT or re.search(r"\.stand_ins?\.", name) is not None
+
+
 def _commit(model: nn.Module, merged: dict[str, Tensor], report: LoadReport) -> None:
     """Sort `merged` into the report and copy what fits into `model`; InputError before anything is changed."""
     own = model.state_dict()
     for name, tensor in list(merged.items()):
-        if name not in own:
-            report.unused.append(name)
-            del merged[name]
-        elif own[name].shape != tensor.shape:
-            if name not in CLASS_DEPENDENT:
+        if own[name].shape != tensor.shape:
+            if not _may_differ(name):
                 raise InputError(
                     f"{report.path}: {name} has shape {tuple(tensor.shape)}, the model's is {tuple(own[name].shape)}. "
                     "Set the widths in the config to those of the file, or load a file with the backbone only."

@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import re
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.config import add_fusiondet_config
@@ -437,6 +438,154 @@ def test_several_streams_take_their_own_bands(torchvision_r18):
     assert torch.equal(streams.optical.res4[0].conv1.weight, streams.sar.res4[0].conv1.weight)
 
 
+# ---- Two streams ---------------------------------------------------------------------------------------------
+
+STAGES = [f"res{i}" for i in (2, 3, 4, 5)]
+
+
+def two_streams(kind="intermediate_fusion", channels=4, fresh=None, **keys):
+    """A config of two streams, and its network with weights that no other one has."""
+    keys = {"MODEL.FUSION.EXCHANGE.res3": "MMTM", "MODEL.FUSION.JOIN": "ConcatJoin", **keys}
+    cfg = config(channels=channels, norm="BN", stride_in_1x1=False)
+    cfg.MODEL.BACKBONE.NAME = f"build_{kind}_resnet_fpn_backbone"
+    cfg.MODEL.FUSION.OPTICAL_CHANNELS = 3
+    cfg.merge_from_list([word for item in keys.items() for word in item])
+    cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH", "HV"][: channels - 3]
+    torch.manual_seed(6)
+    return cfg, randomise_norms(build_model(cfg))
+
+
+def saved(cfg, model, path):
+    torch.save({"model": model.state_dict(), "config_yaml": cfg.dump()}, path)
+    return path
+
+
+def backbone_features(model, image):
+    with torch.no_grad():
+        return model.backbone(model.preprocess_image([{"image": image}]).tensor)
+
+
+@pytest.mark.parametrize("kind", ["intermediate_fusion", "late_fusion"])
+def test_one_resnet_serves_both_streams(kind, tmp_path):
+    source = randomise_norms(torchvision.models.resnet50(width_per_group=64))
+    torch.save(source.state_dict(), tmp_path / "resnet50.pth")
+    cfg = config(norm="BN", stride_in_1x1=False)
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64, 256
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP, cfg.MODEL.FUSION.OPTICAL_CHANNELS = 64, 3
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FUSION.EXCHANGE.res4 = f"build_{kind}_resnet_fpn_backbone", "MMTM"
+    cfg.MODEL.FUSION.JOIN = "ConcatJoin"
+    model = build_model(cfg).eval()
+    report = load_pretrained(model, tmp_path / "resnet50.pth", **inputs(cfg))
+    streams = model.backbone.bottom_up
+    assert torch.allclose(streams.optical.stem.conv1.weight, source.conv1.weight, atol=1e-6)
+    assert torch.allclose(streams.sar.stem.conv1.weight, source.conv1.weight.sum(1, keepdim=True), atol=1e-5)
+    for stream in (streams.optical, streams.sar):
+        assert torch.equal(stream.res4[2].conv2.weight, source.layer3[2].conv2.weight)
+    started = [name for name in report.left_at_init if name.startswith("backbone.bottom_up.")]
+    assert started and not any(name.split(".")[2] in ("optical", "sar") for name in started)
+    assert not report.unused
+    table = str(report)
+    for row in (
+        r"stem +backbone.bottom_up.optical.stem.conv1.weight +red, green, blue from the file",
+        r"stem +backbone.bottom_up.sar.stem.conv1.weight +HH as the mean filter",
+        r"loaded +backbone.bottom_up.sar.res5 ",
+        r"left at init +backbone.bottom_up.exchanges.res4 +6 tensors",
+        r"left at init +backbone\..*joins",
+    ):
+        assert re.search(row, table), table
+
+
+def test_a_whole_detector_serves_both_pyramids_and_both_branches(tmp_path):
+    _, source = detectron2_source()
+    path = save_detectron2_pickle(tmp_path / "model_final.pkl", source.state_dict())
+    cfg, model = two_streams(
+        "two_pyramids",
+        **{
+            "MODEL.RESNETS.NORM": "FrozenBN",
+            "MODEL.RESNETS.STRIDE_IN_1X1": True,
+            "MODEL.META_ARCHITECTURE": "LateFusionRCNN",
+        },
+    )
+    report = load_pretrained(model, path, **inputs(cfg))
+    own, theirs = model.state_dict(), source.state_dict()
+    for modality in ("optical", "sar"):
+        for before, after in (("backbone", "fpn_output3.weight"), ("roi_heads", "box_head.fc1.weight")):
+            assert torch.equal(own[f"{before}.{modality}.{after}"], theirs[f"{before}.{after}"])
+    assert len(report.reinitialised) == 2 * len(weights.CLASS_DEPENDENT) and not report.unused
+    # What no detector of Detectron2's has.
+    ours = ("height_head", "exchanges", "fused_interval_width")
+    assert all(any(word in name for word in ours) for name in report.left_at_init)
+
+
+@pytest.mark.parametrize("kind", ["intermediate_fusion", "late_fusion", "two_pyramids"])
+def test_two_streams_give_two_streams_with_one_band_more(kind, tmp_path):
+    architecture = {"MODEL.META_ARCHITECTURE": "LateFusionRCNN"} if kind == "two_pyramids" else {}
+    source_cfg, source = two_streams(kind, **architecture)
+    path = saved(source_cfg, source, tmp_path / "model_final.pth")
+    cfg, model = two_streams(kind, channels=5, **architecture)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    report = load_pretrained(model.eval(), path, **inputs(cfg, bands=("HV", "HH")))
+    image = torch.rand(5, 64, 64) * 100
+    image[3] = -12.0  # the new band at its mean
+    ours, theirs = backbone_features(model, image), backbone_features(source, image[[0, 1, 2, 4]])
+    if kind == "two_pyramids":
+        ours, theirs = ({(m, p): f for m in x for p, f in x[m].items()} for x in (ours, theirs))
+    assert all(close(ours[level], theirs[level]) for level in theirs)
+    assert not (report.left_at_init or report.unused or report.reinitialised)
+    assert "HH from the file; HV zero" in report.stems["backbone.bottom_up.sar.stem.conv1.weight"]
+
+
+def test_early_fusion_gives_each_stream_its_bands(tmp_path):
+    cfg = config(norm="BN", stride_in_1x1=False)
+    cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH"]
+    source = randomise_norms(build_model(cfg))
+    path = saved(cfg, source, tmp_path / "model_final.pth")
+    cfg, model = two_streams("late_fusion", **{"MODEL.FUSION.MODALITY_DROPOUT.sar": 0.1})
+    report = load_pretrained(model, path, **inputs(cfg))
+    streams, stem = model.backbone.bottom_up, source.backbone.bottom_up.resnet.stem.conv1.weight
+    assert torch.equal(streams.optical.stem.conv1.weight, stem[:, :3])
+    assert torch.equal(streams.sar.stem.conv1.weight, stem[:, 3:])
+    for pyramid in (model.backbone.optical, model.backbone.sar):
+        assert torch.equal(pyramid.fpn_lateral4.weight, source.backbone.fpn_lateral4.weight)
+    assert "backbone.bottom_up.stand_ins.sar.value" in report.left_at_init and not report.unused
+
+
+def test_shared_stages_go_to_both_streams_and_the_optical_ones_are_shared(tmp_path):
+    share = {"MODEL.FUSION.SHARE_WEIGHTS": True}
+    cfg, shared = two_streams(**share)
+    path = saved(cfg, shared, tmp_path / "shared.pth")
+    cfg, apart = two_streams()
+    report = load_pretrained(apart, path, **inputs(cfg))
+    image = torch.rand(4, 64, 64) * 100
+    ours, theirs = backbone_features(apart, image), backbone_features(shared, image)
+    assert all(close(ours[level], theirs[level]) for level in theirs) and not report.left_at_init
+
+    cfg, apart = two_streams()
+    path = saved(cfg, apart, tmp_path / "apart.pth")
+    cfg, shared = two_streams(**share)
+    report = load_pretrained(shared, path, **inputs(cfg))
+    own, theirs = shared.backbone.bottom_up, apart.backbone.bottom_up
+    assert torch.equal(own.optical.res3[0].conv2.weight, theirs.optical.res3[0].conv2.weight)
+    assert torch.equal(own.sar.stem.conv1.weight, theirs.sar.stem.conv1.weight)
+    assert report.unused and all(name.startswith("backbone.bottom_up.sar.res") for name in report.unused)
+
+
+def test_stand_ins_of_other_bands_start_afresh(tmp_path):
+    learned = {"MODEL.FUSION.MODALITY_DROPOUT.sar": 0.1, "MODEL.FUSION.OPTICAL_CHANNELS": 3}
+    cfg = config(channels=4, depth=18, **learned)
+    cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH"]
+    source = build_model(cfg)
+    source.backbone.bottom_up.stand_in.value.data.fill_(3.0)
+    path = saved(cfg, source, tmp_path / "model_final.pth")
+    for channels, value in ((4, 3.0), (5, 0.0)):
+        cfg = config(channels=channels, depth=18, **learned)
+        model = build_model(cfg)
+        report = load_pretrained(model, path, **inputs(cfg, bands=("HH", "HV")[: channels - 3]))
+        assert model.backbone.bottom_up.stand_in.value.tolist() == [value] * channels
+        assert report.reinitialised == (["backbone.bottom_up.stand_in.value"] if channels == 5 else [])
+
+
 # ---- Bad input -----------------------------------------------------------------------------------------------
 
 
@@ -458,6 +607,23 @@ def test_stride_of_the_other_convention_is_refused(tmp_path):
 
 def test_another_depth_is_refused(torchvision_r18):
     refused(config(depth=34, stride_in_1x1=False), torchvision_r18[1], "MODEL.RESNETS.DEPTH")
+
+
+def test_a_stream_of_another_depth_than_the_file_is_named(tmp_path):
+    _, source = detectron2_source()
+    path = save_detectron2_pickle(tmp_path / "model_final.pkl", source.state_dict())
+    cfg, _ = two_streams(**{"MODEL.FUSION.SAR_RESNETS.DEPTH": 101, "MODEL.RESNETS.STRIDE_IN_1X1": True})
+    message = refused(cfg, path, r"not the model's backbone.bottom_up.sar: it lacks res4.10.conv1")
+    assert "MODEL.FUSION.SAR_RESNETS.DEPTH" in message
+
+
+def test_two_streams_do_not_fit_one(tmp_path):
+    path = saved(*two_streams(), tmp_path / "model_final.pth")
+    refused(
+        config(norm="BN", stride_in_1x1=False),
+        path,
+        r"holds two streams.*network has one \(backbone.bottom_up.resnet\).*MODEL.BACKBONE.NAME",
+    )
 
 
 def test_another_width_is_refused(tmp_path):
