@@ -181,6 +181,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
     _merge(cfg, lambda: cfg.merge_from_list(list(overrides)), "command line")
     check_names(cfg)
     check_values(cfg)
+    check_fusion(cfg)
     return cfg
 
 
@@ -199,6 +200,7 @@ def config_from_yaml_text(text: str, source: str) -> CN:
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(tree)), source)
     check_names(cfg)
     check_values(cfg)
+    check_fusion(cfg)
     return cfg
 
 
@@ -244,7 +246,7 @@ def check_names(cfg: CN) -> None:
         "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     }.items():
         if _get(cfg, key) not in known:
-            raise unknown_name(key, _get(cfg, key), known)
+            raise unknown_name(key, _get(cfg, key), [name for name in known if name])
 
 
 _ABOVE_ZERO = (
@@ -313,6 +315,41 @@ def check_values(cfg: CN) -> None:
         raise InputError(
             f"MODEL.PIXEL_MEAN {mean}, PIXEL_STD {std}: expected numbers, deviations above 0; or [] to have them "
             "computed from the training data."
+        )
+
+
+_BOTH_STREAMS = ("build_intermediate_fusion_resnet_fpn_backbone", "build_late_fusion_resnet_fpn_backbone")
+_ONE_STREAM, _TWO_PYRAMIDS = (
+    "build_early_fusion_resnet_fpn_backbone",
+    "build_two_pyramids_resnet_fpn_backbone",
+)
+# Keys of MODEL.FUSION that are for two streams; two pyramids are never joined.
+_IDLE_KEYS = {_ONE_STREAM: ("EXCHANGE", "JOIN", "SHARE_WEIGHTS", "SAR_RESNETS"), _TWO_PYRAMIDS: ("JOIN",)}
+
+
+def check_fusion(cfg: CN) -> None:
+    """InputError when a key of MODEL.FUSION would be ignored, or asks for a modality that the network does not see."""
+    fusion, usual, backbone = cfg.MODEL.FUSION, defaults().MODEL.FUSION, cfg.MODEL.BACKBONE.NAME
+    idle = [key for key in _IDLE_KEYS.get(backbone, ()) if fusion[key] != usual[key]]
+    if idle:
+        raise InputError(
+            f"MODEL.FUSION.{idle[0]} is {_shown(fusion[idle[0]])}, but MODEL.BACKBONE.NAME {backbone} has no use for "
+            f"it. Leave it at {_shown(usual[idle[0]])}, or take {' or '.join(_BOTH_STREAMS)}."
+        )
+    if (backbone == _TWO_PYRAMIDS) != (cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.BACKBONE.NAME {backbone}: "
+            f"LateFusionRCNN and {_TWO_PYRAMIDS} go together."
+        )
+    hiding = ["DISABLED"] * bool(fusion.DISABLED) + ["MODALITY_DROPOUT"] * any(
+        fusion.MODALITY_DROPOUT.values()
+    )
+    two_streams = backbone in (*_BOTH_STREAMS, _TWO_PYRAMIDS)
+    if len(cfg.INPUT.MODALITIES) < 2 and (hiding or two_streams):
+        key = f"MODEL.FUSION.{hiding[0]}" if hiding else f"MODEL.BACKBONE.NAME {backbone}"
+        raise InputError(
+            f"{key} needs both modalities, optical and sar, but INPUT.MODALITIES is {list(cfg.INPUT.MODALITIES)}. "
+            + ("Leave it at its default." if hiding else f"Use {_ONE_STREAM} for one modality alone.")
         )
 
 

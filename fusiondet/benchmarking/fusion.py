@@ -26,7 +26,7 @@ from fusiondet.benchmarking.turns import (
     take_turns,
     verdict,
 )
-from fusiondet.config import check_names, check_values
+from fusiondet.config import check_fusion, check_names, check_values
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY, MODALITIES
 
 import numpy as np
@@ -61,14 +61,16 @@ EARLY = {
     "MODEL.ROI_HEIGHT_HEAD.GEOMETRY": [],
     "MODEL.FUSION.SHARE_WEIGHTS": False,
     "MODEL.FUSION.DISABLED": "",
+    "MODEL.FUSION.JOIN": "SumJoin",
+    **{
+        f"MODEL.FUSION.SAR_RESNETS.{k}": 0
+        for k in ("DEPTH", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP")
+    },
     **{f"MODEL.FUSION.EXCHANGE.{stage}": "" for stage in ("res2", "res3", "res4", "res5")},
     **{f"MODEL.FUSION.MODALITY_DROPOUT.{modality}": 0.0 for modality in MODALITIES},
     "INPUT.MODALITIES": list(MODALITIES),
 }
-INTERMEDIATE = {
-    "MODEL.BACKBONE.NAME": "build_intermediate_fusion_resnet_fpn_backbone",
-    "MODEL.FUSION.JOIN": "SumJoin",
-}
+INTERMEDIATE = {"MODEL.BACKBONE.NAME": "build_intermediate_fusion_resnet_fpn_backbone"}
 TWO_STREAMS = {"step": 1.6, "backbone": 2.1}
 # Attention at res4 and res5 of R-50, of width 256, was found to take 0.7 of the time of one stream, which is about 0.6
 # of a step.
@@ -206,6 +208,7 @@ def row_config(cfg: CfgNode, row: Row, s: Settings) -> CfgNode:
     cfg.merge_from_list([word for item in {**EARLY, **row.overrides}.items() for word in item])
     check_names(cfg)
     check_values(cfg)
+    check_fusion(cfg)
     return cfg
 
 

@@ -54,9 +54,6 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts or [])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    _setup_logger(cfg)
-    if cfg.MODEL.DEVICE == "cpu":
-        logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
     if cfg.MODEL.FUSION.DISABLED and not args.eval_only:
         others = [m for m in cfg.INPUT.MODALITIES if m != cfg.MODEL.FUSION.DISABLED]
         raise InputError(
@@ -65,6 +62,9 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         )
     if args.eval_only and not cfg.DATASETS.TEST:
         raise InputError("--eval-only needs DATASETS.TEST.")
+    _setup_logger(cfg)
+    if cfg.MODEL.DEVICE == "cpu":
+        logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
     if cfg.SEED < 0 and args.num_machines > 1:
         cfg.SEED = 0  # every machine completes the config for itself, and all have to shuffle alike
     weights = _weights_to_continue(cfg, args)
@@ -93,9 +93,8 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
     _setup(cfg, args)
     if args.eval_only:
         model = FusionTrainer.build_model(cfg)
-        FusionCheckpointer(model).load(
-            cfg.MODEL.WEIGHTS, checkpointables=[]
-        )  # strict, never adapted to other bands
+        # Strict, never adapted to other bands.
+        FusionCheckpointer(model, config_yaml=cfg.dump()).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         return _verified(cfg, FusionTrainer.test(cfg, model))
     trainer = FusionTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
