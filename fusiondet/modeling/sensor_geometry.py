@@ -203,6 +203,9 @@ class _ProfileReader(nn.Module):
             nn.Conv2d(dim, dim, **along), nn.ReLU(), nn.Conv2d(dim, dim, **along), nn.ReLU()
         )
         self.vote = nn.Conv1d(dim, 1, 3, padding=1)
+        # Nobody has an opinion yet, so that the untrained head predicts its prior.
+        nn.init.normal_(self.vote.weight, std=0.01)
+        nn.init.zeros_(self.vote.bias)
 
     def forward(self, profile: Tensor, hit: Tensor) -> Tensor:
         weight = hit[:, None, :, None].to(profile.dtype)

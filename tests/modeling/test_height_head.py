@@ -9,6 +9,7 @@ from fusiondet.modeling.height_head import (
     context_boxes,
     resample_masks,
 )
+from fusiondet.modeling.sensor_geometry import FACTS, GeometryBranch
 
 import pytest
 import torch
@@ -95,6 +96,10 @@ def test_a_mask_seen_from_a_wider_frame_covers_its_box_only():
 
 @pytest.fixture
 def small_head():
+    return make_head()
+
+
+def make_head(geometry=None):
     def pool(resolution):
         return lambda features, boxes: (
             features[0].mean() + torch.zeros(sum(map(len, boxes)), 8, resolution, resolution)
@@ -102,6 +107,7 @@ def small_head():
 
     torch.manual_seed(0)
     return ContextHeightHead(
+        geometry=geometry,
         in_features=["p2"], pooler=pool(6), context_pooler=pool(8), in_channels=8, resolution=6, context_resolution=8,
         context_m=40.0, conv_dim=16, num_conv=2, fc_dim=16, num_fc=1, norm="", prior_median_m=6.0, prior_log_scale=0.5,
     )  # fmt: skip
@@ -144,3 +150,32 @@ def test_the_head_learns_heights_that_the_features_tell(small_head):
             small_head.losses(predicted, truth_m)["loss_height"].backward()
             optimizer.step()
     torch.testing.assert_close(predicted.heights_m()[1], truth_m, rtol=0.1, atol=0)
+
+
+def test_a_head_that_is_told_nothing_has_the_tensors_it_always_had(small_head):
+    parts = {name.split(".")[0] for name in small_head.state_dict()}
+    assert parts == {"interval_width", "convs", "context_convs", "fcs", "predictor"}
+
+
+def test_a_head_with_geometry_starts_at_the_prior_and_hides_facts_in_training_alone():
+    head = make_head(GeometryBranch(["gsd", "sun_azimuth", "sun_elevation"], 8, 4, dropout=0.9))
+    boxes = [Boxes(torch.tensor([[1.0, 1.0, 9.0, 9.0], [3.0, 3.0, 15.0, 9.0]]))]
+    sensor = torch.tensor([[0.5, 150.0, 40.0] + [math.nan] * 4]).expand(2, -1)
+
+    def medians_m():
+        return head(features(), boxes, None, sensor).heights_m()[1]
+
+    torch.testing.assert_close(medians_m(), torch.full((2,), 6.0), rtol=0.15, atol=0)
+    assert not torch.equal(medians_m(), medians_m()), "another draw"
+    head.eval()
+    assert torch.equal(medians_m(), medians_m())
+
+
+def test_geometry_of_nobody_gives_zero_loss_and_finite_gradients_everywhere():
+    head = make_head(GeometryBranch(list(FACTS), 8, 4, dropout=0.5))
+    predicted = head(features(), [Boxes(torch.zeros(0, 4))], torch.zeros(0, 1, 4, 4), torch.zeros(0, 7))
+    loss = head.losses(predicted, torch.zeros(0))["loss_height"]
+    loss.backward()
+    assert loss.item() == 0
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
