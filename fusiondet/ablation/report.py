@@ -186,29 +186,32 @@ def _grid(header: list[str], lines: list[list[str]]) -> str:
 
 # ---- Picture ---------------------------------------------------------------------------------------------
 
-_PANEL_IN, _LINE_IN, _LABEL_IN = 1.75, 0.24, 2.6
+_PANEL_IN, _GAP_IN, _LINE_IN, _LABEL_IN = 1.75, 0.14, 0.24, 2.6
+_HEAD_IN, _TOP_IN = 0.8, 0.5  # above all panels; above each row of them, for its titles
 
 
 def figure(results: dict) -> Figure:
     """Rows downwards, a panel per metric and column: the score, and around it the interval of the difference.
 
-    A bar crosses the reference's vertical line exactly when the interval of the difference holds 0.
-    With several seeds each is a faint dot.
+    A bar crosses the reference's vertical line exactly when the interval of the difference holds 0. With several seeds
+    each is a faint dot.
     """
     metrics, columns = results["metrics"], results["columns"]
     panel_h = _LINE_IN * len(results["rows"]) + 0.1
-    height = 1.05 + len(metrics) * (panel_h + 0.62)
-    made = new_figure(_LABEL_IN + len(columns) * (_PANEL_IN + 0.12) + 0.15, height)
+    block = _TOP_IN + panel_h + 0.3
+    height = _HEAD_IN + len(metrics) * block + 0.1
+    width = max(_LABEL_IN + len(columns) * (_PANEL_IN + _GAP_IN) + 0.1, 7.0)
+    made = new_figure(width, height)
     for i, metric in enumerate(metrics):
-        y = height - 0.75 - panel_h - i * (panel_h + 0.62)
-        axes = []
-        for k, column in enumerate(columns):
-            ax = axes_in(made, _LABEL_IN + k * (_PANEL_IN + 0.12), y, _PANEL_IN, panel_h)
+        top = height - _HEAD_IN - i * block
+        made.text(
+            0.15 / width, (top - 0.12) / height, title(metric), fontsize=10, color=INK, fontweight="bold"
+        )
+        places = [_LABEL_IN + k * (_PANEL_IN + _GAP_IN) for k in range(len(columns))]
+        axes = [axes_in(made, x, top - _TOP_IN - panel_h, _PANEL_IN, panel_h) for x in places]
+        for k, (ax, column) in enumerate(zip(axes, columns)):
             _panel(ax, results, metric, column, labels=k == 0)
-            axes.append(ax)
-        _share_range(axes)
-        axes[0].set_title(title(metric), loc="right", x=-0.06, fontsize=9.5, color=INK, fontweight="bold")
-    _write_caption(made, results, height)
+    made.text(0.15 / width, 1 - 0.12 / height, _caption(results), fontsize=8.5, color=FAINT, va="top")
     return made
 
 
@@ -224,12 +227,13 @@ def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> N
                 0.5, y, NOTHING, transform=ax.get_yaxis_transform(), ha="center", va="center", color=FAINT
             )
             continue
-        _mark(ax, y, line, reference, [s.get(metric) for s in _seed_scores(results, name, column)])
+        _mark(ax, y, line, [s.get(metric) for s in _seed_scores(results, name, column)])
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_yticks(
         range(len(names)), [results["rows"][n]["label"] for n in names] if labels else [], fontsize=8
     )
     ax.tick_params(labelsize=7.5, length=2, colors=INK)
+    ax.locator_params(axis="x", nbins=4)
     ax.tick_params(axis="y", length=0)
     ax.set_title(column, fontsize=8, color=INK)
     ax.grid(axis="x", color="#eeeeee", linewidth=0.6)
@@ -238,13 +242,14 @@ def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> N
         ax.spines[side].set_visible(False)
 
 
-def _mark(ax: Axes, y: int, line: dict, reference: dict | None, seeds: list) -> None:
+def _mark(ax: Axes, y: int, line: dict, seeds: list) -> None:
     colour = "#555555"
     if line["low"] is not None:
         better = (line["difference"] < 0) == line["metric"].endswith("_m")
         excludes_zero = line["low"] > 0 or line["high"] < 0
         colour = ("#1b7f4b" if better else "#b5402a") if excludes_zero else "#555555"
-        ends = [reference["mean"] + line["low"], reference["mean"] + line["high"]]
+        reference = line["mean"] - line["difference"]
+        ends = [reference + line["low"], reference + line["high"]]
         ax.plot(ends, [y, y], color=colour, linewidth=1.8, solid_capstyle="butt", zorder=2)
     if len(seeds) > 1:
         ax.plot(seeds, [y] * len(seeds), ".", color=colour, alpha=0.45, markersize=4, zorder=2)
@@ -256,21 +261,11 @@ def _seed_scores(results: dict, row: str, column: str) -> list[dict]:
     return [seed["scores"][column] for seed in per_seed if column in seed["scores"]]
 
 
-def _share_range(axes: list[Axes]) -> None:
-    used = [ax for ax in axes if ax.lines]
-    if not used:
-        return
-    low, high = min(ax.get_xlim()[0] for ax in used), max(ax.get_xlim()[1] for ax in used)
-    for ax in axes:
-        ax.set_xlim(low, high)
-
-
-def _write_caption(made: Figure, results: dict, height: float) -> None:
-    reference = results["rows"][results["compare_to"]]["label"]
-    seeds = len(results["seeds"])
-    text = (
-        f"Line: {reference}. Bar: 95 % interval of the difference to it, paired bootstrap over tiles, "
-        f"{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}; green better, red worse, grey: holds 0. "
-        f"{results['steps']} steps each."
+def _caption(results: dict) -> str:
+    reference, seeds = results["rows"][results["compare_to"]]["label"], len(results["seeds"])
+    return (
+        f"{results['steps']} steps each, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}. "
+        f"Vertical line: {reference}.\n"
+        "Bar: 95 % interval of the difference to it, paired bootstrap over tiles.\n"
+        "Green: better. Red: worse. Grey: the interval holds 0."
     )
-    made.text(0.15 / made.get_size_inches()[0], 1 - 0.3 / height, text, fontsize=8, color=FAINT, va="center")

@@ -37,8 +37,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-_ABSENT = "(default)"
-
 
 @dataclass(frozen=True)
 class Scoring:
@@ -188,16 +186,16 @@ def changes(run: Run) -> list[str]:
     path = run.folder / "depends_on.json"
     if not path.is_file():
         return []
-    before = read_json(path)
+    usual = _flat(defaults())
+    before, now = ({**usual, **facts} for facts in (read_json(path), run.depends_on))
     return [
-        f"{key}: {_said(before, key)} -> {_said(run.depends_on, key)}"
-        for key in sorted(before.keys() | run.depends_on.keys())
-        if _said(before, key) != _said(run.depends_on, key)
+        f"{key}: {_said(before.get(key))} -> {_said(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if _said(before.get(key)) != _said(now.get(key))
     ]
 
 
-def _said(values: dict, key: str):
-    value = values.get(key, _ABSENT)
+def _said(value):
     if isinstance(value, dict):  # data sets with their hashes
         return ", ".join(f"{name} ({digest[:8]})" for name, digest in value.items())
     # As JSON gives it back.
@@ -221,10 +219,7 @@ def work(run: Run) -> Iterator[str]:
 def _train(run: Run) -> None:
     if not (run.folder / "depends_on.json").is_file():
         write_json(run.depends_on, run.folder / "depends_on.json", indent=1)
-    config_file = run.folder / "row.yaml"
-    with atomic_path(config_file) as temporary:
-        temporary.write_text(run.config_yaml, encoding="utf-8")
-    args = launch.parse_arguments(["--config-file", str(config_file), "--resume"])
+    args = launch.parse_arguments(["--config-file", str(_config_file(run)), "--resume"])
     cfg = launch.prepare(args)
     launch.work(cfg, args)
     facts = _keep_chosen_weights(run.folder, cfg)
@@ -232,6 +227,14 @@ def _train(run: Run) -> None:
     # Checkpoints with the optimizer's state are three times the size, and nothing goes on from here.
     for path in run.folder.glob("model_*.pth"):
         path.unlink()
+
+
+def _config_file(run: Run) -> Path:
+    """row.yaml, written as it is today: the directory may have moved since the training."""
+    path = run.folder / "row.yaml"
+    with atomic_path(path) as temporary:
+        temporary.write_text(run.config_yaml, encoding="utf-8")
+    return path
 
 
 def _keep_chosen_weights(folder: Path, cfg: CfgNode) -> dict:
@@ -269,7 +272,7 @@ def _score(run: Run, scoring: Scoring) -> None:
 def load_trained(run: Run, overrides: Sequence = ()) -> tuple[CfgNode, torch.nn.Module]:
     """Complete config and network of a finished training, in eval mode."""
     weights = run.folder / "model.pth"
-    cfg = load_config(run.folder / "row.yaml", list(overrides))
+    cfg = load_config(_config_file(run), list(overrides))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     complete_config(cfg, stored_config(weights))

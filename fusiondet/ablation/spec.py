@@ -139,15 +139,23 @@ class Spec:
                 if condition.holds_for(row):
                     yield from ((row, column) for column in condition.columns)
 
-    def config(self, row: Row, seed: int) -> CfgNode:
-        """The config that `row` is trained with; data sets by their names.
+    def config(self, row: Row, seed: int, condition: Condition | None = None) -> CfgNode:
+        """The config that `row` is trained with, or with `condition` evaluated with; data sets by their names.
 
         Raises:
             InputError: it does not load; the message names this file and the row, or the command line.
         """
         common = ["DATASETS.TRAIN", list(self.train), "DATASETS.TEST", list(self.val)]
-        words = [*common, "SOLVER.MAX_ITER", self.steps, *row.overrides]
-        where = f"{self.path}: row {row.name!r}"
+        words = [
+            *common,
+            "SOLVER.MAX_ITER",
+            self.steps,
+            *row.overrides,
+            *(condition.overrides if condition else ()),
+        ]
+        where = f"{self.path}: row {row.name!r}" + (
+            f" under condition {condition.name!r}" if condition else ""
+        )
         if not row.config.is_file():
             raise InputError(f"{where}: no such config file: {row.config}.")
         try:
@@ -174,6 +182,10 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
     path = Path(path)
     tree = _Tree(safe_yaml(_text(path), str(path)), str(path))
     tree.only("data base train val steps seeds rows conditions compare_to metrics claims cost_rounds".split())
+    if len(overrides) % 2:
+        raise InputError(
+            f"config overrides come as KEY VALUE pairs, found {len(overrides)}: {' '.join(overrides)}"
+        )
     _refuse_common(overrides[::2], "command line", steps_too=False)
     spec = Spec(
         path=path,
@@ -195,6 +207,11 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
     for name, row in spec.rows.items():
         rows[name] = replace(row, modalities=tuple(spec.config(row, spec.seeds[0]).INPUT.MODALITIES))
     spec = replace(spec, rows=rows)
+    for condition in spec.conditions.values():
+        for row in [row for row in spec.rows.values() if condition.overrides and condition.holds_for(row)][
+            :1
+        ]:
+            spec.config(row, spec.seeds[0], condition)
     _check_claims(spec)
     return spec
 

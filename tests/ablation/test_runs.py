@@ -1,0 +1,346 @@
+"""An ablation from end to end: what is finished stays, what was killed goes on, what changed is refused."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import fusiondet.ablation
+from fusiondet.ablation import read_spec, run_ablation, runs
+from fusiondet.errors import InputError
+from fusiondet.evaluation.instances import evaluate_instances
+from fusiondet.evaluation.resampling import TileScores, summarize
+from fusiondet.files import read_json, write_json
+from tests.ablation.conftest import CONDITIONS, ROWS
+from tests.tiny_city import ROOT
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def finished(write_spec, place):
+    """(specification, directory) of an ablation that was run without interruption."""
+    spec = read_spec(write_spec(name="whole.yaml"))
+    run_ablation(spec, place / "whole")
+    return spec, place / "whole"
+
+
+def times(out: Path) -> dict:
+    """Modification time of everything under `out` that a finished run is made of."""
+    return {p: p.stat().st_mtime_ns for p in out.glob("runs/**/*") if p.is_file()}
+
+
+def scores(out: Path) -> dict:
+    """results.json without what differs from run to run: times, hashes of files that hold their own path."""
+    found = read_json(out / "results.json")
+    for row in found["rows"].values():
+        for seed in row["seeds"].values():
+            del seed["training"]["weights"], seed["training"]["finished"]
+    costs = {name: (c["parameters"], c["gflops"]) for name, c in found.pop("costs")["rows"].items()}
+    return {**found, "spec": "", "costs": costs}
+
+
+def test_results_hold_every_cell_that_means_something(finished):
+    spec, out = finished
+    found = read_json(out / "results.json")
+    cells = [(row, column) for row in ("rgb", "early") for column in ("clear", "no_sar")]
+    in_table = {(x["row"], x["column"]) for x in found["table"]}
+    assert in_table == {*cells} - {("rgb", "no_sar")} and found["missing"] == []
+    for row, column in in_table:
+        seed = found["rows"][row]["seeds"]["1"]
+        own = runs.Run(row, 1, out / "runs" / row / "seed1", "", {}, ()).folder / column
+        again = evaluate_instances(Path(spec.conditions[column].dataset), own / "predictions.json", 12)
+        for key in ("segm/AP50", "joint/AP50", "height/mae_m"):
+            assert (
+                seed["scores"][column][key]
+                == pytest.approx(again[key])
+                == pytest.approx(seed["metrics"][column][key])
+            )
+    costs = found["costs"]["rows"]
+    assert costs["early"]["parameters"] - costs["rgb"]["parameters"] == 8 * 7 * 7  # one band more in the stem
+    assert costs["early"]["step_ratio"]["median"] == 1.0 and costs["rgb"]["inference_s"] > 0
+    text = (out / "results.md").read_text()
+    assert text.count("| RGB only |") == 4 and "best segm/AP50 on" in text
+    assert (out / "results.png").stat().st_size > 10_000 and (out / "results.csv").stat().st_size > 500
+
+
+def test_the_best_on_val_is_kept_without_the_state_of_the_optimizer(finished):
+    _, out = finished
+    folder = out / "runs" / "rgb" / "seed1"
+    assert [p.name for p in folder.glob("*.pth")] == ["model.pth"]
+    facts = read_json(folder / "trained.json")
+    assert (facts["chosen"], facts["metric"], facts["iteration"]) == ("model_best.pth", "segm/AP50", 1)
+    assert "optimizer" not in runs.read_checkpoint(folder / "model.pth")
+
+
+def test_a_second_call_does_nothing_again(finished, capsys):
+    spec, out = finished
+    before, table = times(out), (out / "results.md").read_text()
+    run_ablation(spec, out)
+    assert times(out) == before and (out / "results.md").read_text() == table
+    assert "5 of 5 parts were finished before" in capsys.readouterr().out
+
+
+def children(pid: int) -> list[int]:
+    """Processes below `pid`, its own children's children too."""
+    own = [int(c) for f in Path(f"/proc/{pid}/task").glob("*/children") for c in f.read_text().split()]
+    return own + [below for child in own for below in children(child)]
+
+
+def alive(pid: int) -> bool:
+    """Whether process `pid` runs: there, and no zombie that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_killed_after_the_first_row_it_goes_on_and_ends_the_same(finished, write_spec, place):
+    path, out = write_spec(name="killed.yaml"), place / "killed"
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(ROOT / "tools" / "ablate.py"),
+        str(path),
+        "--out",
+        str(out),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "rgb, seed 1: clear" in line:
+                break
+        # In the middle of the second training.
+        while process.poll() is None and not list(out.glob("runs/early/seed1/log.txt")):
+            time.sleep(0.01)
+        below = children(process.pid)
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in below) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert below and not any(alive(pid) for pid in below), "a training outlived the ablation"
+    before = times(out / "runs" / "rgb") or {
+        p: p.stat().st_mtime_ns for p in (out / "runs" / "rgb").rglob("*.json")
+    }
+    assert (
+        not (out / "results.json").exists()
+        and not (out / "runs" / "early" / "seed1" / "trained.json").exists()
+    )
+    run_ablation(read_spec(path), out)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert scores(out) == scores(finished[1])
+
+
+def test_changed_configs_are_refused_and_nothing_is_touched(finished, write_spec):
+    _, out = finished
+    before = times(out)
+    for spec, message in (
+        (
+            read_spec(write_spec(name="more.yaml", steps=3)),
+            r"row rgb was begun with another SOLVER.MAX_ITER: 2 -> 3\.",
+        ),
+        (
+            read_spec(
+                write_spec(
+                    ROWS.replace("early: {}", "early: {overrides: {MODEL.MASK_ON: False}}"), name="m.yaml"
+                )
+            ),
+            r"row early was begun with another MODEL.MASK_ON: True -> False",
+        ),
+        (
+            read_spec(write_spec(name="x.yaml"), ["SOLVER.BASE_LR", "0.1"]),
+            "row rgb.*SOLVER.BASE_LR: 0.0004 -> 0.1",
+        ),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            run_ablation(spec, out)
+        assert "--overwrite" in str(raised.value) and "another --out" in str(raised.value)
+    assert times(out) == before
+
+
+def test_changed_training_data_are_refused(finished, write_spec, place):
+    _, out = finished
+    train = place / "annotations" / "train.json"
+    content = train.read_text()
+    try:
+        train.write_text(content.replace("HH", "VV"))
+        with pytest.raises(
+            InputError, match=r"row rgb was begun with another train: .*train.json \(\w{8}\) -> .*json"
+        ):
+            run_ablation(read_spec(write_spec(name="data.yaml")), out)
+    finally:
+        train.write_text(content)
+
+
+def test_overwrite_trains_the_changed_row_anew_and_a_new_condition_scores_old_weights(
+    finished, write_spec, place
+):
+    out = place / "copy"
+    shutil.copytree(finished[1], out)
+    rows = ROWS.replace("early: {}", "early: {overrides: {SOLVER.BASE_LR: 0.001}}")
+    conditions = CONDITIONS.replace("clear: {", "clear: {regions: [in_the_clear], ")
+    spec = read_spec(write_spec(rows, conditions, name="copy.yaml"))
+    old = read_json(out / "runs" / "early" / "seed1" / "trained.json")
+    assert "early, seed 1: changed, SOLVER.BASE_LR: 0.0004 -> 0.001" in fusiondet.ablation.describe(spec, out)
+    run_ablation(spec, out, overwrite=True)
+    assert read_json(out / "runs" / "early" / "seed1" / "trained.json")["weights"] != old["weights"]
+    same = "runs/rgb/seed1/trained.json"
+    assert (out / same).read_text() == (finished[1] / same).read_text()
+    found = read_json(out / "results.json")["rows"]["rgb"]["seeds"]["1"]["scores"]
+    assert found["clear/in_the_clear"] == found["clear"]  # no tile has a cloud
+
+
+def test_rows_alone_leave_the_others_for_later(write_spec, place, finished):
+    out = place / "part"
+    spec = read_spec(write_spec(name="part.yaml", cost_rounds=0))
+    with pytest.raises(InputError, match="unknown row 'rbg'. Did you mean 'rgb'"):
+        run_ablation(spec, out, rows=["rbg"])
+    run_ablation(spec, out, rows=["rgb"])
+    found = read_json(out / "results.json")
+    assert found["missing"] == ["early, seed 1: training, clear, no_sar"] and found["costs"] is None
+    assert "**Not finished**: early, seed 1" in (out / "results.md").read_text()
+    lines = fusiondet.ablation.describe(spec, out).splitlines()
+    assert lines == [
+        "rgb, seed 1: finished",
+        "early, seed 1: left: training, clear, no_sar",
+        "3 parts left of 5",
+    ]
+
+
+# ---- Directories and data --------------------------------------------------------------------------------
+
+
+def test_a_directory_of_something_else_is_not_written_to(finished, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(InputError, match="was not made by this tool"):
+        run_ablation(finished[0], tmp_path)
+
+
+def test_one_at_a_time_in_a_directory(finished):
+    spec, out = finished
+    with open(out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another ablation is at work there"):
+            run_ablation(spec, out)
+    with pytest.raises(InputError, match="--jobs 0: expected at least 1"):
+        run_ablation(spec, out, jobs=0)
+
+
+@pytest.fixture
+def city(write_spec, place, tmp_path, monkeypatch):
+    """(path of a specification with data of its own, directory, list of the words that data were made by)."""
+    calls = []
+
+    def prepare(words, parser):
+        calls.append(words)
+        folder = Path(words[words.index("--out") + 1])
+        shutil.copytree(place / "annotations", folder / "annotations", dirs_exist_ok=True)
+
+    monkeypatch.setattr(fusiondet.ablation, "prepare", prepare)
+    (tmp_path / "out").mkdir()
+    write_json({"data": {}}, tmp_path / "out" / fusiondet.ablation.MARK)
+    return (
+        partial(write_spec, name="city.yaml", train="[abl_train]", val="[abl_val]"),
+        tmp_path / "out",
+        calls,
+    )
+
+
+def test_data_are_made_once_and_their_names_known(city):
+    write, out, calls = city
+    spec = read_spec(write(data="{abl: [synthetic, --seed, 3]}"))
+    for _ in range(2):
+        fusiondet.ablation.make_data(spec, out)
+    assert calls == [["synthetic", "--seed", "3", "--out", str(out / "datasets" / "abl"), "--overwrite"]]
+    assert runs.dataset_file(spec, out, "abl_train") == str(
+        out / "datasets" / "abl" / "annotations" / "train.json"
+    )
+    with pytest.raises(
+        InputError, match="data set 'abl_tset': abl has no split 'tset'. Its splits: test, train, val"
+    ):
+        runs.dataset_file(spec, out, "abl_tset")
+
+
+def test_data_made_by_another_command_are_refused(city):
+    write, out, calls = city
+    fusiondet.ablation.make_data(read_spec(write(data="{abl: [synthetic, --seed, 3]}")), out)
+    spec = read_spec(write(data="{abl: [synthetic, --seed, 4]}"))
+    with pytest.raises(
+        InputError, match="abl was made by 'synthetic --seed 3', and .*city.yaml says .*--seed 4"
+    ):
+        fusiondet.ablation.make_data(spec, out)
+    fusiondet.ablation.make_data(spec, out, overwrite=True)
+    assert len(calls) == 2
+
+
+def test_a_wrong_command_for_data_names_the_file(write_spec, tmp_path):
+    (tmp_path / fusiondet.ablation.MARK).write_text('{"data": {}}')
+    for words, message in (
+        ("[moon]", "invalid choice: 'moon'"),
+        ("[synthetic, --preset, x]", "unknown preset 'x'"),
+        ("[synthetic, --szie, 3]", "unrecognized arguments: --szie 3"),
+    ):
+        path = write_spec(name="moon.yaml", data=f"{{abl: {words}}}", train="[abl_train]")
+        with pytest.raises(InputError, match=f"moon.yaml: data: abl: .*{message}"):
+            fusiondet.ablation.make_data(read_spec(path), tmp_path)
+
+
+# ---- Processes and files ---------------------------------------------------------------------------------
+
+
+def count(n):
+    """A job: n messages."""
+    for i in range(n):
+        print("working")
+        yield str(i)
+
+
+def fail(error):
+    """A job that raises after its first message."""
+    yield "begun"
+    raise error
+
+
+def die():
+    """A job whose process ends without a word."""
+    yield from ()
+    os._exit(3)
+
+
+def test_jobs_report_and_fail_apart(tmp_path):
+    told = []
+    jobs = {
+        "good": (partial(count, 3), tmp_path / "good"),
+        "bad input": (partial(fail, InputError("no such band")), tmp_path / "bad"),
+        "broken": (partial(fail, ZeroDivisionError("oops")), tmp_path / "broken"),
+        "dead": (die, tmp_path / "dead"),
+        "last": (partial(count, 1), tmp_path / "last"),
+    }
+    failures = {f.name: f for f in runs.in_processes(jobs, 2, lambda *message: told.append(message))}
+    assert [m for name, m in told if name == "good"] == ["0", "1", "2"] and ("last", "0") in told
+    assert failures.keys() == {"bad input", "broken", "dead"}
+    assert failures["bad input"].bad_input and failures["bad input"].message == "no such band"
+    assert "ZeroDivisionError: oops" in failures["broken"].message and not failures["broken"].bad_input
+    assert "status 3" in failures["dead"].message
+    assert (tmp_path / "good" / "console.txt").read_text() == "working\n" * 3
+
+
+def test_tile_scores_survive_their_file():
+    tile = TileScores(
+        *(7, np.array([0.9, 0.25]), np.array([True, False]), np.array([False, False])),
+        *(np.array([False, False]), np.array([False, True]), 3, 2),
+        *(np.array([[np.nan, 8.0, 7.0, 9.5]]), np.array([5, 1, 2])),
+    )
+    content = json.loads(json.dumps({"columns": {"clear": [runs._plain(tile)]}}, allow_nan=False))
+    (again,) = runs.tiles_of(content, "clear")
+    assert summarize([again]) == summarize([tile])
+    np.testing.assert_array_equal(again.heights_m, tile.heights_m)
+    empty = TileScores(1, *[np.zeros(0)] * 5, 0, 0, np.zeros((0, 4)), np.zeros(3, int))
+    assert runs._tile(runs._plain(empty)).heights_m.shape == (0, 4)
