@@ -192,6 +192,7 @@ def test_bands_of_no_weight_have_no_sensitivity_and_the_others_have(city, monkey
 
 def test_sensitivity_follows_the_bands(city, monkeypatch):
     report = analyzed(city, monkeypatch, BrightPixels([0.0, 0.0, 0.0, 1.0]))
+    assert any("its stand-in is the mean" in note for note in report.notes)
     assert report.drop_sensitivity["optical", "other_tile"]["segm/AP50"].value == 0
     assert report.drop_sensitivity["sar", "other_tile"]["segm/AP50"].low > 0
     assert report.facts["n_tiles"] == 5
@@ -278,7 +279,7 @@ def test_a_branch_that_repeats_the_other_owes_it_everything(city, monkeypatch):
         assert [one.value for one in u] == [1, 0, 1] and u[0].low == u[0].high == 1
     # Nothing is found without SAR, so its heights have no score.
     assert report.conditional["u_sar_given_opt"]["height/delta1"].value is None
-    assert (report.facts["n_calibration_tiles"], report.notes) == (3, [])
+    assert report.facts["n_calibration_tiles"] == 3 and report.facts["calibration"].endswith("_train")
 
 
 def test_the_limit_holds_for_both_data_sets(city, monkeypatch):
@@ -376,6 +377,21 @@ def test_a_data_set_without_the_bands_is_refused(city, dual):
     path = write_split(city, "rgb_only", (1, 1), bands=BandSpec(("red", "green", "blue")))
     with pytest.raises(InputError, match="rgb_only.json and the bands .* unknown SAR band .HH"):
         analyze(dual, str(path))
+
+
+def test_a_network_that_knows_no_modalities_is_refused(city):
+    path = checkpoint(
+        city,
+        "plain",
+        "MODEL.META_ARCHITECTURE",
+        "GeneralizedRCNN",
+        "MODEL.HEIGHT_ON",
+        "False",
+        "MODEL.ROI_HEADS.NAME",
+        "StandardROIHeads",
+    )
+    with pytest.raises(InputError, match="GeneralizedRCNN is no FusionRCNN"):
+        analyze(path, str(city / "annotations" / "val.json"))
 
 
 def test_an_unknown_data_set_is_refused_before_anything_is_made(dual, tmp_path):

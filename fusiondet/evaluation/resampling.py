@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusiondet.buildings import Tile
+from fusiondet.cli import progress
 from fusiondet.data.coco import Dataset, coco_document
 from fusiondet.data.imagery import open_raster
 from fusiondet.errors import InputError, unknown_name
@@ -330,7 +331,7 @@ def resampled(
         )
     rng, pools = np.random.default_rng(seed), [_Pool(group) for group in groups]
     rows: list[list[dict]] = [[] for _ in groups]
-    for _ in range(draws):
+    for _ in progress(range(draws), label="drawing tiles", unit="draw"):
         counts = np.bincount(rng.integers(0, len(ids[0]), len(ids[0])), minlength=len(ids[0]))
         for pool, kept in zip(pools, rows, strict=True):
             kept.append(pool.summary(counts))

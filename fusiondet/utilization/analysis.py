@@ -77,7 +77,7 @@ class Utilization:
 
 
 def conditional_utilization(score, score_cut_off):
-    """U = (A - A') / A of P3; NaN where A is 0 or a score is not defined (NaN). Numbers or arrays of draws."""
+    """P3's u = (A - A') / A; NaN where A is 0 or a score is not defined (NaN). Numbers or arrays of draws."""
     score, score_cut_off = np.asarray(score, dtype=float), np.asarray(score_cut_off, dtype=float)
     return (score - score_cut_off) / np.where(score == 0, np.nan, score)
 
@@ -210,11 +210,12 @@ def analyze(
     drawn = dict(zip(groups, resampled([*groups.values()], draws=draws, seed=seed), strict=True))
     facts = {
         "weights": Path(weights).name,
-        "dataset": dataset_name,
+        "dataset": catalog.folder_name(dataset_name),
         "n_tiles": len(dataset.tiles),
         "draws": draws,
     }
     scores = {name: summarize(tiles) for name, tiles in groups.items()}
+    notes += _reading_notes(stored)
     return estimated(scores, drawn, {**facts, "seed": seed, **calibrated}, notes)
 
 
@@ -251,6 +252,10 @@ def _network(weights: Path, dataset_name: str, device: str | None):
     # What was hidden in a run with --eval-only says nothing about the network.
     cfg.MODEL.FUSION.DISABLED = ""
     model = FusionTrainer.build_model(cfg).eval()
+    if not hasattr(model, "channels"):
+        raise InputError(
+            f"{weights}: {cfg.MODEL.META_ARCHITECTURE} is no FusionRCNN, so its bands have no modality."
+        )
     load_model(model, checkpoint["model"], weights)
     return stored, cfg, model
 
@@ -267,6 +272,15 @@ def _on_data(stored, names: list[str]):
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), tuple(names)
     complete_config(cfg, stored)
     return cfg
+
+
+def _reading_notes(stored) -> list[str]:
+    notes = ["δ1 is of the buildings that are found: where few are left, it says little."]
+    if not any(stored.MODEL.FUSION.MODALITY_DROPOUT.values()):
+        notes.append(
+            "trained without MODALITY_DROPOUT, so its stand-in is the mean, and it never had to do with it."
+        )
+    return notes
 
 
 def _first_tiles(dataset: Dataset, limit: int | None) -> Dataset:
@@ -306,4 +320,8 @@ def _calibrated(model: nn.Module, stored, calibration: str | None, limit: int | 
 
     with torch.no_grad():
         means = mean_messages(model, progress(loader, len(records), "calibrating"), backbone)
-    return means, {"calibration": ", ".join(names), "n_calibration_tiles": len(records)}, []
+    return (
+        means,
+        {"calibration": ", ".join(map(catalog.folder_name, names)), "n_calibration_tiles": len(records)},
+        [],
+    )
