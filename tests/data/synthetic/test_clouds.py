@@ -54,6 +54,17 @@ def test_a_shadow_falls_away_from_the_sun_by_height_over_tan_elevation(sun, laye
     assert np.abs(shade - cloud.opacity).mean() < 0.1  # softer, in the same place
 
 
+def test_seen_aslant_a_cloud_hides_what_is_behind_it(layer, sensor):
+    """Seen from the east at 20 degrees, it appears base * tan(20) further west; its shadow stays."""
+    reach_m = layer.base_m * math.tan(math.radians(20))
+    above = cloud_cover(layer, (100, 50, 228, 178), (256, 256), 1, sensor())
+    aslant = cloud_cover(layer, (100 - reach_m, 50, 228 - reach_m, 178), (256, 256), 1, sensor(view=(90, 20)))
+    np.testing.assert_allclose(aslant.opacity, above.opacity, atol=1e-3)
+    same_place = cloud_cover(layer, (100, 50, 228, 178), (256, 256), 1, sensor(view=(90, 20)))
+    assert np.array_equal(same_place.sunlight, above.sunlight)
+    assert np.abs(same_place.opacity - above.opacity).max() > 0.5
+
+
 def test_the_picture_is_white_under_cloud_dim_in_its_shadow_and_untouched_elsewhere(
     layer, scene_of, block, sensor
 ):

@@ -228,23 +228,41 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "rgb_mean", "sar_mean"), [("easy", 101.359, -9.979), ("realistic", 124.860, -12.345)]
+)
+def test_the_presets_are_frozen(name, rgb_mean, sar_mean, easy, realistic):
+    """Options that came later must not touch them; a preset that does change needs a new version."""
+    folder = easy[0] if name == "easy" else realistic
+    for kind, mean in (("rgb", rgb_mean), ("sar", sar_mean)):
+        with rasterio.open(folder / "train" / kind / "train_0000_00.tif") as raster:
+            assert raster.read().mean(dtype=float) == pytest.approx(mean, abs=0.01)
+    assert "cloud" not in (folder / "annotations" / "train.json").read_text()
+    options = read_coco(folder / "annotations" / "train.json").info["options"]
+    assert not {"clouds", "off_nadir_deg", "view_azimuth_deg", "outline"} & options.keys()
+    assert PRESETS[name].version == 1
+
+
 def test_clouds_change_the_optical_picture_alone(easy, tmp_path):
-    write_dataset(dataclasses.replace(SMALL, clouds=0.5), {"train": 5, "val": 2}, tmp_path / "cloudy")
+    write_dataset(dataclasses.replace(SMALL, clouds=0.2), {"train": 5, "val": 2}, tmp_path / "cloudy")
     clear, cloudy = files_of(easy[0]), files_of(tmp_path / "cloudy")
     assert not (easy[0] / "train" / "cloud").exists()
     for kind in ("sar", "ndsm", "building_height"):
         same = [name for name in clear if f"/{kind}/" in name]
         assert same and all(clear[name] == cloudy[name] for name in same)
+    hidden = []
     for split in ("train", "val"):
         a, b = (read_coco(f / "annotations" / f"{split}.json") for f in (easy[0], tmp_path / "cloudy"))
-        assert "clouds" not in a.info["options"] and b.info["options"]["clouds"] == 0.5
+        assert "clouds" not in a.info["options"] and b.info["options"]["clouds"] == 0.2
         for before, after in zip(a.tiles, b.tiles, strict=True):
             assert before.cloud_file_name is None
             assert dataclasses.replace(after, cloud_file_name=None) == before
             with rasterio.open(b.root / after.cloud_file_name) as raster:
                 cloud = raster.read(1)
             assert cloud.dtype == np.uint8 and cloud.shape == (128, 128)
+            hidden.append(cloud.mean() / 255)
             assert cloud.max() == 0 or clear[before.file_name] != cloudy[after.file_name]
+    assert min(hidden) == 0.0 and max(hidden) > 0.5  # a clear tile has a raster, too
 
 
 @pytest.mark.parametrize("outline", ["footprint", "roof"])
