@@ -24,6 +24,7 @@ import detectron2
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
 
@@ -70,7 +71,7 @@ class FusionCheckpointer(DetectionCheckpointer):
             InputError: see `read_checkpoint` and `load_model`; or the state of the optimizer does not fit.
         """
         content = read_checkpoint(path)
-        load_model(self.model, content["model"], path)
+        load_model(self.model, content["model"], path, configs=(content["config_yaml"], self.config_yaml))
         if checkpointables is None and self.trainer is not None:
             try:
                 self.trainer.load_state_dict(content)
@@ -129,11 +130,17 @@ def stored_config(path: str | os.PathLike):
     return config_from_yaml_text(read_checkpoint(path)["config_yaml"], str(path))
 
 
-def load_model(model: nn.Module, state: dict, source: str | os.PathLike) -> None:
+def load_model(
+    model: nn.Module, state: dict, source: str | os.PathLike, *, configs: tuple[str, str] | None = None
+) -> None:
     """Load `state` into `model`, every tensor or none.
 
+    Args:
+        configs: YAML of the config stored in `source` and of the model's, for the message; empty if not known.
+
     Raises:
-        InputError: names that are missing or superfluous, or other shapes; the message names the first few.
+        InputError: names that are missing or superfluous, or other shapes; the message names the first few, and the
+            config keys that shape the network and differ.
     """
     own = model.state_dict()
     # Normalisation constants come from the config, and some versions of Detectron2 store them besides.
@@ -147,12 +154,44 @@ def load_model(model: nn.Module, state: dict, source: str | os.PathLike) -> None
         if names
     ]
     if problems:
+        if configs and all(configs):
+            keys = network_differences(*(config_from_yaml_text(text, str(source)) for text in configs))
+            problems += [f"config keys that differ: {', '.join(keys)}"] if keys else []
         raise InputError(
             f"{source}: does not fit the network of the config; tensors {'; '.join(problems)}. Use the config that it "
             "was trained with (config.yaml beside it)."
         )
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
     logging.getLogger(__name__).info("Loaded all %d tensors of %s", len(own), source)
+
+
+# Keys and sections that decide which tensors a network has. MODEL.FUSION.DISABLED, thresholds, losses do not.
+_SHAPING = """
+    INPUT.MODALITIES INPUT.OPTICAL_BANDS INPUT.SAR_BANDS MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.MASK_ON
+    MODEL.HEIGHT_ON MODEL.RESNETS MODEL.FPN MODEL.FUSION.OPTICAL_CHANNELS MODEL.FUSION.EXCHANGE MODEL.FUSION.JOIN
+    MODEL.FUSION.SHARE_WEIGHTS MODEL.FUSION.SAR_RESNETS MODEL.FUSION.MMTM MODEL.FUSION.CROSS_ATTENTION
+    MODEL.FUSION.MODALITY_DROPOUT MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+    MODEL.PROPOSAL_GENERATOR.NAME MODEL.RPN.HEAD_NAME MODEL.ROI_HEADS.NAME MODEL.ROI_HEADS.NUM_CLASSES
+    MODEL.ROI_HEADS.IN_FEATURES MODEL.ROI_BOX_HEAD MODEL.ROI_MASK_HEAD MODEL.ROI_HEIGHT_HEAD.NAME
+    MODEL.ROI_HEIGHT_HEAD.IN_FEATURES MODEL.ROI_HEIGHT_HEAD.POOLER_RESOLUTION MODEL.ROI_HEIGHT_HEAD.CONTEXT_RESOLUTION
+    MODEL.ROI_HEIGHT_HEAD.NUM_CONV MODEL.ROI_HEIGHT_HEAD.CONV_DIM MODEL.ROI_HEIGHT_HEAD.NUM_FC
+    MODEL.ROI_HEIGHT_HEAD.FC_DIM MODEL.ROI_HEIGHT_HEAD.NORM MODEL.ROI_HEIGHT_HEAD.GEOMETRY
+""".split()
+
+
+def network_differences(stored: CfgNode, now: CfgNode) -> list[str]:
+    """The keys that shape a network and whose values differ, with both; [] if none do."""
+    one, other = dict(_shaping_values(stored)), dict(_shaping_values(now))
+    return [f"{key} (stored {one[key]!r}, now {other[key]!r})" for key in one if one[key] != other[key]]
+
+
+def _shaping_values(node: CfgNode, prefix: str = ""):
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, CfgNode):
+            yield from _shaping_values(value, f"{key}.")
+        elif any(f"{key}.".startswith(f"{section}.") for section in _SHAPING):
+            yield key, list(value) if isinstance(value, tuple) else value
 
 
 def _plain(value):

@@ -17,7 +17,12 @@ from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
-from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
+from fusiondet.engine.checkpoint import (
+    FusionCheckpointer,
+    is_own_checkpoint,
+    network_differences,
+    stored_config,
+)
 from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel
 from fusiondet.errors import InputError
 from fusiondet.evaluators import BuildingEvaluator, table
@@ -606,21 +611,18 @@ def precision(cfg: CfgNode) -> str:
 
 
 def load_weights(model: nn.Module, cfg: CfgNode) -> None:
-    """Load MODEL.WEIGHTS: a checkpoint of ours for the same bands strictly, anything else through `modeling.weights`.
+    """Load MODEL.WEIGHTS: a checkpoint of this very network strictly, anything else through `modeling.weights`.
 
     Raises:
         InputError: they do not fit.
     """
     path = cfg.MODEL.WEIGHTS
-    bands = (*cfg.INPUT.OPTICAL_BANDS, *cfg.INPUT.SAR_BANDS)
     if not path:
         _log.info("MODEL.WEIGHTS is empty: starting from random weights")
         return
-    if is_own_checkpoint(path):
-        theirs = stored_config(path)
-        if (*theirs.INPUT.OPTICAL_BANDS, *theirs.INPUT.SAR_BANDS) == bands:
-            FusionCheckpointer(model).load(path, checkpointables=[])
-            return
+    if is_own_checkpoint(path) and not network_differences(stored_config(path), cfg):
+        FusionCheckpointer(model).load(path, checkpointables=[])
+        return
     load_pretrained(
         model,
         path,

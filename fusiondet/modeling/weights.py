@@ -27,9 +27,9 @@ each band's mean and deviation are taken to be what ImageNet's are: W_c = w_c * 
 
 When no band has a name that the source knows (SAR only, panchromatic), both give the mean filter, rescaled likewise.
 
-**Two streams.** A file with one ResNet serves both, each stem by the names of its bands; so do its pyramid and its heads
-where the network has them per modality. Of a file with two streams each takes its own. Exchanges, joins and stand-ins come
-from files that have the same ones, and start afresh otherwise.
+**Two streams.** A file with one ResNet serves both, each stem by the names of its bands; so do its pyramid and its
+heads where the network has them per modality. Of a file with two streams each takes its own. Exchanges, joins and
+stand-ins come from files that have the same ones, and start afresh otherwise.
 """
 
 import collections

@@ -1,13 +1,16 @@
 import os
 import pickle
+import re
 
 from fusiondet.engine import checkpoint
-from fusiondet.engine.checkpoint import FusionCheckpointer, load_model, read_checkpoint
+from fusiondet.engine.checkpoint import FusionCheckpointer, load_model, network_differences, read_checkpoint
 from fusiondet.errors import InputError
+from tests.modeling.test_weights import config
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
 
@@ -98,6 +101,29 @@ def test_loading_is_strict_and_all_or_nothing(state, message):
     with pytest.raises(InputError, match=message):
         load_model(model, state, "model.pth")
     assert torch.equal(model.weight, before)
+
+
+def test_a_checkpoint_of_another_layout_names_tensors_and_keys(tmp_path):
+    early, two = config(norm="BN"), config(norm="BN")
+    early.MODEL.FUSION.OPTICAL_CHANNELS = two.MODEL.FUSION.OPTICAL_CHANNELS = 3
+    two.MODEL.BACKBONE.NAME = "build_intermediate_fusion_resnet_fpn_backbone"
+    two.MODEL.FUSION.EXCHANGE.res3, two.MODEL.FUSION.JOIN = "MMTM", "ConcatJoin"
+    two.MODEL.FUSION.DISABLED, two.MODEL.RPN.NMS_THRESH, two.SEED = "sar", 0.5, 3  # which shape nothing
+    FusionCheckpointer(build_model(early), str(tmp_path), config_yaml=early.dump()).save("early")
+    with pytest.raises(InputError) as error:
+        FusionCheckpointer(build_model(two), config_yaml=two.dump()).load(str(tmp_path / "early.pth"))
+    message = str(error.value)
+    assert re.search(
+        r"early.pth: does not fit .* missing \(backbone.bottom_up.exchanges.res3.joint.bias, .*, …\); "
+        r"\d+ unknown \(backbone.bottom_up.resnet.res2.0.conv1.norm.bias, ",
+        message,
+    )
+    assert message.partition("config keys that differ: ")[2].partition(". Use")[0] == (
+        "MODEL.BACKBONE.NAME (stored 'build_early_fusion_resnet_fpn_backbone', "
+        "now 'build_intermediate_fusion_resnet_fpn_backbone'), MODEL.FUSION.EXCHANGE.res3 (stored '', now 'MMTM'), "
+        "MODEL.FUSION.JOIN (stored 'SumJoin', now 'ConcatJoin')"
+    )
+    assert network_differences(early, early.clone()) == []
 
 
 class Bomb:

@@ -474,8 +474,25 @@ def test_own_weights_start_a_new_run_strictly(root):
     wider = complete(
         root, "MODEL.WEIGHTS", str(root / "out" / "model_final.pth"), "MODEL.FPN.OUT_CHANNELS", "32", test=""
     )
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(
+        InputError, match=r"backbone.fpn_\w+.weight has shape .* Set the widths in the config"
+    ):
         FusionTrainer(wider).resume_or_load(False)
+
+
+def test_own_weights_of_one_stream_start_two(root):
+    first = train(complete(root, "SOLVER.MAX_ITER", "1", test=""))
+    two = complete(
+        root,
+        *("MODEL.WEIGHTS", str(root / "out" / "model_final.pth")),
+        *("MODEL.BACKBONE.NAME", "build_intermediate_fusion_resnet_fpn_backbone"),
+        test="",
+    )
+    second = FusionTrainer(two)
+    second.resume_or_load(False)
+    theirs, ours = first.model.backbone.bottom_up.resnet, second.model.backbone.bottom_up
+    assert all(torch.equal(a, b) for a, b in zip(ours.optical.res4.parameters(), theirs.res4.parameters()))
+    assert torch.equal(ours.sar.stem.conv1.weight, theirs.stem.conv1.weight[:, 3:])
 
 
 def test_empty_tiles_alone_and_unknown_heights_train(root):
