@@ -183,6 +183,33 @@ def test_every_parameter_of_both_branches_gets_a_gradient(model, make_input, cou
         assert losses[f"{hidden}/loss_height"].item() == losses[f"{hidden}/loss_mask"].item() == 0
 
 
+@pytest.mark.parametrize("op", ["MMTM", "CrossAttention"])
+def test_branches_that_tell_each_other_are_one_network(late_cfg, make_input, op):
+    """The dual network of P3: what SAR shows changes what the optical branch decides, and everything is trained."""
+    late_cfg.MODEL.FUSION.EXCHANGE.res4 = late_cfg.MODEL.FUSION.EXCHANGE.res5 = op
+    model = built(late_cfg)
+    for parameter in model.backbone.bottom_up.exchanges.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    losses, _ = train_losses(model, [make_input(2), make_input(0)])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    x, y = make_input(2), make_input(2)
+    y["image"][3] += 20
+    model.eval()
+    a, b = (model.branch_predictions([z])["optical"][0]["instances"].scores for z in (x, y))
+    assert a.shape != b.shape or not torch.allclose(a, b)
+
+
+def test_branches_without_exchange_are_independent(model, make_input):
+    x, y = make_input(2), make_input(2)
+    y["image"][3] += 20
+    model.eval()
+    a, b = (model.branch_predictions([z]) for z in (x, y))
+    assert_same(a["optical"][0]["instances"], b["optical"][0]["instances"])
+    a, b = a["sar"][0]["instances"].scores, b["sar"][0]["instances"].scores
+    assert a.shape != b.shape or not torch.allclose(a, b)
+
+
 def test_a_branch_is_trained_on_the_buildings_it_has_data_of(model, make_input):
     asked = {}
     for name in MODALITIES:
