@@ -117,19 +117,19 @@ def cloud_cover(
     seen_px = cv2.resize(seen, size_px[::-1], interpolation=cv2.INTER_AREA)
     return CloudCover(
         cv2.resize(layer.opacity(seen), size_px[::-1], interpolation=cv2.INTER_AREA),
-        _brightness((seen_px - layer.threshold) / layer.steepness / gsd_m, sensor),
+        _brightness((seen_px - layer.threshold) / layer.steepness, gsd_m, sensor),
         1 - SHADE * layer.opacity(shading, EDGE_M + blur_m),
     )
 
 
-def _brightness(depth: np.ndarray, sensor: SensorGeometry) -> np.ndarray:
-    """(h, w, 3) reflectance of a cloud whose surface rises by about one per pixel: whiter where it bulges and towards
-    the sun, greyer at its edge.
+def _brightness(depth_m: np.ndarray, gsd_m: float, sensor: SensorGeometry) -> np.ndarray:
+    """(h, w, 3) reflectance of a cloud whose surface rises by about one metre per metre from its edge at 0: whiter where
+    it bulges and on the side of the sun, greyer at the edge.
     """
     azimuth = math.radians(sensor.sun_azimuth_deg)
-    down, right = np.gradient(depth)
+    down, right = np.gradient(depth_m, gsd_m)
     relief = down * math.cos(azimuth) - right * math.sin(azimuth)
-    light = 0.86 + 0.05 * np.clip(depth / 20, -1, 1) + 0.06 * np.tanh(relief)
+    light = 0.86 + 0.05 * np.clip(depth_m / 10, -1, 1) + 0.06 * np.tanh(relief)
     return light[..., None] * CLOUD_RGB.astype(np.float32)
 
 

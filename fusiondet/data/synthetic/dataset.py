@@ -304,42 +304,17 @@ def _random_vector(length: float | tuple[float, float], rng: np.random.Generator
 def _render_tile(
     recipe: Recipe, strip: Strip, i: int, city: City, seen: City, sensor, settings: dict, root: Path
 ) -> Tile:
-    bounds, preset = strip.tiles[i], recipe.preset
-    rng = recipe.rng(_PICTURE, strip.split, strip.index, i)
-    scene = rasterize_scene(city, bounds, recipe.gsd_m, _overhead(sensor))
-    view = scene if seen is city else rasterize_scene(seen, bounds, recipe.gsd_m, sensor, walls=False)
-    size = (recipe.size_px, recipe.size_px)
-    layer = settings["clouds"]
-    clouds = None if layer is None else cloud_cover(layer, bounds, size, scene.oversample, sensor)
-    rgb = render_optical(
-        view, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], recipe.shadow, clouds
+    bounds = strip.tiles[i]
+    rasters = _pictures(
+        recipe, bounds, city, seen, sensor, settings, recipe.rng(_PICTURE, strip.split, strip.index, i)
     )
-    sar_db = render_sar(
-        scene,
-        sensor,
-        rng,
-        preset.sar_looks,
-        preset.sar_resolution_m,
-        settings["noise_floor_db"],
-        settings["shift_px"],
-        shadow=recipe.shadow,
-        layover=recipe.layover,
-        double_bounce=recipe.double_bounce,
-    )
-    n = scene.oversample
-    ndsm = cv2.resize(scene.height_m[scene.core], rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
-    local = Affine(scene.gsd_m * n, 0, bounds[0], 0, -scene.gsd_m * n, bounds[3])
+    local = Affine(recipe.gsd_m, 0, bounds[0], 0, -recipe.gsd_m, bounds[3])
     near = city.near(bounds) if recipe.outline == "footprint" else _roofs(seen, bounds, sensor)
-    heights = building_heights(near, local, rgb.shape[:2])
+    rasters["building_height"] = building_heights(near, local, (recipe.size_px, recipe.size_px))
     x0, y0 = city.origin_map
     transform = Affine(local.a, 0, x0 + local.c, 0, local.e, y0 + local.f)
-    name = f"{strip.split}_{strip.index:04d}_{i:02d}.tif"
-    files = {}
-    rasters = {"rgb": rgb, "sar": sar_db, "ndsm": ndsm, "building_height": heights}
-    if clouds is not None:
-        rasters["cloud"] = np.round(255 * clouds.opacity).astype(np.uint8)
+    files = {kind: f"{strip.split}/{kind}/{strip.split}_{strip.index:04d}_{i:02d}.tif" for kind in rasters}
     for kind, raster in rasters.items():
-        files[kind] = f"{strip.split}/{kind}/{name}"
         _write_raster(root / files[kind], raster, city.crs, transform)
     labels = _labels(near, local, recipe)
     if strip.split == "train":
@@ -360,6 +335,36 @@ def _render_tile(
         sensor=sensor,
         buildings=labels,
     )
+
+
+def _pictures(
+    recipe: Recipe, bounds, city: City, seen: City, sensor, settings: dict, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """What the sensors see of a tile, and the heights and clouds that they see: kind -> raster."""
+    preset, size = recipe.preset, (recipe.size_px, recipe.size_px)
+    scene = rasterize_scene(city, bounds, recipe.gsd_m, _overhead(sensor))
+    view = scene if seen is city else rasterize_scene(seen, bounds, recipe.gsd_m, sensor, walls=False)
+    layer = settings["clouds"]
+    clouds = None if layer is None else cloud_cover(layer, bounds, size, scene.oversample, sensor)
+    # The optical picture draws as many numbers whatever the view and the clouds: the speckle stays the same.
+    rgb = render_optical(
+        view, sensor, rng, preset.psf_fwhm_m, settings["haze"], settings["noise"], recipe.shadow, clouds
+    )
+    sar_db = render_sar(
+        scene,
+        sensor,
+        rng,
+        preset.sar_looks,
+        preset.sar_resolution_m,
+        settings["noise_floor_db"],
+        settings["shift_px"],
+        shadow=recipe.shadow,
+        layover=recipe.layover,
+        double_bounce=recipe.double_bounce,
+    )
+    ndsm = cv2.resize(scene.height_m[scene.core], size[::-1], interpolation=cv2.INTER_AREA)
+    cloud = {} if clouds is None else {"cloud": np.round(255 * clouds.opacity).astype(np.uint8)}
+    return {"rgb": rgb, "sar": sar_db, "ndsm": ndsm, **cloud}
 
 
 def _write_raster(path: Path, raster: np.ndarray, crs: str, transform: Affine) -> None:
