@@ -123,7 +123,7 @@ def cloud_cover(
 
 
 def _brightness(depth_m: np.ndarray, gsd_m: float, sensor: SensorGeometry) -> np.ndarray:
-    """(h, w, 3) reflectance of a cloud whose surface rises by about one metre per metre from its edge at 0: whiter where
+    """(h, w, 3) reflectance of a cloud whose surface rises about as steeply as 1:1 from its edge at 0: whiter where
     it bulges and on the side of the sun, greyer at the edge.
     """
     azimuth = math.radians(sensor.sun_azimuth_deg)
