@@ -3,7 +3,7 @@
 from fusiondet.errors import InputError
 from fusiondet.modeling.height_head import HeightDistribution
 from fusiondet.modeling.roi_heads import set_heights
-from fusiondet.modeling.sensor_geometry import SENSOR_FIELDS
+from fusiondet.modeling.sensor_geometry import SENSOR_FIELDS, columns_of
 
 import torch
 from detectron2.config import configurable
@@ -101,7 +101,8 @@ class FusionRCNN(GeneralizedRCNN):
     def preprocess_image(self, batched_inputs):
         """Detectron2's normalised, padded batch, with `images.sensor` (N, len(SENSOR_FIELDS)) attached.
 
-        Padding is NaN like any pixel without data, and so is a modality that is disabled or, in training, dropped.
+        Padding is NaN like any pixel without data, and so is a modality that is disabled or, in training, dropped. The
+        angles of a modality that has no pixel are NaN too: nothing in the image shows what they would explain.
         """
         channels = len(self.pixel_mean)
         for x in batched_inputs:
@@ -114,6 +115,9 @@ class FusionRCNN(GeneralizedRCNN):
             image[:, height:], image[:, :, width:] = torch.nan, torch.nan
             self._hide(image)
         images.sensor = sensor_rows(batched_inputs, self.device)
+        for name, part in self.channels.items():
+            unseen = torch.isnan(images.tensor[:, part]).flatten(1).all(1)
+            images.sensor[:, columns_of(name)] += torch.where(unseen, torch.nan, 0.0)[:, None]
         return images
 
     def _hide(self, image: torch.Tensor) -> None:
@@ -140,7 +144,7 @@ class FusionRCNN(GeneralizedRCNN):
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
         """As in Detectron2; given boxes learn the facts of their image first."""
         if detected_instances is not None:
-            for instances, row in zip(detected_instances, sensor_rows(batched_inputs, self.device)):
+            for instances, row in zip(detected_instances, self.preprocess_image(batched_inputs).sensor):
                 instances.sensor = row.expand(len(instances), -1)
         return super().inference(batched_inputs, detected_instances, do_postprocess)
 

@@ -59,6 +59,11 @@ FACTS = {
 }
 
 
+def columns_of(modality: str) -> list[int]:
+    """Columns of `sensor` that explain pixels of `modality` alone."""
+    return [fact.column for fact in FACTS.values() if fact.modality == modality]
+
+
 def check_facts(facts: Sequence[str], modalities: Sequence[str]) -> None:
     """InputError when MODEL.ROI_HEIGHT_HEAD.GEOMETRY names what is no fact, or one twice, or one that nothing shows.
 

@@ -164,6 +164,47 @@ def test_sensor_rows_hold_what_is_known():
     assert rows[0, 0] == 0.5 and rows[0, 2] == 45.0 and rows[0, 4].isnan() and rows[1].isnan().all()
 
 
+SENSOR = {
+    "sun_elevation_deg": 45.0,
+    "sun_azimuth_deg": 150.0,
+    "sar_incidence_deg": 35.0,
+    "sar_look_azimuth_deg": 80.0,
+}
+
+
+def test_angles_of_a_modality_without_a_pixel_are_unknown(small_cfg, make_input):
+    inputs = [make_input(1) | {"sensor": SENSOR} for _ in range(2)]
+    inputs[1]["image"][3:] = NAN
+    model = build_model(small_cfg).eval()
+    sar, sun = SENSOR_FIELDS.index("sar_incidence_deg"), SENSOR_FIELDS.index("sun_elevation_deg")
+    sensor = model.preprocess_image(inputs).sensor
+    assert sensor[0, sar] == 35 and sensor[1, sar].isnan() and sensor[:, sun].tolist() == [45, 45]
+    model.disabled = "optical"
+    sensor = model.preprocess_image(inputs[:1]).sensor
+    assert sensor[0, sun].isnan() and sensor[0, sar] == 35 and sensor[0, 0] == 0.5
+
+
+def test_a_network_told_its_geometry_learns_and_predicts_with_and_without_it(small_cfg, make_input):
+    small_cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = [
+        "gsd",
+        "sun_elevation",
+        "sun_azimuth",
+        "incidence",
+        "look_azimuth",
+    ]
+    torch.manual_seed(0)
+    model = build_model(small_cfg)
+    inputs = [make_input(3) | {"sensor": SENSOR}, make_input(2)]
+    sum(losses_of(model, inputs).values()).backward()
+    assert_all_gradients_finite(model)
+    model.eval()
+    told, untold = model.heights_on_truth(inputs[:1]), model.heights_on_truth([make_input(3)])
+    assert not torch.equal(told[0].pred_heights, untold[0].pred_heights)
+    assert torch.isfinite(untold[0].pred_heights).all()
+    with torch.no_grad():
+        assert all(torch.isfinite(x["instances"].pred_heights).all() for x in model(inputs))
+
+
 def test_bfloat16_leaves_boxes_where_they_are(small_cfg):
     from fusiondet.modeling.roi_heads import Float32Pooler
 
