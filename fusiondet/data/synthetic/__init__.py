@@ -146,6 +146,11 @@ def _add_faults(group) -> None:
         action="store_true",
         help="control: label every building with another one's height, so that the pictures tell nothing",
     )
+    group.add_argument(
+        "--shuffle-angles",
+        action="store_true",
+        help="control: record every acquisition with the angles of sun and sensors of another one",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -178,6 +183,7 @@ def main(args: argparse.Namespace) -> None:
         off_nadir_deg=None if args.off_nadir is None else tuple(args.off_nadir),
         view_azimuth_deg=tuple(args.view_azimuth or (0.0, 360.0)),
         outline=args.outline,
+        shuffled_angles=args.shuffle_angles,
     )
     counts = write_dataset(recipe, _splits(args.split), args.out, args.workers, args.overwrite)
     parts = ", ".join(

@@ -38,7 +38,7 @@ BANDS = BandSpec(optical=("red", "green", "blue"), sar=("HH",), sar_scale="db")
 # Which generator draws what; part of every random key, so that no two draws share a stream.
 _GEOMETRY, _LAYOUT, _HEIGHTS, _PICTURE, _LABELS, _CLOUDS, _VIEW, _AROUND = range(8)
 # Options younger than the presets: recorded where used, so that a data set without them keeps its bytes.
-_OPTIONAL = ("clouds", "off_nadir_deg", "view_azimuth_deg", "outline")
+_OPTIONAL = ("clouds", "off_nadir_deg", "view_azimuth_deg", "outline", "shuffled_angles")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Recipe:
         off_nadir_deg, view_azimuth_deg: (low, high) of the optical sensor, degrees, conventions of `SensorGeometry`;
             one draw per acquisition. None: straight above, and nothing about it recorded.
         outline: what labels follow, "footprint" or "roof": the roof where it appears in the optical picture.
+        shuffled_angles: tiles are recorded with the angles of other acquisitions. A control: what a network then still
+            knows about heights, it does not know from the angles.
     """
 
     preset: Preset
@@ -96,6 +98,7 @@ class Recipe:
     off_nadir_deg: tuple[float, float] | None = None
     view_azimuth_deg: tuple[float, float] = (0.0, 360.0)
     outline: str = "footprint"
+    shuffled_angles: bool = False
 
     @property
     def tile_m(self) -> float:
@@ -140,6 +143,9 @@ def write_dataset(
             done[strip.split] += rendered
         if recipe.faults.shuffled_heights:
             _shuffle_heights(done.get("train", []), recipe.rng(_LABELS, "train"))
+        if recipe.shuffled_angles:
+            for split, records in done.items():
+                _shuffle_angles(records, recipe.strip_tiles, recipe.rng(_GEOMETRY, split))
         for split, records in done.items():
             info = _info(recipe, split, records)
             write_coco(Dataset(records, BANDS, info), root / "annotations" / f"{split}.json")
@@ -431,6 +437,15 @@ def _shuffle_heights(tiles: list[Tile], rng: np.random.Generator) -> None:
     heights_m = [b.height_m for b in buildings]
     for building, i in zip(buildings, rng.permutation(len(buildings)), strict=True):
         building.height_m = heights_m[i]
+
+
+def _shuffle_angles(tiles: list[Tile], strip_tiles: int, rng: np.random.Generator) -> None:
+    """No acquisition keeps its own, where there are two."""
+    sensors = [tile.sensor for tile in tiles[::strip_tiles]]
+    order = rng.permutation(len(sensors))
+    given = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    for i, tile in enumerate(tiles):
+        tile.sensor = sensors[given[i // strip_tiles]]
 
 
 def _spoil(labels: list[Building], recipe: Recipe, offset_m, rng: np.random.Generator) -> list[Building]:

@@ -188,6 +188,20 @@ def test_shuffled_heights_are_the_same_heights_on_other_buildings(easy, tmp_path
     assert [b.height_m for b in clean] == [b.height_m for b in control]
 
 
+def test_shuffled_angles_are_those_of_other_acquisitions(tmp_path):
+    recipe = dataclasses.replace(SMALL, strip_tiles=2)
+    for name, shuffled in (("clean", False), ("control", True)):
+        write_dataset(dataclasses.replace(recipe, shuffled_angles=shuffled), {"test": 6}, tmp_path / name)
+    clean, control = files_of(tmp_path / "clean"), files_of(tmp_path / "control")
+    assert all(control[k] == clean[k] for k in clean if k.endswith(".tif"))
+    before, after = (
+        [t.sensor for t in read_coco(tmp_path / name / "annotations" / "test.json").tiles]
+        for name in ("clean", "control")
+    )
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert sorted(map(str, before)) == sorted(map(str, after)) and after[0] == after[1]
+
+
 def test_extra_labels_and_sar_shift(easy, tmp_path):
     faults = Faults(extra_labels=0.5, sar_shift_px=6.0)
     write_dataset(dataclasses.replace(SMALL, faults=faults), {"train": 5}, tmp_path / "bad")
