@@ -66,9 +66,9 @@ def run_ablation(
         plan = runs.plan(spec, out)
         chosen = [run for run in plan if not rows or run.row in rows]
         _refuse_changes(chosen, overwrite)
-        failures = _work(chosen, jobs)
-        failures += _costs(spec, out, plan)
-        path = write_results(spec, out, plan)
+        current = [run for run in plan if not runs.changes(run)]
+        failures = _work(chosen, jobs) + _costs(spec, out, current)
+        path = write_results(spec, out, plan, current)
     if failures:
         lines = "; ".join(f"{f.name}: {f.message.strip().splitlines()[-1]}" for f in failures)
         kind = InputError if all(f.bad_input for f in failures) else RuntimeError
@@ -200,9 +200,9 @@ def _costs(spec: Spec, out: Path, plan: list[Run]) -> list[runs.Failure]:
 # ---- Results ---------------------------------------------------------------------------------------------
 
 
-def write_results(spec: Spec, out: Path, plan: list[Run]) -> Path:
-    """Write results.json, .csv, .md and .png from what is finished of `plan`; returns the path of results.md."""
-    found = collect(spec, out, plan)
+def write_results(spec: Spec, out: Path, plan: list[Run], current: list[Run]) -> Path:
+    """Write results.json, .csv, .md and .png; returns the path of results.md. Arguments as of `collect`."""
+    found = collect(spec, out, plan, current)
     write_json(found, out / "results.json", indent=1)
     for suffix, text in (("csv", report.as_csv(found)), ("md", report.markdown(found))):
         with atomic_path(out / f"results.{suffix}") as temporary:
@@ -211,46 +211,60 @@ def write_results(spec: Spec, out: Path, plan: list[Run]) -> Path:
     return out / "results.md"
 
 
-def collect(spec: Spec, out: Path, plan: list[Run]) -> dict:
-    """The content of results.json: settings, rows with every seed's scores, table, claims, costs, what is missing."""
-    tiles, metrics = {}, {}
-    for run in plan:
+def collect(spec: Spec, out: Path, plan: list[Run], current: list[Run]) -> dict:
+    """The content of results.json: settings, rows with every seed's scores, table, claims, costs, what is missing.
+
+    Args:
+        plan: all runs.
+        current: those whose settings are the ones they were begun with; what others have finished does not count.
+    """
+    scores, metrics = {}, {}
+    for run in current:
         for scoring in run.scorings:
-            content = None if runs.changes(run) else run.scored(scoring)
+            content = run.scored(scoring)
             if content is None:
                 continue
             metrics[run.row, scoring.name, run.seed] = read_json(run.folder / scoring.name / "metrics.json")
             for column in content["columns"]:
-                tiles[run.row, column, run.seed] = runs.tiles_of(content, column)
-    groups = {c: spec.condition_of(c).dataset + c.partition("/")[2] for c in spec.columns}
-    cells = results.make_cells(tiles, groups)
+                scores[run.row, column, run.seed] = content["columns"][column]
+    cells = results.make_cells(scores)
     in_order = {
         (row.name, column): cells[row.name, column]
         for row, column in spec.cells()
         if (row.name, column) in cells
     }
+    cfg = spec.config(spec.rows[spec.compare_to], spec.seeds[0])
     measured = read_json(out / "costs.json") if (out / "costs.json").is_file() and spec.cost_rounds else None
     return {
-        **{"spec": spec.path.name, "steps": spec.steps, "seeds": list(spec.seeds), "draws": results.DRAWS},
+        **{
+            "spec": spec.path.name,
+            "steps": cfg.SOLVER.MAX_ITER,
+            "seeds": list(spec.seeds),
+            "draws": results.DRAWS,
+        },
         **{"train": list(spec.train), "val": list(spec.val), "compare_to": spec.compare_to},
-        "best_metric": spec.config(spec.rows[spec.compare_to], spec.seeds[0]).TEST.BEST_METRIC,
+        "best_metric": cfg.TEST.BEST_METRIC,
         **{
             "metrics": list(spec.metrics),
             "columns": spec.columns,
             "overrides": [str(w) for w in spec.overrides],
         },
         "versions": versions(),
-        "rows": {row.name: _row_facts(row, plan, cells, metrics) for row in spec.rows.values()},
+        "rows": {row.name: _row_facts(row, current, cells, metrics) for row in spec.rows.values()},
         "table": results.table(in_order, spec.metrics, spec.compare_to),
         "claims": results.judge(spec.claims, cells),
         "costs": measured,
-        "missing": [f"{run.name}: {', '.join(run.parts_left())}" for run in plan if run.parts_left()],
+        "missing": [f"{run.name}: {what}" for run in plan if (what := _missing(run, run in current))],
     }
 
 
-def _row_facts(row, plan: list[Run], cells: dict, metrics: dict) -> dict:
+def _missing(run: Run, current: bool) -> str:
+    return ", ".join(run.parts_left()) if current else "was begun with other settings"
+
+
+def _row_facts(row, current: list[Run], cells: dict, metrics: dict) -> dict:
     seeds = {}
-    for run in plan:
+    for run in current:
         if run.row == row.name and run.trained():
             scores = {
                 c: cell.seeds[run.seed]

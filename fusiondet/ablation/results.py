@@ -28,20 +28,28 @@ class Cell:
     drawn: Mapping[int, dict]
 
 
-def make_cells(tiles: Mapping[tuple[str, str, int], Sequence[TileScores]], groups: Mapping[str, str]) -> dict:
-    """(row, column) -> Cell.
+def drawn_scores(tiles: Sequence[TileScores]) -> dict:
+    """Scores of `tiles`, and over tiles drawn with replacement, as plain data.
 
-    Args:
-        tiles: scores of every tile by (row, column, seed).
-        groups: column -> name of the tiles it is about; columns with the same name have the same tiles drawn.
+    Which tiles are drawn follows from their number alone, so that two networks that were scored apart are paired.
+
+    Returns:
+        "score": {metric: number or None}, "drawn": {metric: DRAWS numbers, six digits, None where not defined}.
     """
+    (drawn,) = resampled([tiles], draws=DRAWS)
+    plain = {
+        key: [float(f"{v:.6g}") if np.isfinite(v) else None for v in values] for key, values in drawn.items()
+    }
+    return {"score": summarize(tiles), "drawn": plain}
+
+
+def make_cells(found: Mapping[tuple[str, str, int], dict]) -> dict[tuple[str, str], Cell]:
+    """(row, column) -> Cell, from (row, column, seed) -> `drawn_scores`."""
     cells: dict[tuple[str, str], Cell] = {}
-    for group in dict.fromkeys(groups.values()):
-        keys = [key for key in tiles if groups[key[1]] == group]
-        for key, drawn in zip(keys, resampled([tiles[k] for k in keys], draws=DRAWS) if keys else ()):
-            row, column, seed = key
-            cell = cells.setdefault((row, column), Cell({}, {}))
-            cell.seeds[seed], cell.drawn[seed] = summarize(tiles[key]), drawn
+    for (row, column, seed), content in found.items():
+        cell = cells.setdefault((row, column), Cell({}, {}))
+        cell.seeds[seed] = content["score"]
+        cell.drawn[seed] = {key: np.array(values, dtype=float) for key, values in content["drawn"].items()}
     return cells
 
 

@@ -23,6 +23,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.ablation.results import drawn_scores
 from fusiondet.ablation.spec import Condition, Row, Spec, own_dataset
 from fusiondet.config import defaults, load_config
 from fusiondet.data import catalog
@@ -177,8 +178,7 @@ def _flat(cfg: CfgNode, prefix: str = "") -> dict:
 
 def sha256(path: Path) -> str:
     """Of the content of a file, hexadecimal."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def changes(run: Run) -> list[str]:
@@ -264,8 +264,8 @@ def _score(run: Run, scoring: Scoring) -> None:
         for path in written.iterdir():
             path.rename(folder / path.name)
         written.rmdir(), written.parent.rmdir()
-        tiles = _tile_scores(scoring, folder / "predictions.json")
-        content = {"depends_on": _with_weights(scoring, run.trained()), "columns": tiles}
+        columns = _columns(scoring, folder / "predictions.json")
+        content = {"depends_on": _with_weights(scoring, run.trained()), "columns": columns}
         write_json(content, folder / "scores.json")
 
 
@@ -281,15 +281,16 @@ def load_trained(run: Run, overrides: Sequence = ()) -> tuple[CfgNode, torch.nn.
     return cfg, model.eval()
 
 
-def _tile_scores(scoring: Scoring, predictions: Path) -> dict[str, list[dict]]:
-    """Column -> scores of every tile, as plain data."""
+def _columns(scoring: Scoring, predictions: Path) -> dict[str, dict]:
+    """Column -> its scores, over drawn tiles too, and the counts of every tile that they follow from."""
     dataset = catalog.load_split(scoring.dataset)
     regions = {scoring.name: None}
     regions |= {f"{scoring.name}/{name}": REGIONS[name](dataset.root) for name in scoring.regions}
-    return {
-        column: [_plain(tile) for tile in tile_scores(dataset, predictions, region=region)]
-        for column, region in regions.items()
-    }
+    columns = {}
+    for column, region in regions.items():
+        tiles = tile_scores(dataset, predictions, region=region)
+        columns[column] = {**drawn_scores(tiles), "tiles": [_plain(tile) for tile in tiles]}
+    return columns
 
 
 def _with_weights(scoring: Scoring, trained: dict) -> dict:
@@ -304,20 +305,6 @@ def _plain(tile: TileScores) -> dict:
             value = np.where(np.isfinite(value), value.astype(object), None)
         plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     return plain
-
-
-def tiles_of(content: dict, column: str) -> list[TileScores]:
-    """The scores of `column` in a scores.json."""
-    return [_tile(plain) for plain in content["columns"][column]]
-
-
-def _tile(plain: dict) -> TileScores:
-    flags = ("true", "left_out", "joint_true", "joint_left_out")
-    arrays = {name: np.array(plain[name], dtype=bool) for name in flags}
-    arrays["scores"] = np.array(plain["scores"], dtype=float)
-    arrays["heights_m"] = np.array(plain["heights_m"], dtype=float).reshape(-1, 4)
-    arrays["pixels"] = np.array(plain["pixels"])
-    return TileScores(**{**plain, **arrays})
 
 
 # ---- Processes -------------------------------------------------------------------------------------------
@@ -337,7 +324,8 @@ def in_processes(jobs: dict[str, tuple[Callable, Path]], at_once: int, report: C
 
     Args:
         jobs: name -> (function without arguments that yields messages and can be pickled, folder). What the process
-            prints goes to console.txt in the folder.
+            prints goes to console.txt in the folder. Side by side they share the CPU's threads, and another number of
+            threads can change the last digits.
         report: called as report(name, message) for every message.
 
     Returns:

@@ -15,7 +15,7 @@ import fusiondet.ablation
 from fusiondet.ablation import read_spec, run_ablation, runs
 from fusiondet.errors import InputError
 from fusiondet.evaluation.instances import evaluate_instances
-from fusiondet.evaluation.resampling import TileScores, summarize
+from fusiondet.evaluation.resampling import TileScores
 from fusiondet.files import read_json, write_json
 from tests.ablation.conftest import CONDITIONS, ROWS
 from tests.tiny_city import ROOT
@@ -199,12 +199,15 @@ def test_overwrite_trains_the_changed_row_anew_and_a_new_condition_scores_old_we
 
 def test_rows_alone_leave_the_others_for_later(write_spec, place, finished):
     out = place / "part"
-    spec = read_spec(write_spec(name="part.yaml", cost_rounds=0))
+    shutil.copytree(finished[1], out)
+    shutil.rmtree(out / "runs" / "early")
+    spec = read_spec(write_spec(name="part.yaml"))
     with pytest.raises(InputError, match="unknown row 'rbg'. Did you mean 'rgb'"):
         run_ablation(spec, out, rows=["rbg"])
     run_ablation(spec, out, rows=["rgb"])
     found = read_json(out / "results.json")
-    assert found["missing"] == ["early, seed 1: training, clear, no_sar"] and found["costs"] is None
+    assert found["missing"] == ["early, seed 1: training, clear, no_sar"]
+    assert found["costs"]["rows"].keys() == {"rgb"} and {line["row"] for line in found["table"]} == {"rgb"}
     assert "**Not finished**: early, seed 1" in (out / "results.md").read_text()
     lines = fusiondet.ablation.describe(spec, out).splitlines()
     assert lines == [
@@ -212,6 +215,16 @@ def test_rows_alone_leave_the_others_for_later(write_spec, place, finished):
         "early, seed 1: left: training, clear, no_sar",
         "3 parts left of 5",
     ]
+
+
+def test_what_was_begun_with_other_settings_is_not_in_the_table(finished, write_spec, place):
+    out = place / "other"
+    shutil.copytree(finished[1], out)
+    rows = ROWS.replace("early: {}", "early: {overrides: {SOLVER.BASE_LR: 0.002}}")
+    run_ablation(read_spec(write_spec(rows, name="other.yaml", cost_rounds=0)), out, rows=["rgb"])
+    found = read_json(out / "results.json")
+    assert found["missing"] == ["early, seed 1: was begun with other settings"]
+    assert {line["row"] for line in found["table"]} == {"rgb"} and found["costs"] is None
 
 
 # ---- Directories and data --------------------------------------------------------------------------------
@@ -332,15 +345,17 @@ def test_jobs_report_and_fail_apart(tmp_path):
     assert (tmp_path / "good" / "console.txt").read_text() == "working\n" * 3
 
 
-def test_tile_scores_survive_their_file():
+def test_counts_of_a_tile_go_into_a_file():
     tile = TileScores(
         *(7, np.array([0.9, 0.25]), np.array([True, False]), np.array([False, False])),
         *(np.array([False, False]), np.array([False, True]), 3, 2),
         *(np.array([[np.nan, 8.0, 7.0, 9.5]]), np.array([5, 1, 2])),
     )
-    content = json.loads(json.dumps({"columns": {"clear": [runs._plain(tile)]}}, allow_nan=False))
-    (again,) = runs.tiles_of(content, "clear")
-    assert summarize([again]) == summarize([tile])
-    np.testing.assert_array_equal(again.heights_m, tile.heights_m)
-    empty = TileScores(1, *[np.zeros(0)] * 5, 0, 0, np.zeros((0, 4)), np.zeros(3, int))
-    assert runs._tile(runs._plain(empty)).heights_m.shape == (0, 4)
+    plain = json.loads(json.dumps(runs._plain(tile), allow_nan=False))
+    assert plain["heights_m"] == [[None, 8.0, 7.0, 9.5]] and plain["true"] == [True, False]
+    assert (plain["image_id"], plain["scores"], plain["n_truth"], plain["pixels"]) == (
+        7,
+        [0.9, 0.25],
+        3,
+        [5, 1, 2],
+    )
