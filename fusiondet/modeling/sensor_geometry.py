@@ -94,6 +94,7 @@ class Mark:
     reach: Callable[[Tensor], Tensor]
 
 
+# `lean` is that of a footprint's roof; an outline of the roof itself leaves nothing to see of it.
 MARKS = {
     "sun_shadow": Mark("sun_azimuth", -1, "sun_elevation", torch.reciprocal),
     "layover": Mark("look_azimuth", -1, "incidence", torch.reciprocal),
@@ -101,10 +102,10 @@ MARKS = {
     "lean": Mark("view_azimuth", -1, "off_nadir", torch.clone),
 }
 
-# Candidate heights, metres: equal steps of the log height, behind the wall itself.
+# Candidate heights, metres: the wall itself, then equal steps of the log height.
 HEIGHTS_M = (0.0, *torch.logspace(math.log10(1.5), math.log10(90.0), 31).tolist())
-_LINES = 8
-_MARCH_STEPS = 48
+# Parallel lines across a building, and steps along each in search of its edge.
+_LINES, _MARCH_STEPS = 8, 48
 # Level light would reach to infinity.
 _STEEPEST_DEG = 89.0
 
@@ -257,35 +258,45 @@ def far_edges(masks: Tensor, xyxy: Tensor, direction: Tensor, lines: int) -> tup
     masks = masks.float() / masks.float().flatten(1).amax(1).clamp(min=1e-6)[:, None, None, None]
     centre, size = (xyxy[:, :2] + xyxy[:, 2:]) / 2, (xyxy[:, 2:] - xyxy[:, :2]).clamp(min=1e-3)
     across = torch.stack([-direction[:, 1], direction[:, 0]], dim=1)
-    # Extent of the building across the direction, from the cells of its mask.
-    side = masks.shape[-1]
-    cells = (torch.arange(side, device=masks.device) + 0.5) / side - 0.5
-    offset = (cells[None, None, :] * (size * across)[:, 0, None, None]) + (
-        cells[None, :, None] * (size * across)[:, 1, None, None]
-    )
-    inside = masks[:, 0] > 0.5
+    low, high = _width(masks[:, 0] > 0.5, size * across)
+    steps = (torch.arange(lines, device=masks.device) + 0.5) / lines
+    lateral = (low[:, None] + (high - low)[:, None] * steps)[..., None] * across[:, None]
+    # A little longer than the diagonal of the box: the last step of every line is outside.
+    march = torch.linspace(-1.05, 1.05, _MARCH_STEPS, device=masks.device) * size.norm(dim=1)[:, None] / 2
+    points = lateral[:, :, None] + march[:, None, :, None] * direction[:, None, None]
+    values = F.grid_sample(masks, 2 * points / size[:, None, None], align_corners=False)[:, 0]
+    along, hit = _last_exit(values, march)
+    return centre[:, None] + lateral + along[..., None] * direction[:, None], hit
+
+
+def _width(inside: Tensor, across_px: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) least and greatest offset of the cells `inside` (R, M, M) of a box; 0 without any.
+
+    Args:
+        across_px: (R, 2) width and height of the box, each times the unit vector along which offsets count.
+    """
+    side = inside.shape[-1]
+    cells = (torch.arange(side, device=inside.device) + 0.5) / side - 0.5
+    x, y = (across_px[:, :, None] * cells).unbind(1)
+    offset = x[:, None, :] + y[:, :, None]
     low = offset.masked_fill(~inside, torch.inf).flatten(1).amin(1)
     high = offset.masked_fill(~inside, -torch.inf).flatten(1).amax(1)
     empty = low > high
-    low, high = low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
-    steps = (torch.arange(lines, device=masks.device) + 0.5) / lines
-    lateral = low[:, None] + (high - low)[:, None] * steps
-    # March along each line across the whole box.
-    radius = size.norm(dim=1) / 2 * 1.05
-    t = torch.linspace(-1, 1, _MARCH_STEPS, device=masks.device) * radius[:, None]
-    points = (
-        lateral[:, :, None, None] * across[:, None, None] + t[:, None, :, None] * direction[:, None, None]
-    )
-    values = F.grid_sample(masks, 2 * points / size[:, None, None], align_corners=False)[:, 0]
-    within = values > 0.5
-    last = (within * torch.arange(1, _MARCH_STEPS + 1, device=masks.device)).amax(2)
-    hit = last > 0
-    last = (last - 1).clamp(0, _MARCH_STEPS - 2)[:, :, None]
-    before, behind = values.gather(2, last)[..., 0], values.gather(2, last + 1)[..., 0]
+    return low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
+
+
+def _last_exit(values: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, L) where `values` (R, L, T), seen at places `at` (R, T), fall below one half for the last time.
+
+    Interpolated between the two places; the second result is False where they never were above, and the first then
+    means nothing.
+    """
+    above = values > 0.5
+    last = (above * torch.arange(1, values.shape[2] + 1, device=values.device)).amax(2) - 1
+    index = last.clamp(0, values.shape[2] - 2)[..., None]
+    before, behind = values.gather(2, index)[..., 0], values.gather(2, index + 1)[..., 0]
     part = ((before - 0.5) / (before - behind).clamp(min=1e-6)).clamp(0, 1)
-    along = t.gather(1, last[..., 0]) + part * (t[:, 1] - t[:, 0])[:, None]
-    origins = centre[:, None] + lateral[..., None] * across[:, None] + along[..., None] * direction[:, None]
-    return origins, hit
+    return at.gather(1, index[..., 0]) + part * (at[:, 1] - at[:, 0])[:, None], last >= 0
 
 
 def sample_profiles(
