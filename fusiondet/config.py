@@ -104,6 +104,13 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.FUSION.MODALITY_DROPOUT.optical = 0.0
     # Share of the training images without SAR.
     cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 0.0
+    # Training of two branches that exchange (LateFusionRCNN) trains the one alone for a while whose modality is learned
+    # from more slowly; see fusiondet/engine/balance.py.
+    cfg.MODEL.FUSION.BALANCE = CN()
+    # Steps that it is trained alone for, and at least as many of both after; 0 never does.
+    cfg.MODEL.FUSION.BALANCE.WINDOW = 0
+    # Difference of the conditional learning speeds, in logs, that is left alone.
+    cfg.MODEL.FUSION.BALANCE.TOLERANCE = 0.1
     # "optical" or "sar": treat this modality as missing, as if every pixel were no data. For --eval-only.
     cfg.MODEL.FUSION.DISABLED = ""
 
@@ -258,7 +265,8 @@ _ABOVE_ZERO = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
-    "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE", "MODEL.ROI_HEIGHT_HEAD.NUM_FC",
+    "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE", "MODEL.ROI_HEIGHT_HEAD.NUM_FC", "MODEL.FUSION.BALANCE.WINDOW",
+    "MODEL.FUSION.BALANCE.TOLERANCE",
     "MODEL.FUSION.CROSS_ATTENTION.WINDOW", "MODEL.FUSION.SAR_RESNETS.STEM_OUT_CHANNELS",
     "MODEL.FUSION.SAR_RESNETS.RES2_OUT_CHANNELS", "MODEL.FUSION.SAR_RESNETS.WIDTH_PER_GROUP",
 )  # fmt: skip

@@ -17,6 +17,7 @@ from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
+from fusiondet.engine.balance import BalanceModalities
 from fusiondet.engine.checkpoint import (
     FusionCheckpointer,
     is_own_checkpoint,
@@ -556,6 +557,10 @@ class FusionTrainer(DefaultTrainer):
         """Detectron2's default hooks in their order, with our best checkpoint and our pictures."""
         cfg = self.cfg
         made = [hooks.IterationTimer(), hooks.LRScheduler()]
+        balance = cfg.MODEL.FUSION.BALANCE
+        if balance.WINDOW:
+            settings = {"window": balance.WINDOW, "tolerance": balance.TOLERANCE, "warmup": cfg.SOLVER.WARMUP_ITERS}
+            made.append(BalanceModalities(self.checkpointer.model, self.optimizer, **settings))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             loader = self.build_train_loader(cfg)
             made.append(

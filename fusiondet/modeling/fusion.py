@@ -9,6 +9,7 @@ hold data of that modality; padding holds none.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from fusiondet.errors import InputError, unknown_name
 
@@ -385,6 +386,12 @@ def exchanges(model: nn.Module) -> dict[str, Exchange]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Exchange)}
 
 
+def listen(model: nn.Module, listener: Callable[[str, str, Tensor, Tensor], None] | None) -> None:
+    """Call listener(exchange, modality, message (N, M, ...), valid (N, 1, H, W)) at each message; None: no more."""
+    for name, op in exchanges(model).items():
+        op._listener = None if listener is None else partial(listener, name)
+
+
 @torch.no_grad()
 def mean_messages(
     model: nn.Module, batches: Iterable, forward: Callable | None = None
@@ -404,16 +411,14 @@ def mean_messages(
     """
     ops, training = exchanges(model), model.training
     means = {(name, modality): _Mean() for name in ops for modality in MODALITIES}
-    for name, op in ops.items():
-        op._listener = lambda modality, message, valid, name=name: means[name, modality].add(message, valid)
+    listen(model, lambda name, modality, message, valid: means[name, modality].add(message, valid))
     model.eval()
     try:
         for batch in batches:
             (forward or model)(batch)
     finally:
         model.train(training)
-        for op in ops.values():
-            op._listener = None
+        listen(model, None)
     return {name: {m: means[name, m].result(m) for m in MODALITIES} for name in ops}
 
 

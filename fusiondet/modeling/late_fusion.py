@@ -40,6 +40,7 @@ class LateFusionRCNN(FusionRCNN):
     Attributes:
         fused_interval_width: factor on the width of all height intervals. The heads of both branches keep theirs at 1,
             so that the intervals of one branch, where the other has no data, and of both are calibrated alike.
+        loss_weights: modality -> factor on the losses of its branch.
     """
 
     @configurable
@@ -53,6 +54,7 @@ class LateFusionRCNN(FusionRCNN):
             score_threshold, max_detections: of the merged boxes of an image.
         """
         super().__init__(**kwargs)
+        self.loss_weights = dict.fromkeys(MODALITIES, 1.0)
         self.match_iou, self.score_threshold, self.max_detections = match_iou, score_threshold, max_detections
         if all(getattr(heads, "height_head", None) is not None for heads in self.roi_heads.values()):
             self.register_buffer("fused_interval_width", torch.ones(()))
@@ -113,7 +115,8 @@ class LateFusionRCNN(FusionRCNN):
             with get_event_storage().name_scope(name):
                 proposals, found = self.proposal_generator[name](images, pyramids[name], visible)
                 _, of_heads = self.roi_heads[name](images, pyramids[name], proposals, visible)
-            losses |= {f"{name}/{key}": value for key, value in {**found, **of_heads}.items()}
+            weight = self.loss_weights[name]
+            losses |= {f"{name}/{key}": value * weight for key, value in {**found, **of_heads}.items()}
         return losses
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):

@@ -1,0 +1,146 @@
+"""Balanced multi-modal learning: keep a network of two branches from learning from the easier modality alone.
+
+Wu, Jastrzebski, Cho, Geras: Characterizing and overcoming the greedy nature of learning in multi-modal deep neural
+networks, ICML 2022 (https://arxiv.org/abs/2202.05306); named as future work by the MMTM dual network (P3).
+"""
+
+import logging
+import math
+from contextlib import ExitStack
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.errors import InputError
+from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, listen, valid_mean
+from fusiondet.modeling.late_fusion import LateFusionRCNN
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+# How much of the running mean of a message stays at a step: it follows the last hundred or so.
+_MEMORY = 0.99
+
+
+class BalanceModalities(HookBase):
+    """Trains the branch alone whose modality the network learns from more slowly, for a window of steps at a time.
+
+    In the branch m, let P be the parameters that look at m itself (its ResNet), Q those that take in what the other
+    branch tells (its half of the exchanges), and speed(x) the sum over regular steps of |gradient of x|² / |x|². Then
+        s(other | m) = log(speed(Q) / speed(P)),  d = s(sar | optical) - s(optical | sar):
+    above 0 the network learns faster from SAR. When |d| is above the tolerance, the next `window` steps re-balance: the
+    slower modality's branch hears the running mean of the other's messages, and its losses alone are trained. At least
+    as many regular steps follow, in which d is measured anew.
+
+    Logged: `balance/d_speed`, and `balance/trained`: -1 SAR alone, 0 both, 1 optical alone.
+    """
+
+    def __init__(self, model: LateFusionRCNN, optimizer, *, window: int, tolerance: float, warmup: int = 0):
+        """See MODEL.FUSION.BALANCE; `warmup`: steps that only train.
+
+        Raises:
+            InputError: the network has no exchanges, or no branches.
+        """
+        if not isinstance(model, LateFusionRCNN) or not exchanges(model):
+            raise InputError(
+                "MODEL.FUSION.BALANCE.WINDOW is set, but balancing needs two branches that tell each other: "
+                "MODEL.META_ARCHITECTURE LateFusionRCNN with a MODEL.FUSION.EXCHANGE. Set it to 0 otherwise."
+            )
+        if model.backbone.bottom_up.shares_stages:
+            raise InputError(
+                "MODEL.FUSION.BALANCE.WINDOW is set, but with MODEL.FUSION.SHARE_WEIGHTS no parameters are of one "
+                "modality alone. Set one of them back to its default."
+            )
+        self.model, self.window, self.tolerance, self.warmup = model, window, tolerance, warmup
+        self.speeds = {f"{m}/{part}": 0.0 for m in MODALITIES for part in ("own", "heard")}
+        self.means: dict[str, dict[str, Tensor]] = {name: {} for name in exchanges(model)}
+        self.trained, self.steps_left, self.regular_steps = "", 0, 0
+        self._parameters = {key: _parameters(model, *key.split("/")) for key in self.speeds}
+        self._cut = ExitStack()
+        optimizer.register_step_pre_hook(self._keep_still)
+
+    def before_train(self) -> None:
+        """Begin to hear what the branches tell each other."""
+        listen(self.model, self._hear)
+
+    def after_train(self) -> None:
+        """Leave the model as it was."""
+        listen(self.model, None)
+
+    def before_step(self) -> None:
+        """In a window, cut the branch off and train it alone."""
+        if self.steps_left:
+            (other,) = {*MODALITIES} - {self.trained}
+            self.model.loss_weights[other] = 0.0
+            self._cut.enter_context(cut_off(self.model, self.means, other))
+
+    def after_step(self) -> None:
+        """Measure a regular step, or end one of a window, and decide about the next."""
+        storage = self.trainer.storage
+        storage.put_scalar("balance/trained", {"optical": 1, "sar": -1}.get(self.trained, 0))
+        if self.steps_left:
+            self._cut.close()
+            self.model.loss_weights = dict.fromkeys(MODALITIES, 1.0)
+            self.steps_left -= 1
+            if not self.steps_left:
+                self.trained, self.regular_steps = "", 0
+        elif self.trainer.iter >= self.warmup:
+            self._measure()
+            d_speed = self.d_speed()
+            storage.put_scalar("balance/d_speed", d_speed)
+            self.regular_steps += 1
+            if self.regular_steps >= self.window and abs(d_speed) > self.tolerance:
+                self.trained, self.steps_left = "optical" if d_speed > 0 else "sar", self.window
+
+    def d_speed(self) -> float:
+        """Difference of conditional learning speeds: above 0 the network learns faster from SAR; 0 before any step."""
+        if not all(self.speeds.values()):
+            return 0.0
+        optical, sar = (math.log(self.speeds[f"{m}/heard"] / self.speeds[f"{m}/own"]) for m in MODALITIES)
+        return optical - sar
+
+    def state_dict(self) -> dict:
+        """What a resumed run goes on from. Detectron2 saves after hooks that come first, so between steps."""
+        names = ("speeds", "means", "trained", "steps_left", "regular_steps")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Inverse of `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        for key, parameters in self._parameters.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            speed = float(_square(gradients) / _square(parameters)) if gradients else 0.0
+            # An overflow under loss scaling is a step that was not taken.
+            self.speeds[key] += speed if math.isfinite(speed) else 0.0
+
+    def _hear(self, name: str, modality: str, message: Tensor, valid: Tensor) -> None:
+        if not self.model.training or self.steps_left:
+            return
+        message = message if message.dim() == 2 else valid_mean(message, valid)
+        present = message[valid.amax((1, 2, 3)) > 0].float()
+        if len(present):
+            mean, before = present.mean(0), self.means[name].get(modality)
+            self.means[name][modality] = mean if before is None else before.to(mean).lerp(mean, 1 - _MEMORY)
+
+    def _keep_still(self, optimizer, args, kwargs) -> None:
+        """No momentum or decay moves the branch that is not trained."""
+        if self.steps_left:
+            (other,) = {*MODALITIES} - {self.trained}
+            for name, parameter in self.model.named_parameters():
+                if other in name.split("."):
+                    parameter.grad = None
+
+
+def _parameters(model: LateFusionRCNN, modality: str, part: str) -> list[Tensor]:
+    """Parameters of the branch that look at the modality itself ("own"), or at what the other tells ("heard")."""
+    if part == "own":
+        return list(getattr(model.backbone.bottom_up, modality).parameters())
+    return [p for op in exchanges(model).values() for p in getattr(op, modality).parameters()]
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    return sum(t.float().square().sum() for t in tensors).clamp(min=1e-12)
