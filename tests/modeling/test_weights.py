@@ -443,9 +443,10 @@ def test_several_streams_take_their_own_bands(torchvision_r18):
 STAGES = [f"res{i}" for i in (2, 3, 4, 5)]
 
 
-def two_streams(kind="intermediate_fusion", channels=4, fresh=None, **keys):
+def two_streams(kind="intermediate_fusion", channels=4, **keys):
     """A config of two streams, and its network with weights that no other one has."""
-    keys = {"MODEL.FUSION.EXCHANGE.res3": "MMTM", "MODEL.FUSION.JOIN": "ConcatJoin", **keys}
+    joined = {} if kind == "two_pyramids" else {"MODEL.FUSION.JOIN": "ConcatJoin"}
+    keys = {"MODEL.FUSION.EXCHANGE.res3": "MMTM", **joined, **keys}
     cfg = config(channels=channels, norm="BN", stride_in_1x1=False)
     cfg.MODEL.BACKBONE.NAME = f"build_{kind}_resnet_fpn_backbone"
     cfg.MODEL.FUSION.OPTICAL_CHANNELS = 3
