@@ -64,12 +64,12 @@ def test_the_report_holds_both_utilizations_and_their_difference():
         optical_branch=0.60, optical_branch_cut_off=0.378, sar_branch=0.5, sar_branch_cut_off=0.415
     )
     flat = report.to_dict()
-    assert flat["utilization/u_sar_given_opt/pixel/f1"] == pytest.approx(0.37)
-    assert flat["utilization/u_opt_given_sar/pixel/f1"] == pytest.approx(0.17)
-    assert flat["utilization/d_util/pixel/f1"] == pytest.approx(0.20)
+    assert flat["utilization/u_sar_given_opt/pixel/best_f1"] == pytest.approx(0.37)
+    assert flat["utilization/u_opt_given_sar/pixel/best_f1"] == pytest.approx(0.17)
+    assert flat["utilization/d_util/pixel/best_f1"] == pytest.approx(0.20)
     assert (
-        flat["utilization/d_util/pixel/f1/low"]
-        == flat["utilization/d_util/pixel/f1/high"]
+        flat["utilization/d_util/pixel/best_f1/low"]
+        == flat["utilization/d_util/pixel/best_f1/high"]
         == pytest.approx(0.20)
     )
     assert "u(sar\\|opt) | +0.370 [+0.370, +0.370]" in markdown(report)
@@ -85,7 +85,7 @@ def test_what_is_not_defined_stays_undefined():
 
 def test_drop_sensitivity_is_the_score_lost():
     report = hand_made(as_is=0.8, **{"sar/mean": 0.7, "optical/stand_in": 0.9})
-    lost = {key: one["pixel/f1"].value for key, one in report.drop_sensitivity.items()}
+    lost = {key: one["pixel/best_f1"].value for key, one in report.drop_sensitivity.items()}
     assert lost["sar", "mean"] == pytest.approx(0.1) and lost["optical", "stand_in"] == pytest.approx(-0.1)
 
 
@@ -93,7 +93,7 @@ def test_intervals_pair_the_draws():
     report = hand_made()
     drawn = {name: {key: np.arange(20.0) for key in SCORES} for name in report.scores}
     drawn["sar/mean"] = {key: np.arange(20.0) - 0.25 for key in SCORES}
-    one = estimated(report.scores, drawn, {}, []).drop_sensitivity["sar", "mean"]["pixel/f1"]
+    one = estimated(report.scores, drawn, {}, []).drop_sensitivity["sar", "mean"]["pixel/best_f1"]
     assert (one.value, one.low, one.high) == (0, 0.25, 0.25)
 
 
@@ -184,7 +184,7 @@ def test_bands_of_no_weight_have_no_sensitivity_and_the_others_have(city, monkey
         for key in SCORES:
             lost = report.drop_sensitivity["sar", how][key]
             assert lost.value == lost.low == lost.high == 0
-        for key in ("segm/AP50", "pixel/f1"):
+        for key in ("segm/AP50", "pixel/best_f1"):
             lost = report.drop_sensitivity["optical", how][key]
             assert lost.value > 0 and lost.low > 0
     assert report.conditional == {} and "one head" in report.notes[0]
@@ -274,7 +274,7 @@ def test_a_branch_that_repeats_the_other_owes_it_everything(city, monkeypatch):
     report = analyzed(city, monkeypatch, Parrot())
     assert report.scores["optical_branch"] == report.scores["sar_branch"]
     assert report.scores["sar_branch"] == report.scores["sar_branch_cut_off"]
-    for key in ("segm/AP50", "joint/AP50", "pixel/f1"):
+    for key in ("segm/AP50", "joint/AP50", "pixel/best_f1"):
         u = [report.conditional[name][key] for name in UTILIZATIONS]
         assert [one.value for one in u] == [1, 0, 1] and u[0].low == u[0].high == 1
     # Nothing is found without SAR, so its heights have no score.

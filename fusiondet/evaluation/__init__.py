@@ -20,6 +20,7 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
     dataset/n_images, dataset/n_buildings, dataset/n_predictions, dataset/max_detections
     match/n, n_truth, n_predictions, precision, recall, f1, mean_iou, iou_threshold      one-to-one, layer against layer
     pixel/f1, precision, recall          of the union of masks, over predictions with a score of at least 0.5
+    pixel/best_f1                        the largest pixel/f1 that a score of .05, .10, ... .95 as the limit gives
     match/f1, match/precision, match/recall, match/n_truth      `resampling`: the same predictions, one-to-one at IoU .5
     match/best_f1                        the largest match/f1 that any score as the limit gives
 

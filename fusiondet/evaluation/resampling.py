@@ -30,6 +30,8 @@ from pycocotools import mask as mask_api
 
 # From this score on a prediction is part of the map that pixel/ and match/ numbers are about.
 MAP_SCORE = 0.5
+# The scores at which the map is tried for pixel/best_f1.
+MAP_SCORES = np.arange(1, 20) / 20
 # In a cloud raster (0 clear .. 255 opaque), from here on the ground is taken as hidden.
 OPAQUE = 128
 Region = Callable[[Tile], np.ndarray | None]
@@ -46,7 +48,8 @@ class TileScores:
         joint_true, joint_left_out: (D,) bool by mask and height, as joint/AP50 counts it.
         n_truth, n_known: buildings that count; those of them with a known height.
         heights_m: (M, 4) true height, predicted median, p16, p84; NaN where unknown or not predicted.
-        pixels: (3,) pixels of the union of masks that are true positive, false positive, false negative.
+        pixels: (len(MAP_SCORES), 3) pixels of the union of all masks from that score on that are true positive, false
+            positive, false negative; or (3,) where these are the same for all.
     """
 
     image_id: int | str
@@ -139,18 +142,22 @@ def _share_inside(rles: list[dict], region: dict) -> np.ndarray:
 
 
 def _pixel_counts(image: ScoredImage, inside: np.ndarray | None) -> np.ndarray:
-    shown = [r["segmentation"] for r in image.records if r["score"] >= MAP_SCORE]
-    predicted = _union(shown, image.size)
-    true = _union(
-        [rle for rle, crowd in zip(image.truth_rles, image.crowd, strict=True) if not crowd], image.size
-    )
-    scored = ~_union(
-        [rle for rle, crowd in zip(image.truth_rles, image.crowd, strict=True) if crowd], image.size
-    )
+    pairs = list(zip(image.truth_rles, image.crowd, strict=True))
+    true = _union([rle for rle, crowd in pairs if not crowd], image.size)
+    scored = ~_union([rle for rle, crowd in pairs if crowd], image.size)
     if inside is not None:
         scored &= inside.astype(bool)
-    pairs = ((predicted & true), (predicted & ~true), (~predicted & true))
-    return np.array([np.count_nonzero(pair & scored) for pair in pairs])
+    n_true, counts = np.count_nonzero(true & scored), np.zeros((len(MAP_SCORES), 3), int)
+    map_of_all, step = np.zeros(image.size, bool), np.searchsorted(MAP_SCORES, image.scores, side="right") - 1
+    for k in reversed(range(len(MAP_SCORES))):
+        added = [record["segmentation"] for record, at in zip(image.records, step, strict=True) if at == k]
+        map_of_all |= _union(added, image.size)
+        if added or k + 1 == len(MAP_SCORES):
+            shown = map_of_all & scored
+            n_found = np.count_nonzero(shown & true)
+            latest = (n_found, np.count_nonzero(shown) - n_found, n_true - n_found)
+        counts[k] = latest
+    return counts
 
 
 def _union(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
@@ -195,7 +202,7 @@ def region_by_name(name: str, dataset: Dataset) -> Region:
     if all(tile.cloud_file_name is None for tile in dataset.tiles):
         raise InputError(
             f"region {name}: no tile of {dataset.root} has a cloud raster (images[].cloud_file_name). "
-            "tools/prepare_dataset.py synthetic writes them with clouds."
+            "tools/prepare_dataset.py synthetic --clouds SHARE writes them."
         )
     return REGIONS[name](dataset.root)
 
@@ -245,19 +252,24 @@ class _Pool:
         self.height_tile = np.repeat(np.arange(len(tiles)), [len(tile.heights_m) for tile in tiles])
         self.n_truth = np.array([tile.n_truth for tile in tiles], dtype=float)
         self.n_known = np.array([tile.n_known for tile in tiles], dtype=float)
-        self.pixels = np.array([tile.pixels for tile in tiles], dtype=float).reshape(-1, 3)
+        shape = (len(MAP_SCORES), 3)
+        pixels = [np.broadcast_to(tile.pixels, shape) for tile in tiles]
+        self.pixels = np.array(pixels, dtype=float).reshape(len(tiles), *shape)
 
     def summary(self, counts: np.ndarray) -> dict[str, float | int | None]:
         per_prediction = counts[self.tile]
         n_truth, n_known = float(counts @ self.n_truth), float(counts @ self.n_known)
         shown = per_prediction * (self.scores >= MAP_SCORE) * ~self.left_out
         found = float(shown @ self.true)
+        pixels = np.tensordot(counts, self.pixels, axes=1)
+        by_score = [_f1(*row) for row in pixels]
         matches = (found, float(shown.sum()) - found, n_truth - found)
         return {
             "segm/AP50": self._ap50(self.true, self.left_out, n_truth, per_prediction),
             "joint/AP50": self._ap50(self.joint_true, self.joint_left_out, n_known, per_prediction),
             **self._heights(counts, n_known),
-            **_shares("pixel", *(counts @ self.pixels)),
+            **_shares("pixel", *pixels[np.searchsorted(MAP_SCORES, MAP_SCORE)]),
+            "pixel/best_f1": max((f1 for f1 in by_score if f1 is not None), default=None),
             **_shares("match", *matches),
             "match/best_f1": self._best_f1(n_truth, per_prediction),
             "match/n_truth": int(n_truth),
@@ -295,10 +307,14 @@ def _flat(arrays: list[np.ndarray], order: list[int]) -> tuple[np.ndarray, np.nd
     return values, np.repeat(np.array(order, dtype=int), [len(a) for a in arrays])
 
 
-def _shares(prefix: str, true: float, false: float, missed: float) -> dict[str, float | None]:
+def _f1(true: float, false: float, missed: float) -> float | None:
     both = 2 * true + false + missed
+    return 2 * true / both if both else None
+
+
+def _shares(prefix: str, true: float, false: float, missed: float) -> dict[str, float | None]:
     return {
-        f"{prefix}/f1": 2 * true / both if both else None,
+        f"{prefix}/f1": _f1(true, false, missed),
         f"{prefix}/precision": true / (true + false) if true + false else None,
         f"{prefix}/recall": true / (true + missed) if true + missed else None,
     }

@@ -20,7 +20,8 @@ are replaced by
 Both are relative to one network and one data set. Intervals are 95 % percentiles over tiles drawn with replacement, the
 same tiles for every prediction of a draw.
 
-`utilization.json` is flat; SCORE is one of `SCORES`, MODALITY optical or sar, null means not defined:
+`utilization.json` is flat; SCORE is segm/AP50, joint/AP50, pixel/best_f1 (pixel F1 at the score
+limit that is best for each prediction) or height/delta1; MODALITY is optical or sar; null means not defined:
 
     score/as_is/SCORE                           of the network on the data as they are
     score/MODALITY/{mean,stand_in,other_tile}/SCORE         with that modality replaced

@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
-# Larger is better in all of them; segm/AP50 and joint/AP50 are in 0-100, the others in 0-1.
-SCORES = ("segm/AP50", "joint/AP50", "pixel/f1", "height/delta1")
+# Larger is better in all of them; segm/AP50 and joint/AP50 are in 0-100, the others in 0-1. Pixel F1 is taken at the
+# limit of the score that is best for each prediction: merged detectors give lower scores where one of them sees
+# nothing, and a fixed limit would take that for buildings lost.
+SCORES = ("segm/AP50", "joint/AP50", "pixel/best_f1", "height/delta1")
 REPLACEMENTS = ("mean", "stand_in", "other_tile")
 UTILIZATIONS = ("u_sar_given_opt", "u_opt_given_sar", "d_util")
 

@@ -11,7 +11,12 @@ _DROP = "Drop sensitivity: score lost when a modality is replaced"
 _CONDITIONAL = (
     "Conditional utilisation (P3): share of a branch's score that is due to what it hears of the other"
 )
-_LABELS = {"segm/AP50": "AP50", "joint/AP50": "joint AP50", "pixel/f1": "pixel F1", "height/delta1": "δ1"}
+_LABELS = {
+    "segm/AP50": "AP50",
+    "joint/AP50": "joint AP50",
+    "pixel/best_f1": "pixel F1",
+    "height/delta1": "δ1",
+}
 _NAMES = {"optical": "optical", "sar": "SAR", "mean": "its mean", "stand_in": "the stand-in"}
 _NAMES |= {"other_tile": "another tile's", "u_sar_given_opt": "u(sar|opt)", "u_opt_given_sar": "u(opt|sar)"}
 

@@ -8,6 +8,7 @@ from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction
 from fusiondet.errors import InputError
 from fusiondet.evaluation.instances import evaluate_instances
 from fusiondet.evaluation.resampling import (
+    MAP_SCORES,
     TileScores,
     difference,
     differences_table,
@@ -179,7 +180,19 @@ def test_only_predictions_of_the_map_make_pixels_and_matches():
     assert scores["segm/AP50"] == pytest.approx(100)
     assert (scores["match/recall"], scores["pixel/f1"], scores["match/precision"]) == (0, 0, None)
     overlap = [found(LEFT), found(box(2, 2, 12, 22), 0.8)]
-    np.testing.assert_array_equal(tile_scores(dataset, overlap)[0].pixels, [100, 100, 0])
+    pixels = tile_scores(dataset, overlap)[0].pixels
+    np.testing.assert_array_equal(pixels[MAP_SCORES <= 0.8], [[100, 100, 0]] * 16)
+    np.testing.assert_array_equal(pixels[MAP_SCORES > 0.8], [[100, 0, 0]] * 2 + [[0, 0, 100]])
+    assert summarize(tile_scores(dataset, overlap))["pixel/best_f1"] == 1
+
+
+def test_the_best_limit_of_the_score_is_found_whatever_the_scale():
+    dataset, shapes = city(Building(LEFT, 6.0)), (LEFT, box(30, 20, 40, 30))
+    for right, wrong in ((0.9, 0.8), (0.3, 0.2), (0.05, 0.01)):
+        records = [found(shape, score) for shape, score in zip(shapes, (right, wrong), strict=True)]
+        scores = summarize(tile_scores(dataset, records))
+        assert scores["pixel/best_f1"] == scores["match/best_f1"] == 1
+    assert scores["pixel/f1"] == 0
 
 
 def tile(image_id, hit, missed=0):
