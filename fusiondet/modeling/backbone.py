@@ -35,7 +35,7 @@ class TwoStreamResNet(Backbone):
     """A ResNet per modality, with exchanges between them; what they exchange behind a stage enters the next one."""
 
     def __init__(self, optical: Backbone, sar: Backbone, exchanges: dict[str, nn.Module], learned: bool):
-        """Streams of one ResNet's stages share them.
+        """Two ResNets and what is between them.
 
         Args:
             optical, sar: Detectron2's ResNets with the same out_features; a `sar` of nothing but a stem goes through
