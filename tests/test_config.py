@@ -144,7 +144,9 @@ def test_stages_and_modalities_that_do_not_exist(write):
         r"'MODEL.FUSION.EXCHANGE.res6'.*Did you mean 'MODEL.FUSION.EXCHANGE.res[2-5]'.*EXCHANGE.res2, .*EXCHANGE.res5",
         write("MODEL: {FUSION: {EXCHANGE: {res6: MMTM}}}"),
     )
-    refused("MODALITY_DROPOUT.radar.*MODALITY_DROPOUT.sar", BASE, "MODEL.FUSION.MODALITY_DROPOUT.radar", "0.1")
+    refused(
+        "MODALITY_DROPOUT.radar.*MODALITY_DROPOUT.sar", BASE, "MODEL.FUSION.MODALITY_DROPOUT.radar", "0.1"
+    )
 
 
 def test_modalities():
@@ -152,6 +154,14 @@ def test_modalities():
         "INPUT.MODALITIES entry 'sars'", BASE, "INPUT.MODALITIES", "['sars']"
     )
     refused("INPUT.MODALITIES is empty", BASE, "INPUT.MODALITIES", "[]")
+
+
+def test_facts_of_the_height_head():
+    key = "MODEL.ROI_HEIGHT_HEAD.GEOMETRY"
+    assert "Did you mean 'sun_elevation'?" in refused("entry 'sun_elevatoin'", BASE, key, "['sun_elevatoin']")
+    refused(
+        "names incidence, but INPUT.MODALITIES", BASE, key, "['incidence']", "INPUT.MODALITIES", "['optical']"
+    )
 
 
 def test_value_of_another_type(write):
@@ -176,6 +186,9 @@ def test_value_of_another_type(write):
         ("INPUT.SCALE_RANGE", "['a', 'b']", "0 < low <= high"),
         ("INPUT.SCALE_RANGE", "[0, 1]", "0 < low <= high"),
         ("INPUT.SUN_AZIMUTH_RANGE_DEG", "[90]", "two numbers or"),
+        ("INPUT.SUN_ELEVATION_RANGE_DEG", "[90]", "two numbers or"),
+        ("MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT", "1.0", "at least 0 and below 1"),
+        ("MODEL.ROI_HEIGHT_HEAD.GEOMETRY", "[['gsd']]", "Known: gsd, incidence"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0]", "deviations above 0"),
         ("MODEL.PIXEL_MEAN", "['a']", "expected numbers"),
         ("DATASETS.TRAIN", "(3,)", "a list of names"),

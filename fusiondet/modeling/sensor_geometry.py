@@ -72,7 +72,7 @@ def check_facts(facts: Sequence[str], modalities: Sequence[str]) -> None:
     """
     key = "MODEL.ROI_HEIGHT_HEAD.GEOMETRY"
     for fact in facts:
-        if fact not in FACTS:
+        if str(fact) not in FACTS:
             raise unknown_name(f"{key} entry", fact, FACTS)
     if len(set(facts)) < len(facts):
         raise InputError(f"{key} {list(facts)} names a fact twice.")
