@@ -396,6 +396,10 @@ def _merge(cfg: CN, merge, source: str) -> None:
         merge()
     except (KeyError, AssertionError, ValueError) as error:
         message = str(error.args[0]) if error.args else str(error)
+        section = message.rpartition("config key: ")[2]
+        if "CfgNode" in message and isinstance(_get(cfg, section), CN):
+            keys = ", ".join(f"{section}.{key}" for key in _get(cfg, section))
+            raise InputError(f"{source}: {section} is a section; set its keys one by one: {keys}.") from None
         if "Non-existent" not in message:
             whole = "<class 'float'> vs. <class 'int'>" in message
             hint = ". Write a whole number with a decimal point here: 40.0" if whole else ""
