@@ -29,8 +29,9 @@ class BalanceModalities(HookBase):
     branch tells (its half of the exchanges), and speed(x) the sum over regular steps of |gradient of x|² / |x|². Then
         s(other | m) = log(speed(Q) / speed(P)),  d = s(sar | optical) - s(optical | sar):
     above 0 the network learns faster from SAR. When |d| is above the tolerance, the next `window` steps re-balance: the
-    slower modality's branch hears the running mean of the other's messages, and its losses alone are trained. At least
-    as many regular steps follow, in which d is measured anew.
+    slower modality's branch hears the running mean of the other's messages, and its losses alone are trained. As many
+    regular steps follow at least, in which d is measured on; the paper has one. Steps of the warm-up are not measured,
+    as exchanges start with weights of 0.
 
     Logged: `balance/d_speed`, and `balance/trained`: -1 SAR alone, 0 both, 1 optical alone.
     """
@@ -139,7 +140,14 @@ def _parameters(model: LateFusionRCNN, modality: str, part: str) -> list[Tensor]
     """Parameters of the branch that look at the modality itself ("own"), or at what the other tells ("heard")."""
     if part == "own":
         return list(getattr(model.backbone.bottom_up, modality).parameters())
-    return [p for op in exchanges(model).values() for p in getattr(op, modality).parameters()]
+    (other,) = {*MODALITIES} - {modality}
+    # What the halves of an exchange share counts for both.
+    return [
+        p
+        for op in exchanges(model).values()
+        for name, p in op.named_parameters()
+        if other not in name.split(".")
+    ]
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

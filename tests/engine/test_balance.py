@@ -54,6 +54,9 @@ def hook(trainer):
     made.logged = []
     storage = SimpleNamespace(put_scalar=lambda name, value: made.logged.append((name, value)))
     made.trainer = SimpleNamespace(iter=0, storage=storage)
+    # What both halves share would count for both; without it numbers can be checked by hand.
+    for parameter in next(iter(exchanges(made.model).values())).joint.parameters():
+        torch.nn.init.zeros_(parameter)
     made.means = {name: {m: torch.zeros(512) for m in MODALITIES} for name in made.means}
     return made
 
@@ -69,6 +72,15 @@ def test_speeds_and_their_difference_by_hand(hook):
     gradients(hook, optical_own=1.0, optical_heard=math.inf, sar_own=2.0, sar_heard=1.0)
     hook.after_step()
     assert math.isfinite(hook.d_speed()), "a step that overflowed was not taken"
+
+
+def test_the_parts_of_a_branch(hook):
+    names = {id(p): name.removeprefix("backbone.bottom_up.") for name, p in hook.model.named_parameters()}
+    parts = {key: {names[id(p)] for p in parameters} for key, parameters in hook._parameters.items()}
+    mmtm = {"exchanges.res5.joint.weight", "exchanges.res5.joint.bias"}
+    assert parts["sar/heard"] == mmtm | {"exchanges.res5.sar.weight", "exchanges.res5.sar.bias"}
+    assert parts["optical/heard"] == mmtm | {"exchanges.res5.optical.weight", "exchanges.res5.optical.bias"}
+    assert all(name.startswith("optical.") for name in parts["optical/own"])
 
 
 @pytest.mark.parametrize(("heard", "trained"), [(3.0, "optical"), (0.1, "sar")])

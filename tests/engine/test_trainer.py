@@ -60,7 +60,7 @@ def test_given_statistics_stay_and_only_the_missing_half_is_computed(root):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("MODEL.RESNETS.DEPTH", "42", "KeyError 42"),
+        ("MODEL.RESNETS.DEPTH", "42", "DEPTH is 42, expected one of"),
         ("MODEL.RESNETS.NORM", "XX", "KeyError 'XX'"),
         ("MODEL.ROI_HEIGHT_HEAD.IN_FEATURES", "['p9']", "KeyError 'p9'"),
         ("MODEL.ROI_HEIGHT_HEAD.CONV_DIM", "10", "must be divisible by num_groups"),
