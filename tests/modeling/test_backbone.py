@@ -122,8 +122,8 @@ def test_can_be_traced_and_copied(name, build):
     backbone = build(name, **at("res3", op="CrossAttention"), **at("res4", op="MMTM")).eval()
     twin = copy.deepcopy(backbone)
     with torch.no_grad():
-        traced = torch.jit.trace(Flat(backbone), image(1), check_trace=False)
-        torch.testing.assert_close(traced(image(1)), Flat(twin)(image(1)))
+        traced = torch.jit.trace(Flat(backbone), image(1, size=32), check_trace=False)
+        torch.testing.assert_close(traced(image(1, size=32)), Flat(twin)(image(1, size=32)))
 
 
 # ---- Early fusion ------------------------------------------------------------------------------------------
