@@ -8,9 +8,7 @@ from fusiondet import cli
 
 
 def parse_args(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--weights",
         required=True,
@@ -23,23 +21,26 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument(
         "--calibration",
         metavar="DATASET",
-        help="data set of the mean messages that the cut-off puts in (the training set)",
+        help="data set of the mean messages that the cut-off puts in (default: the one that the network was trained on)",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="directory for utilization.json, .md and .png"
     )
     parser.add_argument(
-        "--limit", type=cli.positive, metavar="N", help="only the first N tiles of each data set (all)"
+        "--limit",
+        type=cli.positive,
+        metavar="N",
+        help="only the first N tiles of each data set (default: all)",
     )
     parser.add_argument(
         "--draws",
         type=cli.positive,
         default=1000,
         metavar="N",
-        help="draws of the tiles behind the 95 %% intervals",
+        help="draws of the tiles behind the 95 %% intervals (default: %(default)s)",
     )
     cli.seed_argument(parser)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     return parser.parse_args(argv)
 

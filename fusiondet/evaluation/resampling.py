@@ -106,8 +106,10 @@ def tile_scores(
     document = coco_document(dataset)
     images = {image.image_id: image for image in scored_images(document, records, max_detections)}
     ids = [image["id"] for image in document["images"]]
-    regions = [None if region is None else region(tile) for tile in dataset.tiles]
-    return [_tile_scores(images[i], inside) for i, inside in zip(ids, regions, strict=True)]
+    return [
+        _tile_scores(images[i], None if region is None else region(tile))
+        for i, tile in zip(ids, dataset.tiles, strict=True)
+    ]
 
 
 def _tile_scores(image: ScoredImage, inside: np.ndarray | None) -> TileScores:

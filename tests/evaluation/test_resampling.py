@@ -260,6 +260,6 @@ def test_a_thousand_draws_take_seconds():
         rows = np.column_stack([rng.uniform(3, 30, (20, 2)), np.full(20, 2.0), np.full(20, 40.0)])
         no = np.zeros(33, bool)
         tiles.append(TileScores(n, scores, true, no, true, no, 25, 25, rows, np.array([9, 1, 1])))
-    start = time.perf_counter()
+    start = time.process_time()
     paired_bootstrap(tiles, tiles, draws=100)
-    assert time.perf_counter() - start < 1.0 * 2  # twice the target: the machine may be busy
+    assert time.process_time() - start < 1.0
