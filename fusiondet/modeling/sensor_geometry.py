@@ -94,7 +94,7 @@ class Mark:
     reach: Callable[[Tensor], Tensor]
 
 
-# `lean` is that of a footprint's roof; an outline of the roof itself leaves nothing to see of it.
+# The roof leans from the footprint, so `lean` has nothing to show where outlines are those of roofs.
 MARKS = {
     "sun_shadow": Mark("sun_azimuth", -1, "sun_elevation", torch.reciprocal),
     "layover": Mark("look_azimuth", -1, "incidence", torch.reciprocal),
