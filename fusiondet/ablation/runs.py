@@ -23,7 +23,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet.ablation.results import drawn_scores
+from fusiondet.ablation.results import DRAWS, drawn_scores
 from fusiondet.ablation.spec import Condition, Row, Spec, own_dataset
 from fusiondet.config import defaults, load_config
 from fusiondet.data import catalog
@@ -137,6 +137,7 @@ def _scoring(condition: Condition, path: str, hashes: dict) -> Scoring:
         "dataset": hashes[condition.dataset],
         "overrides": [str(word) for word in condition.overrides],
         "regions": list(condition.regions),
+        "draws": DRAWS,
     }
     return Scoring(condition.name, path, condition.overrides, condition.regions, depends_on)
 
