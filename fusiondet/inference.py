@@ -336,7 +336,17 @@ def _modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list
             notes.append(
                 f"{path}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
             )
+    threshold = predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    if _has_two_detectors(predictor) and all(paths.values()) and threshold >= 0.5:
+        notes.append(
+            f"{predictor.weights.name} has two detectors, and what only one of them finds has half its score at most: "
+            f"pass a --score-threshold below 0.5 to see such buildings, under clouds say."
+        )
     return notes
+
+
+def _has_two_detectors(predictor: Predictor) -> bool:
+    return predictor.cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"
 
 
 def _nodata_notes(
@@ -357,7 +367,7 @@ def _what_to_expect_without(predictor: Predictor, modality: str) -> str:
     share = fusion.MODALITY_DROPOUT[modality]
     if share > 0:
         return f"predicted without {name}, as {share:.0%} of the images that {weights} was trained on were."
-    if predictor.cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN" and not any(fusion.EXCHANGE.values()):
+    if _has_two_detectors(predictor) and not any(fusion.EXCHANGE.values()):
         return f"predicted by the other detector of {weights} alone, which never sees {name}."
     return (
         f"{weights} was never trained without {name}, so expect much less of it; one trained with "

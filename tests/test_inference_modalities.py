@@ -120,12 +120,20 @@ def test_an_absent_modality_is_one_without_any_data(weights, rasters, layout, dr
     ],
 )
 def test_what_to_expect_without_a_modality_is_said(weights, rasters, layout, overrides, note):
-    predictor = Predictor(weights(layout, *overrides), "cpu", score_threshold=0.9)
+    predictor = Predictor(weights(layout, *overrides), "cpu", score_threshold=0.4)
     rgb, sar = rasters(sar_missing=EVERYWHERE)
     assert [note in n for n in predict_scene(predictor, rgb).notes] == [True]
     (said,) = predict_scene(predictor, rgb, sar).notes
     assert note in said and said.startswith(f"{sar}: all of it is no data; ")
     assert predict_scene(predictor, *rasters()).notes == []
+
+
+@pytest.mark.parametrize(("threshold", "said"), [(0.5, True), (0.49, False)])
+def test_a_threshold_that_drops_what_one_detector_finds_is_said(weights, rasters, threshold, said):
+    predictor = Predictor(weights("late decision"), "cpu", score_threshold=threshold)
+    rgb, sar = rasters()
+    assert any("--score-threshold below 0.5" in n for n in predict_scene(predictor, rgb, sar).notes) == said
+    assert not any("--score-threshold" in n for n in predict_scene(predictor, rgb).notes)
 
 
 def test_no_data_in_both_is_said_once(weights, rasters):
