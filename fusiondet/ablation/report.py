@@ -233,7 +233,7 @@ def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> N
         range(len(names)), [results["rows"][n]["label"] for n in names] if labels else [], fontsize=8
     )
     ax.tick_params(labelsize=7.5, length=2, colors=INK)
-    ax.locator_params(axis="x", nbins=4)
+    ax.locator_params(axis="x", nbins=5, prune="both")
     ax.tick_params(axis="y", length=0)
     ax.set_title(column, fontsize=8, color=INK)
     ax.grid(axis="x", color="#eeeeee", linewidth=0.6)

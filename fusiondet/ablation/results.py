@@ -91,7 +91,7 @@ def judge(claims: Sequence, cells: Mapping[tuple[str, str], Cell]) -> list[dict]
     """One dict per claim with both values, their difference, its interval, and `verdict`.
 
     "shown": the whole interval is within the claim's bounds; "contradicted": all of it is outside; "open": neither;
-    "missing": one side is not there yet. None for a claim without bounds.
+    "missing": one side is not there yet, or not defined. None for a claim without bounds.
     """
     lines = []
     for claim in claims:
