@@ -94,6 +94,23 @@ class SensorGeometry:
         """Geometry of the image turned clockwise by `angle_deg` about its centre (what was up points right at 90)."""
         return self._with_azimuths(lambda azimuth: azimuth + angle_deg)
 
+    def in_image_axes(self, transform) -> "SensorGeometry":
+        """Geometry with azimuths clockwise from the upper edge of a raster, which need not be north-up.
+
+        Args:
+            transform: pixel -> map, Affine or its first six numbers; None: north is taken to be up.
+        """
+        if transform is None:
+            return self
+        a, b, _, d, e, _ = tuple(transform)[:6]
+        right, down = np.array([a, d]) / math.hypot(a, d), np.array([b, e]) / math.hypot(b, e)
+
+        def turned(azimuth_deg: float) -> float:
+            direction = np.array([math.sin(math.radians(azimuth_deg)), math.cos(math.radians(azimuth_deg))])
+            return round(math.degrees(math.atan2(direction @ right, -(direction @ down))), 9)
+
+        return self._with_azimuths(turned)
+
     def _with_azimuths(self, turn) -> "SensorGeometry":
         known = {name: getattr(self, name) for name in self.AZIMUTHS}
         return dataclasses.replace(self, **{k: turn(v) % 360.0 for k, v in known.items() if v is not None})

@@ -48,7 +48,7 @@ def progress(iterable, total: int | None = None, label: str = "", unit: str = "t
 
 
 def positive(text: str) -> int:
-    """argparse type of a whole number above 0."""
+    """Argparse type of a whole number above 0."""
     import argparse
 
     value = int(text)

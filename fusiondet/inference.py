@@ -6,7 +6,7 @@ distances seen in training.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
@@ -216,7 +216,7 @@ def predict_scene(
         rgb_path, sar_path, predictor.bands, target_gsd_m=target_gsd_m, **reader_options
     ) as reader:
         windows = list(scene_windows(reader.width, reader.height, window_px, overlap_px))
-        sensor = _in_image_axes(sensor, reader.transform)
+        sensor = sensor.in_image_axes(reader.transform)
         buildings, has_data = [], dict.fromkeys(paths, False)
         for window, core in progress(windows, label="predicting", unit="window"):
             scene = reader.read(window)
@@ -412,19 +412,6 @@ def _sensor_notes(predictor: Predictor, sensor: SensorGeometry, paths: dict[str,
                 f"{low:g} to {high:g} degrees: its heights may be off."
             )
     return notes
-
-
-def _in_image_axes(sensor: SensorGeometry, transform) -> SensorGeometry:
-    """`sensor` with azimuths clockwise from the upper edge of a raster, which need not be north-up."""
-    right = np.array([transform.a, transform.d]) / math.hypot(transform.a, transform.d)
-    down = np.array([transform.b, transform.e]) / math.hypot(transform.b, transform.e)
-
-    def turned(azimuth_deg: float) -> float:
-        direction = np.array([math.sin(math.radians(azimuth_deg)), math.cos(math.radians(azimuth_deg))])
-        return math.degrees(math.atan2(direction @ right, -(direction @ down))) % 360
-
-    known = {name: getattr(sensor, name) for name in SensorGeometry.AZIMUTHS}
-    return replace(sensor, **{name: turned(v) for name, v in known.items() if v is not None})
 
 
 def _check_sar_scale(predictor: Predictor, scale: str | None) -> None:

@@ -136,3 +136,21 @@ class TestValidate:
     def test_bad(self, building, message):
         with pytest.raises(InputError, match=message):
             validate(building)
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected_deg"),
+    [
+        (None, 30.0),
+        ((0.5, 0, 600000, 0, -0.5, 5800000), 30.0),
+        (
+            tuple(Affine.rotation(90) * Affine.scale(0.5, -0.5))[:6],
+            120.0,
+        ),  # right is north: the upper edge faces west
+        ((0.5, 0, 0, 0, 0.5, 0), 150.0),  # south-up: mirrored
+    ],
+)
+def test_azimuths_in_image_axes(transform, expected_deg):
+    turned = SensorGeometry(sun_azimuth_deg=30.0, sun_elevation_deg=45.0).in_image_axes(transform)
+    assert turned.sun_azimuth_deg == pytest.approx(expected_deg)
+    assert (turned.sun_elevation_deg, turned.sar_look_azimuth_deg) == (45.0, None)

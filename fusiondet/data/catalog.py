@@ -113,8 +113,8 @@ def record(tile: Tile, dataset: Dataset) -> dict:
 
     Returns:
         file_name (absolute, the tile's first raster), optical_file_name and sar_file_name (None where there is none),
-        image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict()), bands (BandSpec of the
-        files), nodata, and annotations: bbox in XYWH pixels, category_id 0, segmentation (polygons, or RLE and then
+        image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict(), azimuths in image axes),
+        bands (BandSpec of the files), nodata, and annotations: bbox in XYWH pixels, category_id 0, segmentation (polygons, or RLE and then
         the exact outline_px too), height_m (metres or None).
     """
     sar_only = not dataset.bands.optical
@@ -127,7 +127,7 @@ def record(tile: Tile, dataset: Dataset) -> dict:
         "height": tile.height,
         "width": tile.width,
         "gsd_m": tile.gsd_m,
-        "sensor": tile.sensor.to_dict(),
+        "sensor": tile.sensor.in_image_axes(tile.transform).to_dict(),
         "bands": dataset.bands,
         "nodata": dataset.nodata,
         "annotations": [_annotation(building, tile) for building in tile.buildings],
