@@ -362,6 +362,8 @@ def test_branches_that_exchange_nothing_have_no_utilization_to_report(city):
     assert "exchange nothing" in report.notes[0]
     assert "u(sar|opt)" not in text_table(report)
     assert {key for key in report.to_dict() if key.startswith("utilization/")} == set()
+    with pytest.raises(InputError, match="--calibration gone_train is of no use .* exchange nothing"):
+        analyze(city / "apart.pth", str(city / "annotations" / "val.json"), calibration="gone_train")
 
 
 # ---- What is refused -------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ def test_a_network_of_one_modality_is_refused(city):
 
 def test_a_data_set_without_the_bands_is_refused(city, dual):
     path = write_split(city, "rgb_only", (1, 1), bands=BandSpec(("red", "green", "blue")))
-    with pytest.raises(InputError, match="rgb_only.json and the bands .* unknown SAR band .HH"):
+    with pytest.raises(InputError, match="asks for sar, but data set .*rgb_only.json has no sar band"):
         analyze(dual, str(path))
 
 

@@ -21,7 +21,8 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument(
         "--calibration",
         metavar="DATASET",
-        help="data set of the mean messages that the cut-off puts in (default: the one it was trained on)",
+        help="for detectors that exchange features: data set of the mean messages that the cut-off puts in "
+        "(default: the one it was trained on)",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="directory for utilization.json, .md and .png"

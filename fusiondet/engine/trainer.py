@@ -62,15 +62,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     Raises:
         InputError: an unknown data set; a modality or band that a data set does not have; data sets that disagree.
     """
-    train = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
-    test = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
-    if stored is not None:
-        _take_over(cfg, stored)
-    if not train and (stored is None or not test):
-        raise InputError("DATASETS.TRAIN is empty: name a data set such as synthcity_train, or a COCO file.")
-    bands = _settle_bands(cfg, train or test)
-    for name, dataset in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train, *test), strict=True):
-        _check_bands(name, dataset.bands, bands)
+    train, test, bands = settle_data(cfg, stored)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
         mean, std = _pooled_statistics(train or test, bands)
         cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN) or _rounded(mean)
@@ -88,14 +80,36 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
                 "[] to have them computed from the training data."
             )
     tiles = [tile for dataset in (train or test) for tile in dataset.tiles]
-    if cfg.MODEL.HEIGHT_ON:
-        _check_facts(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY, cfg.DATASETS.TRAIN, train)
     _complete_geometry(cfg, tiles)
     _complete_height_prior(cfg, tiles)
     _raise_detection_limit(cfg, [tile for dataset in (*train, *test) for tile in dataset.tiles])
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31
         _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
+
+
+def settle_data(cfg: CfgNode, stored: CfgNode | None = None) -> tuple[list[Dataset], list[Dataset], BandSpec]:
+    """The first part of `complete_config`, which reads annotations alone: the bands, and whether all data have them.
+
+    Returns:
+        Data sets of DATASETS.TRAIN, of DATASETS.TEST, and the bands of the network, which are then in `cfg`, too.
+
+    Raises:
+        InputError: as `complete_config`.
+    """
+    train = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
+    test = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
+    if stored is not None:
+        _take_over(cfg, stored)
+    if not train and (stored is None or not test):
+        raise InputError("DATASETS.TRAIN is empty: name a data set such as synthcity_train, or a COCO file.")
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    bands = _settle_bands(cfg, names[0], (train or test)[0].bands)
+    for name, dataset in zip(names, (*train, *test), strict=True):
+        _check_bands(name, dataset.bands, bands)
+    if cfg.MODEL.HEIGHT_ON:
+        _check_facts(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY, cfg.DATASETS.TRAIN, train)
+    return train, test, bands
 
 
 # What weights mean nothing without. Ranges of GSD and angles are not among them: they say what was trained on, last.
@@ -130,18 +144,18 @@ def _take_over(cfg: CfgNode, stored: CfgNode) -> None:
         cfg.SEED = stored.SEED
 
 
-def _settle_bands(cfg: CfgNode, datasets: list[Dataset]) -> BandSpec:
-    """The bands of the network, written to the config: those it names, else all of the first data set's."""
-    found = datasets[0].bands if datasets else BandSpec()
+def _settle_bands(cfg: CfgNode, name: str, found: BandSpec) -> BandSpec:
+    """The bands of the network, written to the config: those it names, else all that data set `name` has."""
     for modality, known in (("optical", found.optical), ("sar", found.sar)):
         if modality in cfg.INPUT.MODALITIES and not known:
             others = [m for m in cfg.INPUT.MODALITIES if m != modality]
             raise InputError(
-                f"INPUT.MODALITIES asks for {modality}, but {datasets[0].root} has no {modality} band. "
+                f"INPUT.MODALITIES asks for {modality}, but data set {name} has no {modality} band. "
                 f'Train on the other modality with INPUT.MODALITIES "{others}".'
             )
     optical = (cfg.INPUT.OPTICAL_BANDS or None) if "optical" in cfg.INPUT.MODALITIES else ()
     sar = (cfg.INPUT.SAR_BANDS or None) if "sar" in cfg.INPUT.MODALITIES else ()
+    _refuse_missing(name, found, (*(optical or ()), *(sar or ())))
     bands = found.select(optical, sar)
     cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(bands.optical), list(bands.sar)
     cfg.INPUT.SAR_SCALE = (cfg.INPUT.SAR_SCALE or bands.sar_scale) if bands.sar else ""
@@ -150,18 +164,23 @@ def _settle_bands(cfg: CfgNode, datasets: list[Dataset]) -> BandSpec:
 
 
 def _check_bands(name: str, found: BandSpec, wanted: BandSpec) -> None:
-    missing = [band for band in wanted.names if band not in found.names]
-    if missing:
-        raise InputError(
-            f"data set {name} lacks band {', '.join(missing)}: it has {', '.join(found.names)}, the network takes "
-            f"{', '.join(wanted.names)}. Choose with INPUT.OPTICAL_BANDS, INPUT.SAR_BANDS or INPUT.MODALITIES."
-        )
+    _refuse_missing(name, found, wanted.names)
     # Power, amplitude and dB all reach the network as dB; a display stretch is something else.
     stretched = {scale == "stretched_uint8" for scale in (found.sar_scale, wanted.sar_scale)}
     if wanted.sar and len(stretched) > 1:
         raise InputError(
             f"data set {name} holds SAR as {found.sar_scale}, the network was set up for {wanted.sar_scale}; a display "
             "stretch cannot be turned into dB. Use data of one kind."
+        )
+
+
+def _refuse_missing(name: str, found: BandSpec, wanted: tuple[str, ...]) -> None:
+    missing = [band for band in wanted if band not in found.names]
+    if missing:
+        raise InputError(
+            f"data set {name} lacks band {', '.join(missing)}: it has {', '.join(found.names)}, the network takes "
+            f"{', '.join(wanted)}, as the config says, or the checkpoint that the weights come from. To train on "
+            "others, set INPUT.OPTICAL_BANDS, INPUT.SAR_BANDS or INPUT.MODALITIES; weights are then adapted."
         )
 
 
@@ -559,7 +578,11 @@ class FusionTrainer(DefaultTrainer):
         made = [hooks.IterationTimer(), hooks.LRScheduler()]
         balance = cfg.MODEL.FUSION.BALANCE
         if balance.WINDOW:
-            settings = {"window": balance.WINDOW, "tolerance": balance.TOLERANCE, "warmup": cfg.SOLVER.WARMUP_ITERS}
+            settings = {
+                "window": balance.WINDOW,
+                "tolerance": balance.TOLERANCE,
+                "warmup": cfg.SOLVER.WARMUP_ITERS,
+            }
             made.append(BalanceModalities(self.checkpointer.model, self.optimizer, **settings))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             loader = self.build_train_loader(cfg)

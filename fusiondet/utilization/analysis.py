@@ -198,7 +198,7 @@ def analyze(
 
     Raises:
         InputError: not a checkpoint of fusiondet, a network of one modality, an unknown data set, one that lacks a
-            band, fewer than two tiles, or no calibration set where one is needed.
+            band, fewer than two tiles, no calibration set where one is needed, or one where none is.
     """
     stored, cfg, model = _network(weights, dataset_name, device)
     dataset = _first_tiles(catalog.load_split(dataset_name), limit)
@@ -264,11 +264,6 @@ def _network(weights: Path, dataset_name: str, device: str | None):
 
 def _on_data(stored, names: list[str]):
     """The config of a checkpoint for the data sets `names`; InputError when one is unknown or lacks a band."""
-    for name in names:
-        try:
-            catalog.load_split(name).bands.select(stored.INPUT.OPTICAL_BANDS, stored.INPUT.SAR_BANDS)
-        except InputError as error:
-            raise InputError(f"data set {name} and the bands that the network takes: {error}") from None
     cfg = stored.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), tuple(names)
@@ -298,13 +293,24 @@ def _pairs(cfg, dataset: Dataset, seed: int) -> Iterator[tuple[dict, dict]]:
         yield x, other
 
 
+def _without_utilization(model: nn.Module) -> str:
+    """Why conditional utilisation has no meaning for `model`; empty where it has one."""
+    if not hasattr(model, "branch_predictions"):
+        return "one head for both modalities: conditional utilisation (P3) is not defined for it."
+    if not exchanges(model):
+        return "the branches exchange nothing: conditional utilisation is 0 by construction and left out."
+    return ""
+
+
 def _calibrated(model: nn.Module, stored, calibration: str | None, limit: int | None):
     """(mean messages or None, facts, notes): the pass over the training set, where branches talk to each other."""
-    if not hasattr(model, "branch_predictions"):
-        return None, {}, ["one head for both modalities: conditional utilisation (P3) is not defined for it."]
-    if not exchanges(model):
-        note = "the branches exchange nothing: conditional utilisation is 0 by construction and left out."
-        return None, {}, [note]
+    why_not = _without_utilization(model)
+    if why_not and calibration:
+        raise InputError(
+            f"--calibration {calibration} is of no use for this network, leave it out: {why_not}"
+        )
+    if why_not:
+        return None, {}, [why_not]
     names = [calibration] if calibration else list(stored.DATASETS.TRAIN)
     try:
         cfg = _on_data(stored, names)

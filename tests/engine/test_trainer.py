@@ -6,7 +6,7 @@ from fusiondet.buildings import Building, SensorGeometry, Tile
 from fusiondet.config import config_from_yaml_text
 from fusiondet.data.bands import BandSpec
 from fusiondet.engine import trainer as engine
-from fusiondet.engine.checkpoint import load_model, read_checkpoint
+from fusiondet.engine.checkpoint import load_model, network_differences, read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, StepTrainer, complete_config, context_m
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
@@ -156,7 +156,7 @@ def test_a_missing_modality_and_a_missing_band_are_errors(root):
         complete(root, train="rgb", test="")
     with pytest.raises(InputError, match=r"rgb.json lacks band HH: it has red, green, blue"):
         complete(root, test="rgb")
-    with pytest.raises(InputError, match="unknown optical band 'nir'"):
+    with pytest.raises(InputError, match=r"train.json lacks band nir: .* the network takes nir,"):
         complete(root, "INPUT.OPTICAL_BANDS", "['nir']")
 
 
@@ -478,6 +478,18 @@ def test_own_weights_start_a_new_run_strictly(root):
         InputError, match=r"backbone.fpn_\w+.weight has shape .* Set the widths in the config"
     ):
         FusionTrainer(wider).resume_or_load(False)
+
+
+def test_own_weights_of_another_polarisation_say_what_to_set(root):
+    stored = complete(root, test="")
+    write_split(root, "vv", (1,), bands=BandSpec(BANDS.optical, ("VV",), "db"))
+    with pytest.raises(
+        InputError, match=r"vv.json lacks band HH: it has .*VV, .*checkpoint.*INPUT.SAR_BANDS"
+    ):
+        complete_config(tiny_config(root, train="vv", test=""), stored)
+    cfg = tiny_config(root, "INPUT.SAR_BANDS", "['VV']", train="vv", test="")
+    complete_config(cfg, stored)
+    assert cfg.INPUT.SAR_BANDS == ["VV"] and network_differences(stored, cfg)
 
 
 def test_own_weights_of_one_stream_start_two(root):
