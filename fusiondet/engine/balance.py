@@ -15,6 +15,7 @@ from fusiondet.modeling.late_fusion import LateFusionRCNN
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class BalanceModalities(HookBase):
         listen(self.model, self._hear)
 
     def after_train(self) -> None:
-        """Leave the model as it was."""
+        """Leave the model as it was, also when a step failed."""
+        self._end_of_cut()
         listen(self.model, None)
 
     def before_step(self) -> None:
@@ -80,18 +82,29 @@ class BalanceModalities(HookBase):
         storage = self.trainer.storage
         storage.put_scalar("balance/trained", {"optical": 1, "sar": -1}.get(self.trained, 0))
         if self.steps_left:
-            self._cut.close()
-            self.model.loss_weights = dict.fromkeys(MODALITIES, 1.0)
+            self._end_of_cut()
             self.steps_left -= 1
             if not self.steps_left:
                 self.trained, self.regular_steps = "", 0
-        elif self.trainer.iter >= self.warmup:
+            return
+        self._share_means()
+        if self.trainer.iter >= self.warmup:
             self._measure()
-            d_speed = self.d_speed()
-            storage.put_scalar("balance/d_speed", d_speed)
+            storage.put_scalar("balance/d_speed", self.d_speed())
             self.regular_steps += 1
-            if self.regular_steps >= self.window and abs(d_speed) > self.tolerance:
-                self.trained, self.steps_left = "optical" if d_speed > 0 else "sar", self.window
+            if self.regular_steps >= self.window:
+                self._begin_window()
+
+    def _begin_window(self) -> None:
+        d_speed = self.d_speed()
+        slower, faster = MODALITIES if d_speed > 0 else MODALITIES[::-1]
+        # Where no image has held the other modality yet, there is no mean to hear.
+        if abs(d_speed) > self.tolerance and all(faster in means for means in self.means.values()):
+            self.trained, self.steps_left = slower, self.window
+
+    def _end_of_cut(self) -> None:
+        self._cut.close()
+        self.model.loss_weights = dict.fromkeys(MODALITIES, 1.0)
 
     def d_speed(self) -> float:
         """Difference of conditional learning speeds: above 0 the network learns faster from SAR; 0 before any step."""
@@ -126,6 +139,18 @@ class BalanceModalities(HookBase):
         if len(present):
             mean, before = present.mean(0), self.means[name].get(modality)
             self.means[name][modality] = mean if before is None else before.to(mean).lerp(mean, 1 - _MEMORY)
+
+    def _share_means(self) -> None:
+        """Every process hears the mean of all, and so does a run resumed from the checkpoint that one of them wrote."""
+        if comm.get_world_size() == 1:
+            return
+        own = {name: {m: mean.cpu() for m, mean in means.items()} for name, means in self.means.items()}
+        everyone = comm.all_gather(own)
+        for name, means in self.means.items():
+            for modality in MODALITIES:
+                heard = [one[name][modality] for one in everyone if modality in one[name]]
+                if heard:
+                    means[modality] = torch.stack(heard).mean(0)
 
     def _keep_still(self, optimizer, args, kwargs) -> None:
         """No momentum or decay moves the branch that is not trained."""

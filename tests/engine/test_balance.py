@@ -137,6 +137,37 @@ def test_in_a_window_nothing_of_the_other_branch_moves(trainer):
     assert all(op._listener is None and not op._replaced for op in exchanges(made.model).values())
 
 
+def test_a_step_that_fails_in_a_window_leaves_the_model_as_it_was(hook):
+    hook.before_train()
+    hook.trained, hook.steps_left = "optical", 2
+    hook.before_step()
+    assert hook.model.loss_weights["sar"] == 0
+    hook.after_train()  # as the trainer calls it after an exception
+    assert hook.model.loss_weights == {"optical": 1.0, "sar": 1.0}
+    assert all(op._listener is None and not op._replaced for op in exchanges(hook.model).values())
+
+
+def test_no_window_begins_before_the_other_modality_was_seen(hook):
+    for means in hook.means.values():
+        del means["sar"]
+    for _ in range(4):
+        hook.before_step()
+        gradients(hook, optical_own=1.0, optical_heard=3.0, sar_own=1.0, sar_heard=1.0)
+        hook.after_step()
+    assert hook.d_speed() > 0 and hook.trained == "" and hook.regular_steps == 4
+
+
+def test_all_processes_hear_the_same_mean(hook, monkeypatch):
+    (name,) = hook.means
+    hook.means[name] = {"optical": torch.full((512,), 1.0)}
+    other = {name: {"optical": torch.full((512,), 3.0), "sar": torch.full((512,), 5.0)}}
+    monkeypatch.setattr("fusiondet.engine.balance.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("fusiondet.engine.balance.comm.all_gather", lambda own: [own, other])
+    hook.warmup = 1
+    hook.after_step()
+    assert {m: mean.unique().tolist() for m, mean in hook.means[name].items()} == {"optical": [2], "sar": [5]}
+
+
 def test_a_resumed_run_goes_on_in_its_window(trainer, tmp_path):
     made = trainer("SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CHECKPOINT_PERIOD", "3")
     made.train()
