@@ -451,8 +451,9 @@ def cut_off(model: nn.Module, means: dict[str, dict[str, Tensor]], modality: str
     if modality not in MODALITIES:
         raise unknown_name("modality", modality, MODALITIES)
     ops = exchanges(model)
+    replaced = {name: {modality: means[name][modality]} for name in ops}
     for name, op in ops.items():
-        op._replaced = {modality: means[name][modality]}
+        op._replaced = replaced[name]
     try:
         yield
     finally:

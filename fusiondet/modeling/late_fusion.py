@@ -10,6 +10,7 @@ from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import HeightDistribution
 from fusiondet.modeling.meta_arch import FusionRCNN, truth_heights
 from fusiondet.modeling.roi_heads import attach_sensor, set_heights
+from fusiondet.modeling.sensor_geometry import FACTS
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class LateFusionRCNN(FusionRCNN):
     Each branch has proposals, boxes, masks, heights and losses of its own ("optical/loss_mask", ...), whose sum is
     trained (P3). A branch is asked for those buildings on which its modality has any data. With exchanges in the
     backbone (MODEL.FUSION.EXCHANGE) the branches learn from each other before they decide; without, they are
-    independent.
+    independent. The height head of a branch is told the angles of its own sensor alone.
 
     At inference boxes are merged by `fuse_boxes`; then the mask and height heads of both branches run on the merged
     boxes. Everything is weighted by the share of each modality in the box, so that where one has no data the result is
@@ -75,18 +76,13 @@ class LateFusionRCNN(FusionRCNN):
                 "LateFusionRCNN needs MODEL.BACKBONE.NAME build_two_pyramids_resnet_fpn_backbone and "
                 f"MODEL.ROI_HEADS.NAME FusionROIHeads, found {cfg.MODEL.BACKBONE.NAME} and {cfg.MODEL.ROI_HEADS.NAME}."
             )
-        heads_cfg = cfg.clone()
-        heads_cfg.defrost()
-        heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = min(
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, _BRANCH_SCORE
-        )
         return {
             **arguments,
             "backbone": backbone,
             "proposal_generator": nn.ModuleDict(
                 {m: build_proposal_generator(cfg, shapes) for m in MODALITIES}
             ),
-            "roi_heads": nn.ModuleDict({m: build_roi_heads(heads_cfg, shapes) for m in MODALITIES}),
+            "roi_heads": nn.ModuleDict({m: build_roi_heads(_of_branch(cfg, m), shapes) for m in MODALITIES}),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             # What a single detector would take for one building twice.
@@ -205,6 +201,19 @@ class LateFusionRCNN(FusionRCNN):
         if not do_postprocess:
             return results
         return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+
+
+def _of_branch(cfg, modality: str):
+    """`cfg` for the heads of one branch: dim boxes pass, and of MODEL.ROI_HEIGHT_HEAD.GEOMETRY what its pixels show.
+
+    By the angles of the other sensor it could only recognise the acquisition; see `check_facts`.
+    """
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.ROI_HEADS.SCORE_THRESH_TEST = min(cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, _BRANCH_SCORE)
+    head = own.MODEL.ROI_HEIGHT_HEAD
+    head.GEOMETRY = [fact for fact in head.GEOMETRY if FACTS[fact].modality in ("", modality)]
+    return own
 
 
 def valid_shares(image: Tensor, box_xyxy: Tensor) -> Tensor:

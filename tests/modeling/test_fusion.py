@@ -376,6 +376,13 @@ def test_no_image_with_data_of_a_modality():
         mean_messages(op, [inputs], forward=lambda batch: op(*batch))
 
 
+def test_means_that_lack_an_exchange_cut_nothing_off(small_cfg):
+    model = TwoExchanges("MMTM", small_cfg)
+    with pytest.raises(KeyError, match="second"), cut_off(model, {"first": {"sar": torch.zeros(8)}}, "sar"):
+        pass
+    assert not any(op._replaced for op in exchanges(model).values())
+
+
 def test_unknown_modality_and_networks_without_exchanges():
     with pytest.raises(InputError, match="unknown modality 'radar'.*optical, sar"):
         with cut_off(nn.Identity(), {}, "radar"):

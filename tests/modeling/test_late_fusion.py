@@ -7,6 +7,7 @@ from fusiondet.errors import InputError
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution
 from fusiondet.modeling.late_fusion import combine_heights, fuse_boxes, valid_shares
+from fusiondet.modeling.sensor_geometry import FACTS
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_branches_without_exchange_are_independent(model, make_input):
     assert_same(a["optical"][0]["instances"], b["optical"][0]["instances"])
     a, b = a["sar"][0]["instances"].scores, b["sar"][0]["instances"].scores
     assert a.shape != b.shape or not torch.allclose(a, b)
+
+
+def test_a_branch_is_told_the_angles_of_its_own_sensor(late_cfg, make_input):
+    late_cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = list(FACTS)
+    model = built(late_cfg)
+    geometry = {m: model.roi_heads[m].height_head.geometry for m in MODALITIES}
+    optical = ["gsd", "sun_elevation", "sun_azimuth", "off_nadir", "view_azimuth"]
+    assert geometry["optical"].facts == optical and geometry["optical"].marks == ["sun_shadow", "lean"]
+    assert geometry["sar"].facts == ["gsd", "incidence", "look_azimuth"]
+    losses, _ = train_losses(model, [make_input(2)])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    late_cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = ["incidence", "look_azimuth"]
+    assert built(late_cfg).roi_heads["optical"].height_head.geometry is None
 
 
 def test_a_branch_is_trained_on_the_buildings_it_has_data_of(model, make_input):
