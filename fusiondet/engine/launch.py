@@ -54,12 +54,8 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts or [])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.FUSION.DISABLED and not args.eval_only:
-        others = [m for m in cfg.INPUT.MODALITIES if m != cfg.MODEL.FUSION.DISABLED]
-        raise InputError(
-            f"MODEL.FUSION.DISABLED {cfg.MODEL.FUSION.DISABLED} is for --eval-only. To train a network without it, set "
-            f'INPUT.MODALITIES "{others}"; to train one that copes with both, MODEL.FUSION.MODALITY_DROPOUT.'
-        )
+    if cfg.MODEL.FUSION.DISABLED:
+        _check_hiding(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise InputError("--eval-only needs DATASETS.TEST.")
     _setup_logger(cfg)
@@ -71,6 +67,22 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     complete_config(cfg, stored_config(weights) if weights else None)
     cfg.freeze()
     return cfg
+
+
+def _check_hiding(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """InputError when MODEL.FUSION.DISABLED is set for a training, or would take the place of a training's results."""
+    hidden = cfg.MODEL.FUSION.DISABLED
+    if not args.eval_only:
+        others = [m for m in cfg.INPUT.MODALITIES if m != hidden]
+        raise InputError(
+            f"MODEL.FUSION.DISABLED {hidden} is for --eval-only. To train a network without it, set "
+            f'INPUT.MODALITIES "{others}"; to train one that copes with both, MODEL.FUSION.MODALITY_DROPOUT.'
+        )
+    if Path(cfg.MODEL.WEIGHTS).resolve().parent == Path(cfg.OUTPUT_DIR).resolve():
+        raise InputError(
+            f"MODEL.FUSION.DISABLED {hidden}: OUTPUT_DIR is {cfg.OUTPUT_DIR}, where the weights are, and whose "
+            f"config.yaml and scores would become those without {hidden}. Name another OUTPUT_DIR."
+        )
 
 
 def _weights_to_continue(cfg: CfgNode, args: argparse.Namespace) -> Path | None:

@@ -108,6 +108,13 @@ def test_a_damaged_note_of_the_last_checkpoint_is_bad_input(config_file, tmp_pat
             "unknown MODEL.FUSION.DISABLED 'radar'.*optical",
         ),
         (
+            (
+                *("--config-file", "{c}", "--eval-only", "OUTPUT_DIR", "first"),
+                *("MODEL.WEIGHTS", "first/model_best.pth", "MODEL.FUSION.DISABLED", "sar"),
+            ),
+            "config.yaml and scores would become those without sar. Name another OUTPUT_DIR",
+        ),
+        (
             ("--config-file", "{c}", "MODEL.FUSION.MODALITY_DROPOUT.sar", "1.5"),
             "MODALITY_DROPOUT",
         ),
