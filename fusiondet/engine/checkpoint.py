@@ -136,7 +136,8 @@ def load_model(
     """Load `state` into `model`, every tensor or none.
 
     Args:
-        configs: YAML of the config stored in `source` and of the model's, for the message; empty if not known.
+        configs: YAML of the config stored in `source` and of the model's, for the message; empty if not known. Where
+            all tensors fit and keys that shape the network differ all the same, a warning names them.
 
     Raises:
         InputError: names that are missing or superfluous, or other shapes; the message names the first few, and the
@@ -153,16 +154,23 @@ def load_model(
         for what, names in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes)))
         if names
     ]
+    known = configs and all(configs)
+    differing = (
+        network_differences(*(config_from_yaml_text(c, str(source)) for c in configs)) if known else []
+    )
     if problems:
-        if configs and all(configs):
-            keys = network_differences(*(config_from_yaml_text(text, str(source)) for text in configs))
-            problems += [f"config keys that differ: {', '.join(keys)}"] if keys else []
+        problems += [f"config keys that differ: {', '.join(differing)}"] if differing else []
         raise InputError(
             f"{source}: does not fit the network of the config; tensors {'; '.join(problems)}. Use the config that it "
             "was trained with (config.yaml beside it)."
         )
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
     logging.getLogger(__name__).info("Loaded all %d tensors of %s", len(own), source)
+    if differing:
+        # Of heads of attention, say, or the order of bands, no tensor tells.
+        logging.getLogger(__name__).warning(
+            "%s fits, but was trained with other settings of the network: %s", source, ", ".join(differing)
+        )
 
 
 # Keys and sections that decide which tensors a network has. MODEL.FUSION.DISABLED, thresholds, losses do not.

@@ -126,6 +126,20 @@ def test_a_checkpoint_of_another_layout_names_tensors_and_keys(tmp_path):
     assert network_differences(early, early.clone()) == []
 
 
+def test_tensors_that_fit_another_network_are_said(tmp_path, caplog):
+    one, other = config(norm="BN"), config(norm="BN")
+    for cfg in (one, other):
+        cfg.MODEL.FUSION.OPTICAL_CHANNELS = 3
+        cfg.MODEL.BACKBONE.NAME = "build_intermediate_fusion_resnet_fpn_backbone"
+        cfg.MODEL.FUSION.EXCHANGE.res5 = "CrossAttention"
+    other.MODEL.FUSION.CROSS_ATTENTION.HEADS = 8
+    FusionCheckpointer(build_model(one), str(tmp_path), config_yaml=one.dump()).save("one")
+    FusionCheckpointer(build_model(one), config_yaml=one.dump()).load(str(tmp_path / "one.pth"))
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    FusionCheckpointer(build_model(other), config_yaml=other.dump()).load(str(tmp_path / "one.pth"))
+    assert "CROSS_ATTENTION.HEADS (stored 4, now 8)" in caplog.text
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("touch exploded",)
