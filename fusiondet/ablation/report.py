@@ -10,6 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 NOTHING = "–"
+LOWER_IS_BETTER = ("height/mae_m", "height/rmse_m", "height/nmad_m")
+# Counts, and what has its best value in between.
+NEITHER_IS_BETTER = (
+    *("height/n", "match/n_truth", "height/bias_m", "height/median_error_m", "height/slope"),
+    "height/interval_coverage",
+)
 CSV_COLUMNS = ("row", "label", "column", "metric", "seeds", "mean", "std", "difference", "low", "high")
 _COST_COLUMNS = ("parameters", "gflops", "step_s", "inference_s")
 _NAMES = {
@@ -56,6 +62,14 @@ def title(metric: str) -> str:
     return _NAMES.get(metric, metric)
 
 
+def is_better(line: dict) -> bool | None:
+    """Whether a line of the table is better than the reference; None where its interval holds 0 or nothing says so."""
+    excludes_zero = line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
+    if not excludes_zero or line["metric"] in NEITHER_IS_BETTER:
+        return None
+    return (line["low"] > 0) != (line["metric"] in LOWER_IS_BETTER)
+
+
 def number(metric: str, value: float | None, sign: bool = False) -> str:
     """`value` with as many decimals as mean something."""
     if value is None:
@@ -87,9 +101,22 @@ def _head(results: dict) -> list[str]:
         )
         + f"bold where it excludes 0. {NOTHING}: says nothing about this network."
     )
+    if any(metric.startswith("height/") for metric in results["metrics"]):
+        lines.append(
+            "Heights are scored on the buildings that a network finds, other ones for every network; AP50 of masks "
+            "with the right height is over all buildings."
+        )
+    used = sorted(set(_versions_used(results)))
+    if len(used) > 1:
+        lines += ["", f"**Trained by different versions**: {'; '.join(used)}."]
     if results["missing"]:
         lines += ["", f"**Not finished**: {'; '.join(results['missing'])}."]
     return lines
+
+
+def _versions_used(results: dict) -> list[str]:
+    trainings = [seed["training"] for row in results["rows"].values() for seed in row["seeds"].values()]
+    return [", ".join(f"{k} {v}" for k, v in t["versions"].items()) for t in trainings if "versions" in t]
 
 
 def _overview(results: dict) -> str:
@@ -181,7 +208,8 @@ def _bounds(claim: dict) -> str:
 
 def _grid(header: list[str], lines: list[list[str]]) -> str:
     rule = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
 
 # ---- Picture ---------------------------------------------------------------------------------------------
@@ -243,11 +271,8 @@ def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> N
 
 
 def _mark(ax: Axes, y: int, line: dict, seeds: list) -> None:
-    colour = "#555555"
+    colour = {True: "#1b7f4b", False: "#b5402a", None: "#555555"}[is_better(line)]
     if line["low"] is not None:
-        better = (line["difference"] < 0) == line["metric"].endswith("_m")
-        excludes_zero = line["low"] > 0 or line["high"] < 0
-        colour = ("#1b7f4b" if better else "#b5402a") if excludes_zero else "#555555"
         reference = line["mean"] - line["difference"]
         ends = [reference + line["low"], reference + line["high"]]
         ax.plot(ends, [y, y], color=colour, linewidth=1.8, solid_capstyle="butt", zorder=2)

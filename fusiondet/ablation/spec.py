@@ -36,12 +36,12 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.config import load_config, safe_yaml
 from fusiondet.data import catalog
+from fusiondet.engine.checkpoint import network_differences
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.evaluation.resampling import REGIONS, summarize
+from fusiondet.evaluation.resampling import REGIONS, SUMMARY_KEYS
 
 from detectron2.config import CfgNode
 
-SUMMARY_KEYS = tuple(summarize([]))
 DEFAULT_METRICS = ("segm/AP50", "joint/AP50", "height/mae_m")
 # What all rows have in common is said once, and where.
 _COMMON = {
@@ -193,7 +193,7 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
         train=tuple(tree.list("train", str)),
         val=tuple(tree.list("val", str)),
         steps=tree.number("steps", 1),
-        seeds=tuple(seeds if seeds else _seeds(tree)),
+        seeds=_seeds("command line", seeds) if seeds else _seeds(str(path), tree.list("seeds", int)),
         rows={name: _row(path, tree, name) for name in tree.sub("rows").keys()},
         conditions={name: _condition(tree, name) for name in tree.sub("conditions").keys()},
         compare_to=tree.text("compare_to"),
@@ -203,15 +203,13 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
     )
     spec = replace(spec, claims=tuple(_claims(tree)))
     _check(spec)
-    rows = {}
-    for name, row in spec.rows.items():
-        rows[name] = replace(row, modalities=tuple(spec.config(row, spec.seeds[0]).INPUT.MODALITIES))
+    configs = {name: spec.config(row, spec.seeds[0]) for name, row in spec.rows.items()}
+    rows = {
+        name: replace(row, modalities=tuple(configs[name].INPUT.MODALITIES))
+        for name, row in spec.rows.items()
+    }
     spec = replace(spec, rows=rows)
-    for condition in spec.conditions.values():
-        for row in [row for row in spec.rows.values() if condition.overrides and condition.holds_for(row)][
-            :1
-        ]:
-            spec.config(row, spec.seeds[0], condition)
+    _check_conditions(spec, configs)
     _check_claims(spec)
     return spec
 
@@ -234,7 +232,7 @@ class _Tree:
         self.tree, self.where = tree, where
 
     def keys(self) -> list[str]:
-        return [str(key) for key in self.tree]
+        return list(self.tree)
 
     def only(self, known) -> None:
         for key in self.keys():
@@ -268,11 +266,10 @@ class _Tree:
         return tuple(word for item in self.sub(key).tree.items() for word in item)
 
 
-def _seeds(tree: _Tree) -> list[int]:
-    seeds = tree.list("seeds", int)
+def _seeds(where: str, seeds: list[int]) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise InputError(f"{tree.where}: seeds is {seeds}, expected different whole numbers from 0 on.")
-    return seeds
+        raise InputError(f"{where}: seeds is {seeds}, expected different whole numbers from 0 on.")
+    return tuple(seeds)
 
 
 def _row(path: Path, tree: _Tree, name: str) -> Row:
@@ -369,6 +366,21 @@ def _check_dataset(spec: Spec, where: str, name: str) -> None:
     except InputError as error:
         own = ", ".join(f"{key}_<split>" for key in spec.data) or "none"
         raise InputError(f"{spec.path}: {where}: {error} From `data` of this file: {own}.") from None
+
+
+def _check_conditions(spec: Spec, configs: dict[str, CfgNode]) -> None:
+    """A condition can hide or replace what a network sees, but not be about another network."""
+    for condition in spec.conditions.values():
+        for row in spec.rows.values() if condition.overrides else ():
+            if not condition.holds_for(row):
+                continue
+            changed = network_differences(configs[row.name], spec.config(row, spec.seeds[0], condition))
+            if changed:
+                raise InputError(
+                    f"{spec.path}: condition {condition.name!r} makes another network of row {row.name!r} than is "
+                    f"trained: {', '.join(changed)}. Hide a modality by MODEL.FUSION.DISABLED; another network "
+                    "is another row."
+                )
 
 
 def _check_claims(spec: Spec) -> None:

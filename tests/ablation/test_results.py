@@ -128,6 +128,23 @@ def test_a_claim_about_a_row_that_is_not_finished_is_missing():
     assert line["verdict"] == "missing" and line["difference"] is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "better"),
+    [
+        ("segm/AP50", 1.0, 2.0, True),
+        ("segm/AP50", -2.0, -1.0, False),
+        ("segm/AP50", -1.0, 1.0, None),
+        ("segm/AP50", None, None, None),
+        ("height/mae_m", -2.0, -1.0, True),
+        ("height/mae_m", 1.0, 2.0, False),
+        ("height/bias_m", -2.0, -1.0, None),
+        ("height/n", 1.0, 2.0, None),
+    ],
+)
+def test_better_is_higher_but_for_errors_and_what_has_no_direction(metric, low, high, better):
+    assert report.is_better({"metric": metric, "low": low, "high": high}) is better
+
+
 # ---- For readers -----------------------------------------------------------------------------------------
 
 
@@ -205,6 +222,18 @@ def test_csv_holds_the_table_and_the_costs_unrounded(found):
     ratio = by_key["b", "cost", "step_ratio"]
     assert (ratio["mean"], ratio["low"], ratio["high"]) == ("1.0", "0.9", "1.1")
     assert ("b", "cost", "inference_ratio") not in by_key and ("b", "cost", "inference_s") in by_key
+
+
+def test_networks_trained_by_different_versions_are_named(found):
+    assert "different versions" not in report.markdown(found)
+    for row, torch in (("a", "2.6"), ("b", "2.7")):
+        found["rows"][row]["seeds"] = {"1": {"training": {"versions": {"torch": torch}}, "scores": {}}}
+    assert "**Trained by different versions**: torch 2.6; torch 2.7." in report.markdown(found)
+
+
+def test_a_bar_in_a_label_does_not_end_its_cell(found):
+    found["rows"]["a"]["label"] = "A|B"
+    assert "| A\\|B | 80.0 " in report.markdown(found)
 
 
 def test_csv_and_markdown_without_costs(found):

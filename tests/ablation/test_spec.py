@@ -87,6 +87,10 @@ def claim(**keys):
             {"conditions": "\n  c: {dataset: TEST, overrides: {MODEL.FUSION.DISABLE: sar}}"},
             "under condition 'c': unknown config key 'MODEL.FUSION.DISABLE'",
         ),
+        (
+            {"conditions": "\n  c: {dataset: TEST, overrides: {INPUT.MODALITIES: [optical]}}"},
+            "condition 'c' makes another network of row 'early' .*INPUT.MODALITIES.*Hide a modality by MODEL.FUSION",
+        ),
         ({"compare_to": "erly"}, "unknown reference row 'erly'. Did you mean 'early'"),
         ({"compare_to": None}, "compare_to is None, expected a word"),
         ({"metrics": "[segm/AP51]"}, "unknown metric 'segm/AP51'. Did you mean 'segm/AP50'"),
@@ -133,6 +137,12 @@ def test_claims_pair_the_same_tiles_only(write_spec):
 def test_wrong_overrides_of_the_command_line(write_spec, words, message):
     with pytest.raises(InputError, match=message):
         read_spec(write_spec(), words)
+
+
+@pytest.mark.parametrize("seeds", [[1, 1], [-1]])
+def test_wrong_seeds_of_the_command_line(write_spec, seeds):
+    with pytest.raises(InputError, match="command line: seeds is .*expected different whole numbers from 0"):
+        read_spec(write_spec(), seeds=seeds)
 
 
 @pytest.mark.parametrize(
