@@ -25,6 +25,7 @@ from fusiondet.data.synthetic.presets import Preset
 from fusiondet.data.synthetic.procedural import make_city
 from fusiondet.data.synthetic.sar import render_sar
 from fusiondet.data.synthetic.scene import building_heights, margins_m, rasterize_scene, ridge_m
+from fusiondet.errors import InputError
 from fusiondet.files import atomic_dir, require_new_dir
 
 import cv2
@@ -128,8 +129,17 @@ def write_dataset(
 
     Returns:
         {split: (tiles, buildings)}.
+
+    Raises:
+        InputError: see `require_new_dir`; or angles are to be shuffled within a single acquisition.
     """
     require_new_dir(out, "annotations", overwrite)
+    few = [split for split, count in tiles.items() if count <= recipe.strip_tiles]
+    if recipe.shuffled_angles and few:
+        raise InputError(
+            f"split {few[0]} has {tiles[few[0]]} tiles, which is one acquisition of up to {recipe.strip_tiles}: there "
+            "are no other angles to shuffle it with. Make it larger."
+        )
     strips = _plan(recipe, tiles)
     counts = {}
     with atomic_dir(out) as root:

@@ -202,6 +202,13 @@ def test_shuffled_angles_are_those_of_other_acquisitions(tmp_path):
     assert sorted(map(str, before)) == sorted(map(str, after)) and after[0] == after[1]
 
 
+def test_angles_of_a_single_acquisition_cannot_be_shuffled(tmp_path):
+    recipe = dataclasses.replace(SMALL, strip_tiles=2, shuffled_angles=True)
+    with pytest.raises(InputError, match="split val has 2 tiles, which is one acquisition"):
+        write_dataset(recipe, {"test": 3, "val": 2}, tmp_path / "city")
+    assert not (tmp_path / "city").exists()
+
+
 def test_extra_labels_and_sar_shift(easy, tmp_path):
     faults = Faults(extra_labels=0.5, sar_shift_px=6.0)
     write_dataset(dataclasses.replace(SMALL, faults=faults), {"train": 5}, tmp_path / "bad")
