@@ -1,7 +1,9 @@
 """Scores from per-tile counts, so that tiles can be drawn again: intervals of scores and of differences.
 
 The tile is the unit that is drawn, because buildings of one tile share its light, speckle and clouds. A comparison
-draws the same tiles for both sides (paired), which takes the difficulty of the tiles out of the difference.
+draws the same tiles for both sides (paired), which takes the difficulty of the tiles out of the difference. Tiles of
+one acquisition share angles and weather, too, so that intervals over tiles are a little narrow: on 200 tiles of 40
+acquisitions of the synthetic city, drawing acquisitions instead gave standard errors 1.1 times as large.
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13 (percentile interval).
 """
 
@@ -30,7 +32,8 @@ from pycocotools import mask as mask_api
 
 # From this score on a prediction is part of the map that pixel/ and match/ numbers are about.
 MAP_SCORE = 0.5
-# The scores at which the map is tried for pixel/best_f1.
+# The scores at which the map is tried for pixel/best_f1. The best one is chosen on the tiles that are scored, so this
+# is a little too good for everyone.
 MAP_SCORES = np.arange(1, 20) / 20
 # In a cloud raster (0 clear .. 255 opaque), from here on the ground is taken as hidden.
 OPAQUE = 128

@@ -272,7 +272,10 @@ def _on_data(stored, names: list[str]):
 
 
 def _reading_notes(stored) -> list[str]:
-    notes = ["δ1 is of the buildings that are found: where few are left, it says little."]
+    notes = [
+        "δ1 is of the buildings that are found: where few are left, it says little.",
+        "pixel F1 is at the limit of the score that is best for each prediction, chosen on these very tiles.",
+    ]
     if not any(stored.MODEL.FUSION.MODALITY_DROPOUT.values()):
         notes.append(
             "trained without MODALITY_DROPOUT, so its stand-in is the mean, and it never had to do with it."
