@@ -56,16 +56,17 @@ def run_ablation(
         RuntimeError: a row failed; the others are finished, and the results written.
     """
     out = require_new_dir(Path(out), MARK, overwrite=True)
-    for name in rows:
-        if name not in spec.rows:
-            raise InputError(f"{spec.path}: {unknown_name('row', name, spec.rows)}")
+    _check_rows(spec, rows)
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: expected at least 1.")
     with _alone(out):
         make_data(spec, out, overwrite)
         plan = runs.plan(spec, out)
         chosen = [run for run in plan if not rows or run.row in rows]
-        _refuse_changes(chosen, overwrite)
+        changed = _changed(chosen, overwrite)
+        runs.check_data(chosen)
+        for run in changed:
+            shutil.rmtree(run.folder)
         current = [run for run in plan if not runs.changes(run)]
         failures = _work(chosen, jobs) + _costs(spec, out, current)
         path = write_results(spec, out, plan, current)
@@ -78,8 +79,9 @@ def run_ablation(
 
 def describe(spec: Spec, out: Path, rows: Sequence[str] = ()) -> str:
     """What `run_ablation` would do, without doing anything: per run what is finished and what is left."""
+    _check_rows(spec, rows)
     made = {name: _made(out, name) for name in spec.data}
-    lines = [f"data set {name}: {'there' if made[name] else 'to make'}" for name in spec.data]
+    lines = [f"data set {name}: {_state(made[name], words)}" for name, words in spec.data.items()]
     if not all(made.values()):
         per_row = {row.name: 0 for row in spec.rows.values()}
         for row, column in spec.cells():
@@ -87,6 +89,7 @@ def describe(spec: Spec, out: Path, rows: Sequence[str] = ()) -> str:
         lines += [
             f"{name}: training and {count} conditions, {len(spec.seeds)} times"
             for name, count in per_row.items()
+            if not rows or name in rows
         ]
         return "\n".join(lines)
     plan = [run for run in runs.plan(spec, out) if not rows or run.row in rows]
@@ -96,6 +99,18 @@ def describe(spec: Spec, out: Path, rows: Sequence[str] = ()) -> str:
         lines.append(f"{run.name}: {state}")
     parts = sum(len(run.parts_left()) for run in plan)
     return "\n".join([*lines, f"{parts} parts left of {sum(1 + len(run.scorings) for run in plan)}"])
+
+
+def _state(made: list[str] | None, words: list[str]) -> str:
+    if made is None:
+        return "to make"
+    return "there" if made == words else "made by another command"
+
+
+def _check_rows(spec: Spec, rows: Sequence[str]) -> None:
+    for name in rows:
+        if name not in spec.rows:
+            raise InputError(f"{spec.path}: {unknown_name('row', name, spec.rows)}")
 
 
 @contextlib.contextmanager
@@ -133,13 +148,15 @@ def make_data(spec: Spec, out: Path, overwrite: bool = False) -> None:
                 "Pass --overwrite to make it anew, or choose another --out."
             )
         print(f"making data set {name}: {' '.join(words)}", flush=True)
+        # Noted as made only when it is: whatever a killed process left behind is made again.
+        content = read_json(out / MARK)
+        others = {other: made for other, made in content["data"].items() if other != name}
+        write_json({**content, "data": others}, out / MARK, indent=1)
         try:
             prepare([*words, "--out", str(out / "datasets" / name), "--overwrite"], parser=StrictParser)
         except InputError as error:
             raise InputError(f"{spec.path}: data: {name}: {error}") from None
-        # Written last: a data set that a killed process left behind without it is made again.
-        content = read_json(out / MARK)
-        write_json({**content, "data": {**content["data"], name: words}}, out / MARK, indent=1)
+        write_json({**content, "data": {**others, name: words}}, out / MARK, indent=1)
 
 
 def _made(out: Path, name: str) -> list[str] | None:
@@ -151,17 +168,18 @@ def _made(out: Path, name: str) -> list[str] | None:
 # ---- Work ------------------------------------------------------------------------------------------------
 
 
-def _refuse_changes(plan: list[Run], overwrite: bool) -> None:
+def _changed(plan: list[Run], overwrite: bool) -> list[Run]:
+    """The runs that were begun with other settings; InputError for the first of them unless `overwrite`."""
+    found = []
     for run in plan:
         changed = runs.changes(run)
-        if not changed:
-            continue
-        if not overwrite:
+        if changed and not overwrite:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise InputError(
                 f"{run.folder}: row {run.row} was begun with another {changed[0]}{more}. {_WAYS_OUT}"
             )
-        shutil.rmtree(run.folder)
+        found += [run] if changed else []
+    return found
 
 
 def _work(plan: list[Run], jobs: int) -> list[runs.Failure]:

@@ -25,13 +25,19 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.ablation.results import DRAWS, drawn_scores
 from fusiondet.ablation.spec import Condition, Row, Spec, own_dataset
-from fusiondet.config import defaults, load_config
+from fusiondet.config import config_from_yaml_text, defaults, load_config
 from fusiondet.data import catalog
 from fusiondet.engine import launch
-from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint, stored_config
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.checkpoint import (
+    FusionCheckpointer,
+    is_own_checkpoint,
+    read_checkpoint,
+    stored_config,
+    versions,
+)
+from fusiondet.engine.trainer import FusionTrainer, complete_config, settle_data
 from fusiondet.errors import InputError
-from fusiondet.evaluation.resampling import REGIONS, TileScores, tile_scores
+from fusiondet.evaluation.resampling import TileScores, region_by_name, tile_scores
 from fusiondet.files import atomic_dir, atomic_path, read_json, write_json
 
 import numpy as np
@@ -140,6 +146,25 @@ def _scoring(condition: Condition, path: str, hashes: dict) -> Scoring:
         "draws": DRAWS,
     }
     return Scoring(condition.name, path, condition.overrides, condition.regions, depends_on)
+
+
+def check_data(plan: Sequence[Run]) -> None:
+    """Find, before the first training, what in the data would end a training or a scoring of `plan` hours later.
+
+    Raises:
+        InputError: a data set of a run that lacks a band, a fact of the geometry or a cloud raster that it asks for.
+    """
+    for run in {run.row: run for run in plan}.values():
+        try:
+            cfg = config_from_yaml_text(run.config_yaml, run.name)
+            cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, *(scoring.dataset for scoring in run.scorings))
+            weights = cfg.MODEL.WEIGHTS
+            settle_data(cfg, stored_config(weights) if weights and is_own_checkpoint(weights) else None)
+            for scoring in run.scorings:
+                for name in scoring.regions:
+                    region_by_name(name, catalog.load_split(scoring.dataset))
+        except InputError as error:
+            raise InputError(f"row {run.row}: {error}") from None
 
 
 def dataset_file(spec: Spec, out: Path, name: str) -> str:
@@ -252,6 +277,7 @@ def _keep_chosen_weights(folder: Path, cfg: CfgNode) -> dict:
         "metric": facts.get("metric", cfg.TEST.BEST_METRIC),
         "value": facts.get("value"),
         "weights": sha256(folder / "model.pth"),
+        "versions": {key: facts.get(key) for key in versions()},
     }
 
 
@@ -286,7 +312,7 @@ def _columns(scoring: Scoring, predictions: Path) -> dict[str, dict]:
     """Column -> its scores, over drawn tiles too, and the counts of every tile that they follow from."""
     dataset = catalog.load_split(scoring.dataset)
     regions = {scoring.name: None}
-    regions |= {f"{scoring.name}/{name}": REGIONS[name](dataset.root) for name in scoring.regions}
+    regions |= {f"{scoring.name}/{name}": region_by_name(name, dataset) for name in scoring.regions}
     columns = {}
     for column, region in regions.items():
         tiles = tile_scores(dataset, predictions, region=region)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import fusiondet.ablation
 from fusiondet.ablation import read_spec, run_ablation, runs
+from fusiondet.data.bands import BandSpec
 from fusiondet.errors import InputError
 from fusiondet.evaluation.instances import evaluate_instances
 from fusiondet.evaluation.resampling import TileScores
 from fusiondet.files import read_json, write_json
 from tests.ablation.conftest import CONDITIONS, ROWS
-from tests.tiny_city import ROOT
+from tests.tiny_city import ROOT, write_split
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_overwrite_trains_the_changed_row_anew_and_a_new_condition_scores_old_we
     out = place / "copy"
     shutil.copytree(finished[1], out)
     rows = ROWS.replace("early: {}", "early: {overrides: {SOLVER.BASE_LR: 0.001}}")
-    conditions = CONDITIONS.replace("clear: {", "clear: {regions: [in_the_clear], ")
+    conditions = CONDITIONS + "  again: {dataset: TEST}\n"
     spec = read_spec(write_spec(rows, conditions, name="copy.yaml"))
     old = read_json(out / "runs" / "early" / "seed1" / "trained.json")
     assert "early, seed 1: changed, SOLVER.BASE_LR: 0.0004 -> 0.001" in fusiondet.ablation.describe(spec, out)
@@ -194,7 +195,27 @@ def test_overwrite_trains_the_changed_row_anew_and_a_new_condition_scores_old_we
     same = "runs/rgb/seed1/trained.json"
     assert (out / same).read_text() == (finished[1] / same).read_text()
     found = read_json(out / "results.json")["rows"]["rgb"]["seeds"]["1"]["scores"]
-    assert found["clear/in_the_clear"] == found["clear"]  # no tile has a cloud
+    assert found["again"] == found["clear"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("{dataset: OTHER}", r"row early: data set .*vv.json lacks band HH: it has .*VV"),
+        (
+            "{dataset: TEST, regions: [under_cloud]}",
+            "row rgb: region under_cloud: no tile of .* cloud raster",
+        ),
+    ],
+)
+def test_data_that_a_condition_cannot_use_are_found_before_anything_is_trained(
+    write_spec, place, tmp_path, condition, message
+):
+    vv = write_split(place, "vv", (1,), bands=BandSpec(sar=("VV",), sar_scale="db"))
+    conditions = f"{CONDITIONS}  other: {condition.replace('OTHER', str(vv))}\n"
+    with pytest.raises(InputError, match=message):
+        run_ablation(read_spec(write_spec(conditions=conditions, name="cannot.yaml")), tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_rows_alone_leave_the_others_for_later(write_spec, place, finished):
@@ -204,6 +225,8 @@ def test_rows_alone_leave_the_others_for_later(write_spec, place, finished):
     spec = read_spec(write_spec(name="part.yaml"))
     with pytest.raises(InputError, match="unknown row 'rbg'. Did you mean 'rgb'"):
         run_ablation(spec, out, rows=["rbg"])
+    with pytest.raises(InputError, match="unknown row 'rbg'"):
+        fusiondet.ablation.describe(spec, out, rows=["rbg"])
     run_ablation(spec, out, rows=["rgb"])
     found = read_json(out / "results.json")
     assert found["missing"] == ["early, seed 1: training, clear, no_sar"]
@@ -289,8 +312,29 @@ def test_data_made_by_another_command_are_refused(city):
         InputError, match="abl was made by 'synthetic --seed 3', and .*city.yaml says .*--seed 4"
     ):
         fusiondet.ablation.make_data(spec, out)
+    assert fusiondet.ablation.describe(spec, out).startswith("data set abl: made by another command")
     fusiondet.ablation.make_data(spec, out, overwrite=True)
     assert len(calls) == 2
+
+
+def test_data_half_replaced_when_killed_count_as_not_made(city, monkeypatch):
+    write, out, calls = city
+    before = read_spec(write(data="{abl: [synthetic, --seed, 3]}"))
+    fusiondet.ablation.make_data(before, out)
+    made = fusiondet.ablation.prepare
+
+    def killed(words, parser):
+        made(words, parser)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fusiondet.ablation, "prepare", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fusiondet.ablation.make_data(
+            read_spec(write(data="{abl: [synthetic, --seed, 4]}")), out, overwrite=True
+        )
+    monkeypatch.setattr(fusiondet.ablation, "prepare", made)
+    fusiondet.ablation.make_data(before, out)
+    assert [words[2] for words in calls] == ["3", "4", "3"]
 
 
 def test_a_wrong_command_for_data_names_the_file(write_spec, tmp_path):
