@@ -67,12 +67,16 @@ class Predictor:
         training images. device: torch device.
     """
 
-    def __init__(self, weights: str | Path, device: str | None = None, score_threshold: float | None = None):
+    def __init__(
+        self, weights: str | Path, device: str | None = None, score_threshold: float | str | None = None
+    ):
         """Load `weights`.
 
         Args:
             device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
-            score_threshold: detections below it are dropped; None keeps the checkpoint's.
+            score_threshold: detections below it are dropped; None keeps the checkpoint's, which is for scoring; "layer"
+                is for a layer of buildings: 0.5, or half of that for two detectors, where 0.5 would take a building
+                that one of them is sure of, the one that sees under clouds say, for nothing.
 
         Raises:
             InputError: not a checkpoint of fusiondet, or its config and tensors do not fit; no such device.
@@ -80,6 +84,8 @@ class Predictor:
         checkpoint = read_checkpoint(weights)
         cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
         cfg.MODEL.DEVICE = device_name(device)
+        if score_threshold == "layer":
+            score_threshold = 0.25 if _has_two_detectors(cfg) else 0.5
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
                 raise InputError(f"--score-threshold is {score_threshold}, expected 0 to 1.")
@@ -237,7 +243,7 @@ def predict_to_file(
     sar_path,
     out: Path,
     *,
-    score_threshold=None,
+    score_threshold: float | str = "layer",
     device=None,
     overwrite: bool = False,
     **options,
@@ -337,7 +343,7 @@ def _modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list
                 f"{path}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
             )
     threshold = predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-    if _has_two_detectors(predictor) and all(paths.values()) and threshold >= 0.5:
+    if _has_two_detectors(predictor.cfg) and all(paths.values()) and threshold >= 0.5:
         notes.append(
             f"{predictor.weights.name} has two detectors, and what only one of them finds has half its score at most: "
             f"pass a --score-threshold below 0.5 to see such buildings, under clouds say."
@@ -345,8 +351,8 @@ def _modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list
     return notes
 
 
-def _has_two_detectors(predictor: Predictor) -> bool:
-    return predictor.cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"
+def _has_two_detectors(cfg) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"
 
 
 def _nodata_notes(
@@ -367,7 +373,7 @@ def _what_to_expect_without(predictor: Predictor, modality: str) -> str:
     share = fusion.MODALITY_DROPOUT[modality]
     if share > 0:
         return f"predicted without {name}, as {share:.0%} of the images that {weights} was trained on were."
-    if _has_two_detectors(predictor) and not any(fusion.EXCHANGE.values()):
+    if _has_two_detectors(predictor.cfg) and not any(fusion.EXCHANGE.values()):
         return f"predicted by the other detector of {weights} alone, which never sees {name}."
     return (
         f"{weights} was never trained without {name}, so expect much less of it; one trained with "

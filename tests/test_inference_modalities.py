@@ -136,6 +136,12 @@ def test_a_threshold_that_drops_what_one_detector_finds_is_said(weights, rasters
     assert not any("--score-threshold" in n for n in predict_scene(predictor, rgb).notes)
 
 
+@pytest.mark.parametrize(("layout", "expected"), [("early", 0.5), ("late decision", 0.25)])
+def test_a_layer_takes_what_one_of_two_detectors_is_sure_of(weights, layout, expected):
+    predictor = Predictor(weights(layout), "cpu", score_threshold="layer")
+    assert predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == expected
+
+
 def test_no_data_in_both_is_said_once(weights, rasters):
     result = predict_scene(Predictor(weights(), "cpu"), *rasters(EVERYWHERE, EVERYWHERE))
     assert result.buildings == []

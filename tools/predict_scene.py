@@ -21,7 +21,12 @@ def parse_args():
     parser.add_argument(
         "--out", required=True, type=Path, help="layer to write: .gpkg, .geojson, .fgb or .parquet"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="drop detections below this score")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="drop detections below this score (default: 0.5, or 0.25 for two detectors, whose scores are averaged)",
+    )
     parser.add_argument(
         "--rgb-bands", type=int, nargs="+", metavar="N", help="1-based bands of --rgb in training order"
     )
@@ -67,7 +72,7 @@ def main():
         args.rgb,
         args.sar,
         args.out,
-        score_threshold=args.score_threshold,
+        score_threshold=getattr(args, "score_threshold", "layer"),
         device=args.device,
         overwrite=args.overwrite,
         window_px=args.window,
