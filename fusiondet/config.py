@@ -52,6 +52,10 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.INPUT.SAR_SPECKLE_LOOKS = 0.0
     # Instances with fewer visible pixels than this after cropping are not trained on.
     cfg.INPUT.MIN_INSTANCE_AREA_PX = 9
+    # Where heights per pixel come from: "building_height" (a raster of buildings alone), "ndsm" (masked by footprints:
+    # sloped roofs stay, and trees over roofs too), "instances" (heights painted into footprints), or "auto": the first
+    # of these that a tile has. See fusiondet/data/labels.py.
+    cfg.INPUT.HEIGHT_LABELS = "auto"
 
     # ---- Model -----------------------------------------------------------------------------------------------------
     cfg.MODEL.FUSION = CN()
@@ -114,6 +118,45 @@ def add_fusiondet_config(cfg: CN) -> None:
     # "optical" or "sar": treat this modality as missing, as if every pixel were no data. For --eval-only.
     cfg.MODEL.FUSION.DISABLED = ""
 
+    # Heads that predict per pixel, of DENSE_HEAD_REGISTRY: "DenseHeight" (height of buildings), "Footprint",
+    # "Reconstruction" (of the image, which needs no labels). Each at most once. See modeling/dense_heads.py.
+    cfg.MODEL.DENSE_HEADS = CN()
+    cfg.MODEL.DENSE_HEADS.NAMES = []
+    # Feature maps that are decoded, finest first; without skips the last of them alone.
+    cfg.MODEL.DENSE_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Channels of the decoders at the strides of IN_FEATURES; half of it at stride 2, a quarter at stride 1.
+    cfg.MODEL.DENSE_HEADS.DIM = 64
+    # Finer feature maps, and the image itself at strides 2 and 1, enter on the way up. Reconstruction never has them.
+    cfg.MODEL.DENSE_HEADS.SKIPS = True
+    # How maps grow twofold: "resize" (bilinear, then convolution) or "transposed" (convolution).
+    cfg.MODEL.DENSE_HEADS.UPSAMPLE = "resize"
+    # Normalisation of the decoders: "", "GN", "BN", ...
+    cfg.MODEL.DENSE_HEADS.NORM = "GN"
+    # Leading steps of the decoders of height and footprint that are one and the same; 0: apart from the start.
+    cfg.MODEL.DENSE_HEADS.SHARED_STEPS = 0
+    cfg.MODEL.DENSE_HEADS.HEIGHT = CN()
+    # Weight of the loss.
+    cfg.MODEL.DENSE_HEADS.HEIGHT.LOSS_WEIGHT = 1.0
+    # Heights outside the predicted footprint become 0 (FusionHeightNet's semantic refinement); needs "Footprint".
+    cfg.MODEL.DENSE_HEADS.HEIGHT.REFINE = False
+    # The height is predicted from the footprint's probability, too; needs "Footprint".
+    cfg.MODEL.DENSE_HEADS.HEIGHT.FROM_FOOTPRINT = False
+    cfg.MODEL.DENSE_HEADS.FOOTPRINT = CN()
+    cfg.MODEL.DENSE_HEADS.FOOTPRINT.LOSS_WEIGHT = 1.0
+    cfg.MODEL.DENSE_HEADS.RECONSTRUCTION = CN()
+    # Of the mean absolute difference per pixel and band, in standard deviations.
+    cfg.MODEL.DENSE_HEADS.RECONSTRUCTION.LOSS_WEIGHT = 0.1
+    # Every task (instances, and each dense head) looks at the shared feature maps through an attention of its own.
+    cfg.MODEL.TASK_ATTENTION = False
+    # How the losses of tasks are weighted against each other, on top of their LOSS_WEIGHTs; modeling/task_weighting.py.
+    cfg.MODEL.TASK_WEIGHTING = CN()
+    # "fixed", "uncertainty" (learned, homoscedastic) or "gradnorm" (equal gradients at the shared features).
+    cfg.MODEL.TASK_WEIGHTING.NAME = "fixed"
+    # gradnorm: how much more a task is pulled that learns more slowly than others; 0: all gradients are made equal.
+    cfg.MODEL.TASK_WEIGHTING.ALPHA = 1.0
+    # gradnorm: how fast weights follow, share of the gap per step.
+    cfg.MODEL.TASK_WEIGHTING.RATE = 0.05
+
     # Whether the network predicts a height per building.
     cfg.MODEL.HEIGHT_ON = True
     cfg.MODEL.ROI_HEIGHT_HEAD = CN()
@@ -150,8 +193,16 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = []
     # Probability that training hides each of these facts of an image, so that the head copes where it is unknown.
     cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT = 0.1
+    # The head is shown what the dense head "DenseHeight" says inside the box.
+    cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR = False
     # Trained on the jittered proposals of the box head (up to this many positives per image), as inference sees them.
     cfg.MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE = 32
+
+    # ---- Data ------------------------------------------------------------------------------------------------------
+    # Share of the training tiles whose labels are used, drawn by SEED; others train what needs no labels, or nothing.
+    cfg.DATASETS.LABEL_SHARE = 1.0
+    # Tiles without labels that a batch has beside its SOLVER.IMS_PER_BATCH tiles with labels; needs "Reconstruction".
+    cfg.DATALOADER.UNLABELLED_PER_BATCH = 0
 
     # ---- Solver, test ----------------------------------------------------------------------------------------------
     # "SGD" (Detectron2's) or "AdamW".
@@ -366,6 +417,17 @@ def defaults() -> CN:
     cfg = get_cfg()
     add_fusiondet_config(cfg)
     return cfg
+
+
+def flat(cfg: CN, prefix: str = "") -> dict:
+    """{dotted key: value} of all keys, tuples as lists: YAML does not tell them apart."""
+    values = {}
+    for key, value in cfg.items():
+        if isinstance(value, CN):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def _empty_keys(cfg: CN, defaults: CN, prefix: str = ""):

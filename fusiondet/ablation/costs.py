@@ -1,13 +1,12 @@
 """What the networks of an ablation cost, taking turns on the same tiles in one run."""
 
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.ablation.runs import Run, load_trained
-from fusiondet.benchmarking import Contestant, count_flops, paired_ratio, take_turns
+from fusiondet.benchmarking import Contestant, count_flops, paired_ratio, processor, take_turns
 from fusiondet.engine.checkpoint import versions
 from fusiondet.engine.trainer import FusionTrainer, precision
 from fusiondet.files import read_json, write_json
@@ -50,7 +49,9 @@ def measure(runs: list[Run], reference: str, rounds: int, path: Path) -> Iterato
         "batch": len(batch),
         "rounds": rounds,
         "size_px": batch[0]["width"],
-        **_machine(cfg.MODEL.DEVICE),
+        "device": processor(cfg.MODEL.DEVICE),
+        "threads": torch.get_num_threads(),
+        **versions(),
     }
     write_json({"depends_on": _depends_on(runs, rounds), "settings": settings, "rows": rows}, path, indent=1)
     yield "costs"
@@ -70,8 +71,3 @@ def _times(name: str, tiles: int, seconds: dict, reference: str) -> dict:
         known = reference in task
         times[key] = asdict(paired_ratio(task[name], task[reference])) if known else None
     return times
-
-
-def _machine(device: str) -> dict:
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU ({platform.machine()})"
-    return {"device": name, "threads": torch.get_num_threads(), **versions()}

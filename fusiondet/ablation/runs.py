@@ -25,7 +25,7 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.ablation.results import DRAWS, drawn_scores
 from fusiondet.ablation.spec import Condition, Row, Spec, own_dataset
-from fusiondet.config import config_from_yaml_text, defaults, load_config
+from fusiondet.config import config_from_yaml_text, defaults, flat, load_config
 from fusiondet.data import catalog
 from fusiondet.engine import launch
 from fusiondet.engine.checkpoint import (
@@ -187,19 +187,9 @@ def dataset_file(spec: Spec, out: Path, name: str) -> str:
 
 def not_default(cfg: CfgNode) -> dict:
     """{dotted key: value} of what `cfg` sets, without data sets and output folder."""
-    own, known = _flat(cfg), _flat(defaults())
+    own, known = flat(cfg), flat(defaults())
     left_out = ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST")
     return {k: v for k, v in own.items() if k not in left_out and (k not in known or v != known[k])}
-
-
-def _flat(cfg: CfgNode, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def sha256(path: Path) -> str:
@@ -212,7 +202,7 @@ def changes(run: Run) -> list[str]:
     path = run.folder / "depends_on.json"
     if not path.is_file():
         return []
-    usual = _flat(defaults())
+    usual = flat(defaults())
     before, now = ({**usual, **facts} for facts in (read_json(path), run.depends_on))
     return [
         f"{key}: {_said(before.get(key))} -> {_said(now.get(key))}"

@@ -9,6 +9,7 @@ from fusiondet.benchmarking.turns import (
     Settings,
     count_flops,
     paired_ratio,
+    processor,
     random_inputs,
     take_turns,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "benchmark_training",
     "count_flops",
     "paired_ratio",
+    "processor",
     "random_inputs",
     "take_turns",
 ]

@@ -21,9 +21,11 @@ from fusiondet.benchmarking.turns import (
     Contestant,
     Settings,
     count_flops,
+    headline,
     paired_ratio,
     random_inputs,
     take_turns,
+    tame,
     verdict,
 )
 from fusiondet.config import check_fusion, check_names, check_values
@@ -148,11 +150,9 @@ def benchmark_fusion(cfg: CfgNode, settings: Settings) -> dict:
 
 def format_table(result: dict) -> str:
     """The rows of `benchmark_fusion` as text."""
-    s = result["settings"]
     heads = "".join(f"{task + ' time':<24}" for task in TASKS)
     lines = [
-        f"{s['batch']} images of {s['size_px']} px, R-{s['depth']}, {s['precision']}, {s['device_name']}, "
-        f"{s['rounds']} rounds; torch {s['torch']}, Detectron2 {s['detectron2']}",
+        headline(result["settings"]),
         "All as a ratio to early fusion. FLOPs: multiply-adds of one inference of one image (fvcore). Memory: the most",
         "that a training step holds, the network and its momenta included (on the CPU as torch.profiler sees it).",
         "aim: met if the upper end of the interval is within it; not shown: too noisy, take more rounds",
@@ -184,7 +184,7 @@ def _contestants(cfg: CfgNode, table: list[Row], s: Settings) -> dict[str, Conte
         torch.manual_seed(s.seed)
         own_cfg = row_config(cfg, row, s)
         model = build_model(own_cfg)
-        _tame(model)
+        tame(model)
         if contestants:
             _share_heads(contestants[REFERENCE].model, model)
         own_inputs = [{**x, "image": x["image"][: len(own_cfg.MODEL.PIXEL_MEAN)]} for x in inputs]
@@ -210,13 +210,6 @@ def row_config(cfg: CfgNode, row: Row, s: Settings) -> CfgNode:
     check_values(cfg)
     check_fusion(cfg)
     return cfg
-
-
-def _tame(model: nn.Module) -> None:
-    """Shrink what the residual branches add: untrained, with frozen norms, features overflow 16-bit floats."""
-    for name, tensor in model.state_dict().items():
-        if re.search(r"\.res[2-5]\..*conv[23]\.norm\.weight$", name):
-            tensor.mul_(0.2)
 
 
 def _share_heads(source: nn.Module, target: nn.Module) -> None:

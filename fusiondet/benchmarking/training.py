@@ -17,9 +17,11 @@ from fusiondet.benchmarking.turns import (
     Contestant,
     Settings,
     count_flops,
+    headline,
     paired_ratio,
     random_inputs,
     take_turns,
+    tame,
 )
 
 import numpy as np
@@ -90,10 +92,8 @@ def benchmark_training(cfg: CfgNode, settings: Settings) -> dict:
 
 def format_table(result: dict) -> str:
     """The rows of `benchmark_training` as text."""
-    s = result["settings"]
     lines = [
-        f"{s['batch']} images of {s['size_px']} px, R-{s['depth']}, {s['precision']}, {s['device_name']}, "
-        f"{s['rounds']} rounds; torch {s['torch']}, Detectron2 {s['detectron2']}",
+        headline(result["settings"]),
         "FLOPs: multiply-adds of one inference of one image (fvcore), and of one training step (torch)",
         "aim: met if the upper end of the interval is within it; not shown: too noisy, take more steps",
         f"{'':<28}{'FLOPs':>8}{'of a step':>11}{'parameters':>12}{'step time':>11}   95 % interval    aim",
@@ -120,7 +120,7 @@ def _networks(cfg: CfgNode, sar_bands: int, device: str, seed: int) -> dict[str,
     """The contestants in training mode, with the same weights wherever they have the same tensor."""
     torch.manual_seed(seed)
     baseline = build_model(_plain_config(cfg, device))
-    _tame(baseline)
+    tame(baseline)
     networks = {"detectron2": baseline, "detectron2 again": build_model(_plain_config(cfg, device))}
     networks["early fusion"] = build_model(_fusion_config(cfg, sar_bands, device, height=False))
     networks["early fusion + height"] = build_model(_fusion_config(cfg, sar_bands, device, height=True))
@@ -156,15 +156,6 @@ def _derived(
     cfg.MODEL.PIXEL_MEAN = RGB_MEAN + [SAR_MEAN_DB] * sar_bands
     cfg.MODEL.PIXEL_STD = RGB_STD + [SAR_STD_DB] * sar_bands
     return cfg
-
-
-def _tame(model: nn.Module) -> None:
-    """Shrink what the residual branches add: untrained, with frozen norms, features overflow 16-bit floats."""
-    for name, tensor in model.state_dict().items():
-        if name.startswith("backbone.bottom_up.res") and name.endswith(
-            ("conv2.norm.weight", "conv3.norm.weight")
-        ):
-            tensor.mul_(0.2)
 
 
 def _copy_weights(source: nn.Module, target: nn.Module) -> None:

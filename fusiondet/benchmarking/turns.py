@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -93,12 +94,11 @@ class Settings:
 
     def describe(self, cfg: CfgNode) -> dict:
         """These settings with those of `cfg` and of the machine that matter, as plain data."""
-        gpu = self.device.startswith("cuda")
         return {
             **dataclasses.asdict(self),
             "depth": cfg.MODEL.RESNETS.DEPTH,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-            "device_name": torch.cuda.get_device_name(self.device) if gpu else f"CPU ({platform.machine()})",
+            "device_name": processor(self.device),
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
             "detectron2": detectron2.__version__,
@@ -244,6 +244,27 @@ def paired_ratio(ours_s, theirs_s, seed: int = 0, draws: int = 4000) -> Ratio:
     medians = np.median(rng.choice(ratios, (draws, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+def processor(device: str) -> str:
+    """What computes: the name of the GPU, or the kind of CPU."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU ({platform.machine()})"
+
+
+def headline(settings: dict) -> str:
+    """The first line of a table, from `Settings.describe`."""
+    s = settings
+    return (
+        f"{s['batch']} images of {s['size_px']} px, R-{s['depth']}, {s['precision']}, {s['device_name']}, "
+        f"{s['rounds']} rounds; torch {s['torch']}, Detectron2 {s['detectron2']}"
+    )
+
+
+def tame(model: nn.Module) -> None:
+    """Shrink what the residual branches add: untrained, with frozen norms, features overflow 16-bit floats."""
+    for name, tensor in model.state_dict().items():
+        if re.search(r"\.res[2-5]\..*conv[23]\.norm\.weight$", name):
+            tensor.mul_(0.2)
 
 
 def verdict(ratio: Ratio, limit: float) -> str:

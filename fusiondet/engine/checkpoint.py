@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fusiondet
 import fusiondet.compat
-from fusiondet.config import config_from_yaml_text
+from fusiondet.config import config_from_yaml_text, flat
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path
 from fusiondet.modeling.weights import read_torch_file
@@ -189,17 +189,12 @@ _SHAPING = """
 
 def network_differences(stored: CfgNode, now: CfgNode) -> list[str]:
     """The keys that shape a network and whose values differ, with both; [] if none do."""
-    one, other = dict(_shaping_values(stored)), dict(_shaping_values(now))
+    one, other = _shaping_values(stored), _shaping_values(now)
     return [f"{key} (stored {one[key]!r}, now {other[key]!r})" for key in one if one[key] != other[key]]
 
 
-def _shaping_values(node: CfgNode, prefix: str = ""):
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, CfgNode):
-            yield from _shaping_values(value, f"{key}.")
-        elif any(f"{key}.".startswith(f"{section}.") for section in _SHAPING):
-            yield key, list(value) if isinstance(value, tuple) else value
+def _shaping_values(cfg: CfgNode) -> dict:
+    return {k: v for k, v in flat(cfg).items() if any(f"{k}.".startswith(f"{part}.") for part in _SHAPING)}
 
 
 def _plain(value):
