@@ -26,6 +26,7 @@ LAYERS = {
             "fusiondet.data.coco",
             "fusiondet.data.converters.*",
             "fusiondet.data.imagery.*",
+            "fusiondet.data.labels",
             "fusiondet.data.prepare",
             "fusiondet.data.synthetic.*",
             "fusiondet.evaluation.*",

@@ -226,9 +226,9 @@ class BandReader:
         transform, crs, width, height: of the file.
     """
 
-    def __init__(self, path: Path, band: int = 1, nodata: float | None = None):
-        """Open `path`; a context manager that closes it. Raises InputError as `open_raster` does."""
-        self._source = open_raster(path, allow_vrt=True)
+    def __init__(self, path: Path, band: int = 1, nodata: float | None = None, allow_vrt: bool = True):
+        """Open `path`; a context manager that closes it. `allow_vrt` and errors are those of `open_raster`."""
+        self._source = open_raster(path, allow_vrt)
         self._bands = Bands(self._source, [band], nodata, None)
         self.transform, self.crs = self._source.transform, self._source.crs
         self.width, self.height = self._source.width, self._source.height
