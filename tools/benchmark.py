@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what fusion and heights cost beside Detectron2's own Mask R-CNN, in one run on this machine."""
+"""Measure what fusion, heights and dense heads cost, as ratios of networks that take turns on this machine."""
 
 import argparse
 from pathlib import Path
@@ -22,12 +22,20 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _common_arguments(fusion, Path("configs/dfc2023/early_fusion_r50_height.yaml"), batch=1, steps=8)
+    joint = commands.add_parser(
+        "joint",
+        help="one network for instances and dense maps / a network for each, one after the other; A/A control",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _common_arguments(joint, Path("configs/synthetic/joint_r18_small.yaml"), batch=1, steps=20, size=256)
     return top
 
 
-def _common_arguments(command: argparse.ArgumentParser, config_file: Path, batch: int, steps: int) -> None:
+def _common_arguments(
+    command: argparse.ArgumentParser, config_file: Path, batch: int, steps: int, size: int = 512
+) -> None:
     command.add_argument("--config-file", type=Path, default=config_file, help="network to measure")
-    command.add_argument("--size", type=int, default=512, help="side of the images, pixels")
+    command.add_argument("--size", type=int, default=size, help="side of the images, pixels")
     command.add_argument("--batch", type=int, default=batch, help="images at a time")
     command.add_argument(
         "--steps", type=int, default=steps, help="timed rounds: one run of each network in each"
@@ -56,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.out:
         require_new(args.out, args.overwrite)
-    from fusiondet.benchmarking import Settings, fusion, training
+    from fusiondet.benchmarking import Settings, fusion, joint, training
     from fusiondet.config import load_config
 
     import torch
@@ -75,12 +83,13 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
     )
     cfg = load_config(args.config_file, args.opts)
-    if args.command == "train":
-        result = training.benchmark_training(cfg, settings)
-        print(training.format_table(result))
-    else:
-        result = fusion.benchmark_fusion(cfg, settings)
-        print(fusion.format_table(result))
+    compare, format_table = {
+        "train": (training.benchmark_training, training.format_table),
+        "fusion": (fusion.benchmark_fusion, fusion.format_table),
+        "joint": (joint.benchmark_joint, joint.format_table),
+    }[args.command]
+    result = compare(cfg, settings)
+    print(format_table(result))
     if args.out:
         write_json(result, args.out, indent=1)
         print(f"wrote {args.out}")

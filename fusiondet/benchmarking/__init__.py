@@ -1,4 +1,4 @@
-"""What fusion and heights cost, as ratios taken side by side: `turns` measures, `training` and `fusion` compare.
+"""What fusion, heights and dense heads cost, as ratios: `turns` measures, `training`, `fusion` and `joint` compare.
 
 Times of one machine say little about another, ratios of networks that take turns in one run do.
 """

@@ -24,6 +24,7 @@ from fusiondet.benchmarking.turns import (
     headline,
     paired_ratio,
     random_inputs,
+    ratio_text,
     take_turns,
     tame,
     verdict,
@@ -61,6 +62,9 @@ EARLY = {
     "MODEL.MASK_ON": True,
     "MODEL.HEIGHT_ON": True,
     "MODEL.ROI_HEIGHT_HEAD.GEOMETRY": [],
+    "MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR": False,
+    "MODEL.DENSE_HEADS.NAMES": [],
+    "MODEL.TASK_ATTENTION": False,
     "MODEL.FUSION.SHARE_WEIGHTS": False,
     "MODEL.FUSION.DISABLED": "",
     "MODEL.FUSION.JOIN": "SumJoin",
@@ -160,7 +164,7 @@ def format_table(result: dict) -> str:
     ]
     for row in result["rows"]:
         costs = f"{row['parameters']:>7.3f}{row['flops']:>7.3f}{row['step_bytes']:>8.3f}"
-        times = "".join(f"{_interval(row[task]):<24}" for task in TASKS)
+        times = "".join(f"{ratio_text(row[task]):<24}" for task in TASKS)
         aims = ", ".join(f"{t} <= {row['limits'][t]:.1f}: {v}" for t, v in row["verdicts"].items())
         lines.append(f"{row['title']:<34}{costs}   {times}{aims}".rstrip())
     for title, n in result["networks"].items():
@@ -170,10 +174,6 @@ def format_table(result: dict) -> str:
             f"{n['inference_s']:.3f} s and {n['inference_bytes'] / 1e9:.2f} GB"
         )
     return "\n".join(lines)
-
-
-def _interval(ratio: dict) -> str:
-    return f"{ratio['median']:.3f} ({ratio['low']:.3f} .. {ratio['high']:.3f})"
 
 
 def _contestants(cfg: CfgNode, table: list[Row], s: Settings) -> dict[str, Contestant]:

@@ -246,6 +246,11 @@ def paired_ratio(ours_s, theirs_s, seed: int = 0, draws: int = 4000) -> Ratio:
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
+def ratio_text(ratio: dict) -> str:
+    """A `Ratio` as a dict, for a table."""
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f} .. {ratio['high']:.3f})"
+
+
 def processor(device: str) -> str:
     """What computes: the name of the GPU, or the kind of CPU."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU ({platform.machine()})"
