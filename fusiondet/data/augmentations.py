@@ -34,7 +34,8 @@ class Sample:
         sensor: sun and look geometry.
         optical_channels: leading channels that are optical.
         sar_in_db: SAR channels are dB; False for a display stretch, which is taken as it is.
-        rasters: further (H, W) float rasters on the same grid that are warped along, e.g. heights; NaN = no data.
+        rasters: further (H, W) float rasters on the same grid that geometry moves along, e.g. heights to be learned;
+            NaN = unknown. Photometry leaves them alone.
     """
 
     image: np.ndarray
@@ -109,18 +110,30 @@ def resize(sample: Sample, height: int, width: int) -> Sample:
     """Resampled to `height` x `width`; the GSD changes as much as the pixels do.
 
     SAR in dB is resampled in linear power. Bilinear, averaging when shrinking; invalid pixels give nothing to their
-    neighbours, and a pixel is invalid where its nearest source pixel is.
+    neighbours, and a pixel is invalid where its nearest source pixel is. Further rasters take their nearest pixel: the
+    mean of a roof and of the ground beside it is the height of nothing.
     """
     old_height, old_width = sample.size
     if (height, width) == (old_height, old_width):
         return sample
     y, x = height / old_height, width / old_width
     # A filter that averages power must see power; decibels come back afterwards.
-    linear = dataclasses.replace(sample, image=_sar_power(sample.image, sample))
+    linear = dataclasses.replace(sample, image=_sar_power(sample.image, sample), rasters={})
     moved = _moved(linear, lambda a: resize_valid(a, height, width), (x, 0, 0, y, 0, 0))
     return dataclasses.replace(
-        moved, image=_sar_db(moved.image, sample), gsd_m=sample.gsd_m / math.sqrt(x * y)
+        moved,
+        image=_sar_db(moved.image, sample),
+        gsd_m=sample.gsd_m / math.sqrt(x * y),
+        rasters={name: _resize_nearest(raster, height, width) for name, raster in sample.rasters.items()},
     )
+
+
+def _resize_nearest(raster: np.ndarray, height: int, width: int) -> np.ndarray:
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip((height, width), raster.shape, strict=True)
+    )
+    return raster[np.ix_(rows, columns)]
 
 
 def resize_valid(values: np.ndarray, height: int, width: int) -> np.ndarray:

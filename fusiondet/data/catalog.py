@@ -114,8 +114,9 @@ def record(tile: Tile, dataset: Dataset) -> dict:
     Returns:
         file_name (absolute, the tile's first raster), optical_file_name and sar_file_name (None where there is none),
         image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict(), azimuths in image axes),
-        bands (BandSpec of the files), nodata, and annotations: bbox in XYWH pixels, category_id 0, segmentation
-        (polygons, or RLE and then the exact outline_px too), height_m (metres or None).
+        bands (BandSpec of the files), nodata, building_height_file_name and ndsm_file_name (absolute or None), crs and
+        transform (as in `Tile`), and annotations: bbox in XYWH pixels, category_id 0, segmentation (polygons, or RLE
+        and then the exact outline_px too), height_m (metres or None).
     """
     sar_only = not dataset.bands.optical
     optical, sar = (None, tile.file_name) if sar_only else (tile.file_name, tile.sar_file_name)
@@ -130,6 +131,10 @@ def record(tile: Tile, dataset: Dataset) -> dict:
         "sensor": tile.sensor.in_image_axes(tile.transform).to_dict(),
         "bands": dataset.bands,
         "nodata": dataset.nodata,
+        "building_height_file_name": _full(dataset, tile.building_height_file_name),
+        "ndsm_file_name": _full(dataset, tile.ndsm_file_name),
+        "crs": tile.crs,
+        "transform": tile.transform,
         "annotations": [_annotation(building, tile) for building in tile.buildings],
     }
 

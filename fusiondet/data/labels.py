@@ -151,6 +151,5 @@ def tile_height_label(dataset: Dataset, tile: Tile, source: str = "auto") -> np.
 
 
 def _raster_path(dataset: Dataset, tile: Tile, source: str) -> Path | None:
-    names = {"building_height": tile.building_height_file_name, "ndsm": tile.ndsm_file_name}
-    name = names.get(source)
+    name = getattr(tile, f"{source}_file_name", None)  # there is none of "instances"
     return None if name is None else safe_join(dataset.root, name)

@@ -1,8 +1,9 @@
 """From a tile on disk to what the network takes: pixels, instances with heights, and facts about the acquisition."""
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet.buildings import SensorGeometry
+from fusiondet.buildings import Building, SensorGeometry
 from fusiondet.data import augmentations as aug
+from fusiondet.data import labels
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import building_from_annotation, polygon_to_mask
 from fusiondet.data.imagery import read_tile_image
@@ -41,11 +42,16 @@ class FusionDatasetMapper:
         sar_gain_db: float = 0.0,
         sar_speckle_looks: float = 0.0,
         min_instance_area_px: float = 0.0,
+        height_labels: str = "",
+        footprint_labels: bool = False,
     ):
         """Args: `crop` is (INPUT.CROP.TYPE, SIZE); the others are the INPUT keys of these names (fusiondet/config.py).
 
+        `height_labels`, "" for none, and `footprint_labels` ask for labels per pixel, in training.
+
         Raises:
-            InputError: an unknown mask format or crop type, or a scale range that is not 0 < low <= high.
+            InputError: an unknown mask format, crop type or source of heights, or a scale range that is not
+                0 < low <= high.
         """
         if mask_format not in ("bitmask", "polygon"):
             raise unknown_name("INPUT.MASK_FORMAT", mask_format, ("bitmask", "polygon"))
@@ -55,7 +61,10 @@ class FusionDatasetMapper:
             raise InputError(
                 f"INPUT.SCALE_RANGE is {list(scale_range)}, expected [low, high] with 0 < low <= high."
             )
+        if height_labels:
+            labels.choose_source(height_labels, None, None)
         self.is_train = is_train
+        self.height_labels, self.footprint_labels = height_labels, footprint_labels
         self.optical_bands, self.sar_bands = tuple(optical_bands), tuple(sar_bands)
         self.mask_format, self.seed = mask_format, seed
         self.crop, self.scale_range, self.dihedral = crop, scale_range, dihedral
@@ -68,6 +77,7 @@ class FusionDatasetMapper:
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         """The only reader of config keys."""
         crop = (cfg.INPUT.CROP.TYPE, tuple(cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else None
+        heads = cfg.MODEL.DENSE_HEADS.NAMES
         return {
             "is_train": is_train,
             "optical_bands": cfg.INPUT.OPTICAL_BANDS if "optical" in cfg.INPUT.MODALITIES else [],
@@ -84,6 +94,8 @@ class FusionDatasetMapper:
             "sar_gain_db": cfg.INPUT.SAR_GAIN_DB,
             "sar_speckle_looks": cfg.INPUT.SAR_SPECKLE_LOOKS,
             "min_instance_area_px": cfg.INPUT.MIN_INSTANCE_AREA_PX,
+            "height_labels": cfg.INPUT.HEIGHT_LABELS if "DenseHeight" in heads else "",
+            "footprint_labels": "DenseHeight" in heads or "Footprint" in heads,
         }
 
     def __call__(self, record: dict, counter: int = 0) -> dict:
@@ -92,13 +104,17 @@ class FusionDatasetMapper:
         Returns:
             image (C, H, W) float32 tensor with NaN = no data, height, width, image_id, file_name, gsd_m, sensor {name:
             degrees, NaN unknown}, instances: gt_boxes, gt_classes, gt_masks, gt_heights (metres, NaN unknown). In
-            evaluation the instances are all of the record's, in order.
+            evaluation the instances are all of the record's, in order. In training also labels per pixel, those that
+            were asked for, NaN where no band has data: building_height_m (H, W) float32 as in `fusiondet.data.labels`,
+            and footprint (H, W) float32, 1 in any annotated outline, however small, else 0. Where the record says
+            whether it is labelled, `labelled`; one that is not has no instances and no labels per pixel.
 
         Raises:
             InputError: a raster is missing, damaged, of another size than the annotations say, or lacks a band.
         """
         rng = np.random.default_rng((self.seed, counter))
-        annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
+        labelled = record.get("labelled", True)
+        annotations = [a for a in record["annotations"] if labelled and not a.get("iscrowd")]
         height, width = record["height"], record["width"]
         buildings = [building_from_annotation(a, height, width) for a in annotations]
         outlines = [None if building is None else building.polygon for building in buildings]
@@ -108,6 +124,7 @@ class FusionDatasetMapper:
         sample = self._read(record, outlines, rng)
         if self.is_train:
             sample = self._photometry(self._geometry(sample, rng), rng)
+        per_pixel = self._labels(sample, heights_m, record) if self.is_train and labelled else {}
         masks = [_mask(outline, *sample.size) for outline in sample.outlines_px]
         keep = [
             i
@@ -117,6 +134,8 @@ class FusionDatasetMapper:
         outlines, masks = [sample.outlines_px[i] for i in keep], [masks[i] for i in keep]
         return {
             **{key: record[key] for key in ("image_id", "file_name", "sar_file_name")},
+            **({"labelled": labelled} if "labelled" in record else {}),
+            **per_pixel,
             "height": sample.size[0],
             "width": sample.size[1],
             "image": torch.from_numpy(np.ascontiguousarray(sample.image, dtype=np.float32)),
@@ -145,8 +164,44 @@ class FusionDatasetMapper:
             outlines = aug.crop_outlines(outlines, *window)
         sensor = SensorGeometry.from_dict(record["sensor"])
         in_db = bands.sar_scale != "stretched_uint8"
-        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db)
+        rasters = self._read_heights(record, window)
+        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db, rasters)
         return sample if target is None else aug.resize(sample, *target)
+
+    def _height_source(self, record: dict) -> str:
+        names = record["building_height_file_name"], record["ndsm_file_name"]
+        return labels.choose_source(self.height_labels, *names)
+
+    def _read_heights(self, record: dict, window) -> dict[str, np.ndarray]:
+        """{"heights": (h, w) metres of the window} where a raster of heights is wanted and there is one, else {}."""
+        if not (self.is_train and self.height_labels and record.get("labelled", True)):
+            return {}
+        path = record.get(f"{self._height_source(record)}_file_name")
+        if path is None:
+            return {}
+        shape = record["height"], record["width"]
+        return {"heights": labels.read_heights(path, shape, record["transform"], record["crs"], window)}
+
+    def _labels(self, sample: aug.Sample, heights_m: np.ndarray, record: dict) -> dict[str, torch.Tensor]:
+        """Labels per pixel of a finished sample."""
+        found = {}
+        if self.height_labels:
+            buildings = [
+                Building(outline, None if np.isnan(height_m) else float(height_m))
+                for outline, height_m in zip(sample.outlines_px, heights_m)
+                if outline is not None
+            ]
+            raster_m = sample.rasters.get("heights")
+            source = self._height_source(record)
+            found["building_height_m"] = labels.height_label(source, buildings, sample.size, raster_m)
+        if self.footprint_labels:
+            footprint = labels.footprint_mask(sample.outlines_px, sample.size)
+            found["footprint"] = footprint.astype(np.float32)
+        unseen = np.isnan(sample.image).all(axis=0)
+        return {
+            name: torch.from_numpy(np.where(unseen, np.float32(np.nan), label))
+            for name, label in found.items()
+        }
 
     def _draw_window(self, height: int, width: int, rng):
         """((x0, y0, width, height) to read, (height, width) to resize it to, None when that is the same)."""
