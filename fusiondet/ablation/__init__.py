@@ -24,7 +24,7 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.ablation import costs, report, results, runs
 from fusiondet.ablation.runs import Run
-from fusiondet.ablation.spec import Spec, read_spec
+from fusiondet.ablation.spec import Row, Spec, read_spec
 from fusiondet.data.prepare import StrictParser, prepare
 from fusiondet.engine.checkpoint import versions
 from fusiondet.errors import InputError, unknown_name
@@ -261,14 +261,13 @@ def collect(spec: Spec, out: Path, plan: list[Run], current: list[Run]) -> dict:
             "draws": results.DRAWS,
         },
         **{"train": list(spec.train), "val": list(spec.val), "compare_to": spec.compare_to},
-        "best_metric": cfg.TEST.BEST_METRIC,
         **{
             "metrics": list(spec.metrics),
             "columns": spec.columns,
             "overrides": [str(w) for w in spec.overrides],
         },
         "versions": versions(),
-        "rows": {row.name: _row_facts(row, current, cells, metrics) for row in spec.rows.values()},
+        "rows": {row.name: _row_facts(spec, row, current, cells, metrics) for row in spec.rows.values()},
         "table": results.table(in_order, spec.metrics, spec.compare_to),
         "claims": results.judge(spec.claims, cells),
         "costs": measured,
@@ -280,7 +279,7 @@ def _missing(run: Run, current: bool) -> str:
     return ", ".join(run.parts_left()) if current else "was begun with other settings"
 
 
-def _row_facts(row, current: list[Run], cells: dict, metrics: dict) -> dict:
+def _row_facts(spec: Spec, row: Row, current: list[Run], cells: dict, metrics: dict) -> dict:
     seeds = {}
     for run in current:
         if run.row == row.name and run.trained():
@@ -299,5 +298,6 @@ def _row_facts(row, current: list[Run], cells: dict, metrics: dict) -> dict:
         "label": row.label,
         "config": row.config.name,
         "overrides": [str(w) for w in row.overrides],
+        "best_metric": spec.config(row, spec.seeds[0]).TEST.BEST_METRIC,
         "seeds": seeds,
     }

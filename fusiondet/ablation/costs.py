@@ -26,9 +26,9 @@ def measure(runs: list[Run], reference: str, rounds: int, path: Path) -> Iterato
     """Write the costs of trained `runs`, one per row, to `path`.
 
     All networks run on the first training batch of the first row's seed: in each round everyone trains a step and
-    predicts the batch. "rows" has per row parameters, gflops (multiply-adds of one tile's inference, 1e9, as fvcore
-    counts them), step_s, inference_s (per tile), and step_ratio, inference_ratio to row `reference` with their 95 %
-    intervals over rounds.
+    predicts the batch, which is larger where tiles without labels are part of it. "rows" has per row parameters, gflops
+    (multiply-adds of one tile's inference, 1e9, as fvcore counts them), tiles of the batch, step_s, inference_s (per
+    tile), and step_ratio, inference_ratio (per tile) to row `reference` with their 95 % intervals over rounds.
     """
     contestants, gflops = {}, {}
     for run in runs:
@@ -37,16 +37,19 @@ def measure(runs: list[Run], reference: str, rounds: int, path: Path) -> Iterato
         contestants[run.row] = Contestant(model, batch, cfg.MODEL.DEVICE, precision(cfg))
         gflops[run.row] = count_flops(model, batch[:1]) / 1e9
     seconds = take_turns(contestants, rounds, _WARMUP, seed=0, tasks=("step", "inference"))
+    of_tile = {name: np.divide(s, len(contestants[name].inputs)) for name, s in seconds["inference"].items()}
+    seconds["inference"] = of_tile
     rows = {
         name: {
             "parameters": contestant.parameters,
             "gflops": gflops[name],
-            **_times(name, len(contestant.inputs), seconds, reference),
+            "tiles": len(contestant.inputs),
+            **_times(name, seconds, reference),
         }
         for name, contestant in contestants.items()
     }
     settings = {
-        "batch": len(batch),
+        "batch": min(len(contestant.inputs) for contestant in contestants.values()),
         "rounds": rounds,
         "size_px": batch[0]["width"],
         "device": processor(cfg.MODEL.DEVICE),
@@ -61,11 +64,11 @@ def _depends_on(runs: list[Run], rounds: int) -> dict:
     return {"rounds": rounds, "weights": {run.row: run.trained()["weights"] for run in runs}}
 
 
-def _times(name: str, tiles: int, seconds: dict, reference: str) -> dict:
+def _times(name: str, seconds: dict, reference: str) -> dict:
     step, inference = seconds["step"], seconds["inference"]
     times = {
         "step_s": float(np.median(step[name])),
-        "inference_s": float(np.median(inference[name])) / tiles,
+        "inference_s": float(np.median(inference[name])),
     }
     for key, task in (("step_ratio", step), ("inference_ratio", inference)):
         known = reference in task

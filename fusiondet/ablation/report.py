@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 NOTHING = "–"
-LOWER_IS_BETTER = ("height/mae_m", "height/rmse_m", "height/nmad_m")
+_ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")
 # Counts, and what has its best value in between.
 NEITHER_IS_BETTER = (
     *("height/n", "match/n_truth", "height/bias_m", "height/median_error_m", "height/slope"),
@@ -25,6 +25,17 @@ _NAMES = {
     "height/delta1": "Height δ1",
     "height/skill": "Height skill",
     "pixel/f1": "Pixel F1",
+    "dense/dice": "Dice per pixel",
+    "dense/delta1_building": "Height δ1 per building pixel",
+    "dense/mae_m_building": "Height MAE per building pixel, m",
+    "dense/mae_m_all": "Height MAE per pixel, m",
+}
+
+_NOTES = {
+    "height/": "Heights are scored on the buildings that a network finds, other ones for every network; AP50 of masks "
+    "with the right height is over all buildings.",
+    "dense/": "Scores per pixel are those of the dense heads, and of a network without them those of its instances, "
+    "painted.",
 }
 
 
@@ -67,14 +78,20 @@ def is_better(line: dict) -> bool | None:
     excludes_zero = line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
     if not excludes_zero or line["metric"] in NEITHER_IS_BETTER:
         return None
-    return (line["low"] > 0) != (line["metric"] in LOWER_IS_BETTER)
+    return (line["low"] > 0) != _is_error(line["metric"])
+
+
+def _is_error(metric: str) -> bool:
+    """Whether less of `metric` is better."""
+    return metric.rpartition("/")[2].startswith(_ERRORS)
 
 
 def number(metric: str, value: float | None, sign: bool = False) -> str:
     """`value` with as many decimals as mean something."""
     if value is None:
         return NOTHING
-    decimals = 1 if "AP" in metric else 2 if metric.endswith("_m") else 3
+    metres = metric.endswith("_m") or "_m_" in metric
+    decimals = 1 if "AP" in metric else 2 if metres else 3
     return f"{value:{'+' if sign else ''}.{decimals}f}"
 
 
@@ -88,7 +105,7 @@ def _head(results: dict) -> list[str]:
         f"# Ablation {results['spec']}",
         "",
         f"{results['steps']} steps each on {', '.join(results['train'])}; seeds {', '.join(map(str, seeds))}; the "
-        f"checkpoint with the best {results['best_metric']} on {', '.join(results['val'])}.",
+        f"checkpoint with the best {_best_metrics(results)} on {', '.join(results['val'])}.",
     ]
     if len(seeds) > 1:
         lines.append("Scores are mean ± standard deviation over seeds.")
@@ -101,17 +118,26 @@ def _head(results: dict) -> list[str]:
         )
         + f"bold where it excludes 0. {NOTHING}: says nothing about this network."
     )
-    if any(metric.startswith("height/") for metric in results["metrics"]):
-        lines.append(
-            "Heights are scored on the buildings that a network finds, other ones for every network; AP50 of masks "
-            "with the right height is over all buildings."
-        )
+    for prefix, note in _NOTES.items():
+        if any(metric.startswith(prefix) for metric in results["metrics"]):
+            lines.append(note)
     used = sorted(set(_versions_used(results)))
     if len(used) > 1:
         lines += ["", f"**Trained by different versions**: {'; '.join(used)}."]
     if results["missing"]:
         lines += ["", f"**Not finished**: {'; '.join(results['missing'])}."]
     return lines
+
+
+def _best_metrics(results: dict) -> str:
+    """What chose the checkpoints: the reference's, then those of rows that were chosen by something else."""
+    rows = results["rows"]
+    usual = rows[results["compare_to"]]["best_metric"]
+    others: dict[str, list[str]] = {}
+    for row in rows.values():
+        if row["best_metric"] != usual:
+            others.setdefault(row["best_metric"], []).append(row["label"])
+    return "; ".join([usual, *(f"of *{'*, *'.join(labels)}* {metric}" for metric, labels in others.items())])
 
 
 def _versions_used(results: dict) -> list[str]:
@@ -150,8 +176,10 @@ def _cost_note(costs: dict | None) -> str:
     if not costs:
         return ""
     s = costs["settings"]
+    most = max(row["tiles"] for row in costs["rows"].values())
+    batch = str(s["batch"]) if most == s["batch"] else f"{s['batch']} (with unlabelled ones {most})"
     return (
-        f"\n\nTimes: {s['device']}, {s['threads']} threads, {s['batch']} tiles of {s['size_px']} px per step, all "
+        f"\n\nTimes: {s['device']}, {s['threads']} threads, {batch} tiles of {s['size_px']} px per step, all "
         f"networks taking turns for {s['rounds']} rounds; medians, ratios with their 95 % interval. GFLOPs: "
         "multiply-adds of one tile's inference (fvcore)."
     )

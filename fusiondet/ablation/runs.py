@@ -37,7 +37,7 @@ from fusiondet.engine.checkpoint import (
 )
 from fusiondet.engine.trainer import FusionTrainer, complete_config, settle_data
 from fusiondet.errors import InputError
-from fusiondet.evaluation.resampling import TileScores, region_by_name, tile_scores
+from fusiondet.evaluation.resampling import SUMMARY_KEYS, TileScores, region_by_name, tile_scores
 from fusiondet.files import atomic_dir, atomic_path, read_json, write_json
 
 import numpy as np
@@ -93,7 +93,9 @@ class Run:
         if trained is None or not path.is_file():
             return None
         content = read_json(path)
-        return content if content["depends_on"] == _with_weights(scoring, trained) else None
+        # Scores that this version has and the one that wrote the file had not are computed anew.
+        complete = all(set(SUMMARY_KEYS) <= column["score"].keys() for column in content["columns"].values())
+        return content if complete and content["depends_on"] == _with_weights(scoring, trained) else None
 
     def parts_left(self) -> list[str]:
         """Names of what is still to do, in order: "training", then conditions."""

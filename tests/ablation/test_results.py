@@ -137,6 +137,9 @@ def test_a_claim_about_a_row_that_is_not_finished_is_missing():
         ("segm/AP50", None, None, None),
         ("height/mae_m", -2.0, -1.0, True),
         ("height/mae_m", 1.0, 2.0, False),
+        ("dense/mae_m_building", -2.0, -1.0, True),
+        ("dense/rmse_m_all_tile_mean", 1.0, 2.0, False),
+        ("dense/delta1_building", 0.1, 0.2, True),
         ("height/bias_m", -2.0, -1.0, None),
         ("height/n", 1.0, 2.0, None),
     ],
@@ -162,10 +165,11 @@ def found():
             "seeds": [1],
             "train": ["t"],
             "val": ["v"],
-            "best_metric": "segm/AP50",
         },
         **{"compare_to": "b", "metrics": ["segm/AP50", "height/mae_m"], "columns": ["clear", "no_sar"]},
-        "rows": {"a": {"label": "A", "seeds": {}}, "b": {"label": "B", "seeds": {}}},
+        "rows": {
+            name: {"label": name.upper(), "best_metric": "segm/AP50", "seeds": {}} for name in ("a", "b")
+        },
         "table": [
             line("a", "clear", "segm/AP50", 80.04, -2.0, -3.26, -1.14),
             line("a", "clear", "height/mae_m", 2.346, 0.5, -0.111, 1.0),
@@ -189,7 +193,13 @@ def found():
             "settings": {"device": "CPU", "threads": 1, "batch": 2, "rounds": 3, "size_px": 64},
             "rows": {
                 "b": {
-                    **{"parameters": 1_500_000, "gflops": 2.5, "step_s": 0.5, "inference_s": 0.25},
+                    **{
+                        "parameters": 1_500_000,
+                        "gflops": 2.5,
+                        "tiles": 2,
+                        "step_s": 0.5,
+                        "inference_s": 0.25,
+                    },
                     **{"step_ratio": {"median": 1.0, "low": 0.9, "high": 1.1}, "inference_ratio": None},
                 }
             },
@@ -210,6 +220,43 @@ def test_markdown_says_every_number_once_rounded(found):
     )
     assert claim in tables
     assert "one seed" in text and "**Not finished**: a, seed 1: no_sar." in text
+
+
+def test_rows_chosen_by_another_score_are_named(found):
+    assert "the checkpoint with the best segm/AP50 on v." in report.markdown(found)
+    found["rows"]["c"] = {"label": "C", "best_metric": "dense/delta1_building", "seeds": {}}
+    found["rows"]["d"] = {**found["rows"]["c"], "label": "D"}
+    assert "the best segm/AP50; of *C*, *D* dense/delta1_building on v." in report.markdown(found)
+
+
+def test_a_network_without_instances_has_scores_per_pixel_alone(found):
+    """Nothing stands for its masks, in tables, claims and picture, and nothing breaks."""
+    found["metrics"] = ["segm/AP50", "dense/mae_m_building"]
+    found["columns"] = ["clear"]
+    cells = {
+        ("b", "clear"): Cell({1: {"segm/AP50": 80.0, "dense/mae_m_building": 4.0}}, _still(80.0, 4.0)),
+        ("a", "clear"): Cell({1: {"segm/AP50": None, "dense/mae_m_building": 3.0}}, _still(np.nan, 3.0)),
+    }
+    found["table"] = table(cells, found["metrics"], "b")
+    claims = [Claim("against", metric, ("b", "clear"), ("a", "clear")) for metric in found["metrics"]]
+    found["claims"] = judge(claims, cells)
+    text = report.markdown(found)
+    assert "| A | – | 3.00 **[-1.00, -1.00]** | – | – | – | – | – | – |" in text
+    assert "| against | AP50 of masks | B, clear: 80.0 | A, clear: – | – |  | missing |" in text
+    assert "| against | Height MAE per building pixel, m | B, clear: 4.00 | A, clear: 3.00 | -1.00 [" in text
+    assert "its instances, painted" in text
+    masks, heights = report.figure(found).axes
+    assert [t.get_text() for t in masks.texts] == ["–"] and len(heights.texts) == 0
+    assert "a,A,clear,segm/AP50,1,,,,,\n" in report.as_csv(found)
+
+
+def _still(masks, height_m, draws=4):
+    return {1: {"segm/AP50": np.full(draws, masks), "dense/mae_m_building": np.full(draws, height_m)}}
+
+
+def test_larger_batches_of_unlabelled_tiles_are_said(found):
+    found["costs"]["rows"]["a"] = {**found["costs"]["rows"]["b"], "tiles": 6}
+    assert "2 (with unlabelled ones 6) tiles of 64 px per step" in report.markdown(found)
 
 
 def test_csv_holds_the_table_and_the_costs_unrounded(found):
