@@ -14,7 +14,8 @@ set is about images, where 0 is often a black border, and in heights 0 is the gr
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import TALLEST_BUILDING_M, Building, Tile
@@ -153,3 +154,213 @@ def tile_height_label(dataset: Dataset, tile: Tile, source: str = "auto") -> np.
 def _raster_path(dataset: Dataset, tile: Tile, source: str) -> Path | None:
     name = getattr(tile, f"{source}_file_name", None)  # there is none of "instances"
     return None if name is None else safe_join(dataset.root, name)
+
+
+# ---- Are these heights? ----------------------------------------------------------------------------------
+
+# Beyond these a number is a sentinel, an elevation or another unit.
+_LOWEST_M, _HIGHEST_M = -100.0, TALLEST_BUILDING_M
+_OPTION = {
+    "building_height": "a building_height_file_name",
+    "ndsm": "an ndsm_file_name",
+    "instances": "a height_m",
+}
+
+
+def check_height_labels(
+    datasets: Mapping[str, Dataset], source: str = "auto", samples: int = 16
+) -> list[str]:
+    """Look whether `height_label` has something to say about the tiles, and whether it is heights.
+
+    Reads the rasters of `samples` tiles per data set, evenly spread over those with buildings. Elevations are found out
+    by the ground beside the buildings: it lies more than `GROUND_TOLERANCE_M` off 0 in most tiles. (In a polder on the
+    level of the sea it does not.)
+
+    Args:
+        datasets: name for messages -> data set.
+
+    Returns:
+        Sentences to warn with: tiles without heights; holes under footprints; rasters that disagree with the buildings.
+
+    Raises:
+        InputError: none has any height; a raster is missing, cannot be read or not be laid over its tile (see
+            `read_heights`), or holds no heights: elevations, mostly negative numbers, an undeclared sentinel such as
+            -9999, another unit, or nothing at all under the footprints or beside them.
+    """
+    if datasets and not any(_has_heights(tile, source) for d in datasets.values() for tile in d.tiles):
+        raise _no_heights(datasets, source)
+    notes = []
+    for name, dataset in datasets.items():
+        lacking = sum(bool(tile.buildings) and not _has_heights(tile, source) for tile in dataset.tiles)
+        if lacking:
+            notes.append(
+                f"{name}: {lacking} of {len(dataset.tiles)} tiles have buildings and no height of any "
+                f"(INPUT.HEIGHT_LABELS {source}): of them a height per pixel is learned on the ground alone."
+            )
+        notes += _check_rasters(name, _tiles_with_rasters(name, dataset, source), samples)
+    return notes
+
+
+def _has_heights(tile: Tile, source: str) -> bool:
+    source = choose_source(source, tile.building_height_file_name, tile.ndsm_file_name)
+    if source == "instances":
+        return any(building.height_m is not None for building in tile.buildings)
+    return getattr(tile, f"{source}_file_name") is not None
+
+
+def _no_heights(datasets: Mapping[str, Dataset], source: str) -> InputError:
+    tiles = [tile for dataset in datasets.values() for tile in dataset.tiles]
+    others = [s for s in HEIGHT_SOURCES if any(_has_heights(tile, s) for tile in tiles)]
+    lacks = _OPTION.get(source, "a raster of heights or a building of known height")
+    if others:
+        advice = f"Set INPUT.HEIGHT_LABELS to {' or '.join(others)}, which there are."
+    else:
+        advice = (
+            "Make the data again with --ndsm, with --dsm and --dtm, or with --height-field (tools/prepare_dataset.py "
+            "tiles), or leave DenseHeight out of MODEL.DENSE_HEADS.NAMES."
+        )
+    return InputError(
+        f"data set {', '.join(datasets)}: no heights to learn per pixel; INPUT.HEIGHT_LABELS is {source}, and no tile "
+        f"has {lacks}. {advice}"
+    )
+
+
+def _tiles_with_rasters(name: str, dataset: Dataset, source: str) -> list[tuple[Tile, str, Path]]:
+    """(tile, its source, its raster) where there is one, all of them files."""
+    found = []
+    for tile in dataset.tiles:
+        chosen = choose_source(source, tile.building_height_file_name, tile.ndsm_file_name)
+        path = _raster_path(dataset, tile, chosen)
+        found += [(tile, chosen, path)] if path is not None else []
+    missing = [path for _, _, path in found if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: no such file; {len(missing)} of {len(found)} height rasters that data set {name} names are "
+            "missing. Copy them to their place, or choose another source with INPUT.HEIGHT_LABELS."
+        )
+    return found
+
+
+@dataclass
+class _Look:
+    """What the raster of a tile holds: finite numbers inside footprints and outside, holes = pixels inside without."""
+
+    source: str
+    path: Path
+    inside_m: np.ndarray
+    outside_m: np.ndarray
+    holes: int
+    off_m: np.ndarray  # differences from the known heights of the buildings
+    known_m: np.ndarray  # and these heights
+
+    @property
+    def all_m(self) -> np.ndarray:
+        return np.concatenate([self.inside_m, self.outside_m])
+
+    @property
+    def ground_m(self) -> float:
+        """Above most of the ground when it is below 0, below most of it when above; NaN where none is seen."""
+        if not self.outside_m.size:
+            return float("nan")
+        low_m, middle_m = np.percentile(self.outside_m, (10, 50))
+        return float(middle_m if middle_m < 0 else max(low_m, 0))
+
+
+def _look(tile: Tile, source: str, path: Path) -> _Look:
+    from fusiondet.export.rasters import paint_heights
+
+    raster_m = read_heights(path, (tile.height, tile.width), tile.transform, tile.crs)
+    footprint, known = footprint_label(tile), np.isfinite(raster_m)
+    painted_m = paint_heights(tile.buildings, raster_m.shape)
+    both = known & np.isfinite(painted_m)
+    return _Look(
+        source,
+        path,
+        raster_m[known & footprint],
+        raster_m[known & ~footprint],
+        int((footprint & ~known).sum()),
+        np.abs(raster_m - painted_m)[both],
+        painted_m[both],
+    )
+
+
+def _check_rasters(name: str, tiles: list[tuple[Tile, str, Path]], samples: int) -> list[str]:
+    tiles = [found for found in tiles if found[0].buildings] or tiles
+    chosen = np.unique(np.linspace(0, len(tiles) - 1, min(samples, len(tiles))).round().astype(int))
+    looks = [_look(*tiles[i]) for i in chosen]
+    for check in (_refuse_sentinels, _refuse_elevations, _refuse_other_numbers, _refuse_nothing):
+        check(looks)
+    notes = []
+    holes, pixels = sum(look.holes for look in looks), sum(look.holes + look.inside_m.size for look in looks)
+    if holes:
+        tiles_with = sum(look.holes > 0 for look in looks)
+        notes.append(
+            f"{name}: no height under {100 * holes / pixels:.2g} % of the footprints' pixels, in {tiles_with} of "
+            f"{len(looks)} tiles looked at: they are not learned from."
+        )
+    off_m, known_m = (
+        np.concatenate([getattr(look, key) for look in looks] or [np.zeros(0)])
+        for key in ("off_m", "known_m")
+    )
+    if off_m.size and np.median(off_m) > max(GROUND_TOLERANCE_M, 0.5 * np.median(known_m)):
+        notes.append(
+            f"{name}: its height rasters are off its buildings' heights by {np.median(off_m):.1f} m in the "
+            f"middle, where these are {np.median(known_m):.1f} m. Which of the two is above ground, in metres?"
+        )
+    return notes
+
+
+def _refuse_sentinels(looks: list[_Look]) -> None:
+    for look in looks:
+        values = look.all_m
+        beyond, counts = np.unique(values[(values < _LOWEST_M) | (values > _HIGHEST_M)], return_counts=True)
+        # One number again and again; elevations and other units are many.
+        if 0 < len(beyond) <= 2 and counts.max() > 1:
+            number = f"{beyond[counts.argmax()]:.6g}"
+            raise InputError(
+                f"{look.path}: {counts.max()} of its pixels are {number}, which is no height in metres and not "
+                f"declared as no data. Declare it: `gdal_edit.py -a_nodata {number} FILE`, or make the data again from "
+                "a raster that does."
+            )
+
+
+def _refuse_elevations(looks: list[_Look]) -> None:
+    seen = [look for look in looks if np.isfinite(look.ground_m)]
+    high = [look for look in seen if abs(look.ground_m) > GROUND_TOLERANCE_M]
+    if len(high) > len(seen) / 2:
+        raise InputError(
+            f"{high[0].path}: the ground beside its buildings is at {high[0].ground_m:.1f} m, and far from 0 in "
+            f"{len(high)} of {len(seen)} tiles looked at. It looks like elevations: subtract the ground, that is, make "
+            "the data again with --dsm and --dtm (tools/prepare_dataset.py tiles)."
+        )
+
+
+def _refuse_other_numbers(looks: list[_Look]) -> None:
+    inside_m = np.concatenate([look.inside_m for look in looks] or [np.zeros(0)])
+    negative, large = (
+        float(np.mean(part)) if part.size else 0.0 for part in (inside_m < 0, inside_m > _HIGHEST_M)
+    )
+    if negative > 0.5:
+        raise InputError(
+            f"{looks[0].path}: {100 * negative:.0f} % of the pixels of buildings are negative in {len(looks)} tiles "
+            "looked at, expected metres above ground. Was the surface subtracted from the terrain, or is it dB?"
+        )
+    if large > 0.01:
+        raise InputError(
+            f"{looks[0].path}: {100 * large:.0f} % of the pixels of buildings are above {_HIGHEST_M:.0f} in "
+            f"{len(looks)} tiles looked at, expected metres above ground. Are these centimetres, or elevations?"
+        )
+
+
+def _refuse_nothing(looks: list[_Look]) -> None:
+    if looks and any(look.holes for look in looks) and not any(look.inside_m.size for look in looks):
+        raise InputError(
+            f"{looks[0].path}: no number under any footprint of {len(looks)} tiles looked at. Does the raster cover "
+            "the tiles, and is it in the CRS that it says?"
+        )
+    painted = [look for look in looks if look.source == "building_height"]
+    if painted and not any(look.outside_m.size for look in painted):
+        raise InputError(
+            f"{painted[0].path}: no number beside any footprint of {len(painted)} tiles looked at, expected 0 on the "
+            "ground. Where 0 is declared as no data: `gdal_edit.py -unsetnodata FILE`."
+        )

@@ -15,6 +15,7 @@ from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
+from fusiondet.data.labels import check_height_labels
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
 from fusiondet.engine.balance import BalanceModalities
@@ -60,9 +61,13 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
             weights mean nothing under others; values that `cfg` sets itself stay.
 
     Raises:
-        InputError: an unknown data set; a modality or band that a data set does not have; data sets that disagree.
+        InputError: an unknown data set; a modality or band that a data set does not have; data sets that disagree;
+            heights per pixel to be learned, and none or no heights there (see `check_height_labels`).
     """
     train, test, bands = settle_data(cfg, stored)
+    if "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES:
+        for note in check_height_labels(dict(zip(cfg.DATASETS.TRAIN, train)), cfg.INPUT.HEIGHT_LABELS):
+            _log.warning(note)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
         mean, std = _pooled_statistics(train or test, bands)
         cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN) or _rounded(mean)

@@ -22,6 +22,7 @@ from fusiondet.data.converters.heights import statistic
 from fusiondet.data.converters.splits import assign_blocks, conflicts, leaked_area, parse_split
 from fusiondet.data.converters.vectors import Layer, check_crs, read_layer
 from fusiondet.data.imagery import metric_crs, open_raster
+from fusiondet.data.labels import check_height_labels
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_dir, require_new_dir
 
@@ -202,8 +203,8 @@ def make_tiles(recipe: Recipe, out: Path, overwrite: bool = False) -> Report:
 
     Raises:
         InputError: an option contradicts another or a file; an image cannot be used (all of them are named), unless
-            `skip_invalid`; no tile is left, or none of the footprints lies on the images; or `out` exists and
-            `overwrite` is false.
+            `skip_invalid`; a height raster holds no heights (see `check_height_labels`); no tile is left, or none of
+            the footprints lies on the images; or `out` exists and `overwrite` is false.
     """
     out = require_new_dir(out, "annotations", overwrite)
     _check(recipe)
@@ -225,10 +226,26 @@ def make_tiles(recipe: Recipe, out: Path, overwrite: bool = False) -> Report:
             raise InputError(f"no tile is left of {len(sources)} images: all is no data. See --max-nodata.")
         splits = _split(cut, shares, recipe, bands, folder, report)
         _count(splits, sources, report)
+        report.notes += _check_heights(splits, bands, recipe, folder)
         for name, tiles in splits.items():
             dataset = Dataset([c.tile for c in tiles], bands, _info(recipe, report, name), recipe.nodata)
             write_coco(dataset, folder / "annotations" / f"{name}.json")
     return report
+
+
+def _check_heights(
+    splits: dict[str, list[CutTile]], bands: BandSpec, recipe: Recipe, folder: Path
+) -> list[str]:
+    """What there is to say about the height rasters of the tiles.
+
+    InputError where they hold elevations, say, which would go for heights from here on.
+    """
+    files = ", ".join(path.name for path in (*recipe.ndsm, *recipe.dsm, *recipe.dtm))
+    tiles = [c.tile for cut in splits.values() for c in cut]
+    try:
+        return check_height_labels({files: Dataset(tiles, bands, root=folder)} if files else {}, "ndsm")
+    except InputError as error:
+        raise InputError(f"{files}: {str(error).replace(f'{folder.resolve()}/', 'tile ')}") from None
 
 
 def _refuse_invalid(recipe: Recipe, report: Report, total: int) -> None:
