@@ -33,6 +33,7 @@ SHRUNK = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
     "MODEL.ROI_HEIGHT_HEAD.CONV_DIM": 32,
     "MODEL.ROI_HEIGHT_HEAD.FC_DIM": 16,
+    "MODEL.DENSE_HEADS.DIM": 32,
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.MAX_ITER": 2,
@@ -79,6 +80,19 @@ def stand_in_for_model_zoo(cfg, cache):
     path.write_bytes(pickle.dumps(caffe2_blobs(build_resnet_backbone(cfg, ShapeSpec(channels=3)))))
 
 
+def expected_losses(cfg):
+    """Names of the losses that the network of `cfg` has."""
+    names = {
+        "Footprint": "loss_footprint",
+        "DenseHeight": "loss_dense_height",
+        "Reconstruction": "loss_reconstruction",
+    }
+    losses = {names[name] for name in cfg.MODEL.DENSE_HEADS.NAMES}
+    if cfg.MODEL.META_ARCHITECTURE != "FusionDense":
+        losses |= {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    return losses | ({"loss_height"} if cfg.MODEL.HEIGHT_ON else set())
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=config_id)
 def test_loads_builds_and_takes_two_steps(path, annotations, tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
@@ -93,8 +107,7 @@ def test_loads_builds_and_takes_two_steps(path, annotations, tmp_path, monkeypat
     # "loss_cls", or "optical/loss_cls" and "sar/loss_cls" where each modality has a detector.
     latest = {k.rpartition("/")[2]: v for k, (v, _) in trainer.storage.latest().items()}
     losses = {k: v for k, v in latest.items() if k.startswith("loss_")}
-    assert {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"} <= losses.keys()
-    assert ("loss_height" in losses) == cfg.MODEL.HEIGHT_ON
+    assert losses.keys() == expected_losses(cfg)
     assert all(math.isfinite(v) for v in losses.values())
     channels = {"optical": 3, "sar": 1}
     assert len(cfg.MODEL.PIXEL_MEAN) == sum(channels[modality] for modality in cfg.INPUT.MODALITIES)
