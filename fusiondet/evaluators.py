@@ -2,13 +2,28 @@
 
 import itertools
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import Tile
 from fusiondet.data import catalog
-from fusiondet.data.coco import encode_rle, prediction_record
+from fusiondet.data.coco import Dataset, encode_rle, prediction_record
+from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import (
+    ALL_OF_IT,
+    DENSE_SCORES_FILE,
+    PREDICTIONS_FILE,
+    DenseCounts,
+    DenseScores,
+    dense_counts,
+    dense_metrics,
+    painted,
+    tile_truth,
+)
 from fusiondet.evaluation.heights import height_metrics
 from fusiondet.evaluation.instances import METRICS, evaluate_instances
+from fusiondet.evaluation.regions import REGIONS, has_clouds
 from fusiondet.files import write_json
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 
@@ -24,13 +39,23 @@ _log = logging.getLogger(__name__)
 HEADLINES = (
     "segm/AP50", "segm/AP", "bbox/AP50", "joint/AP50", "height/mae_m", "height/delta1", "height/skill",
     "height/bias_m", "height/interval_coverage", "height/coverage", "height_gt_boxes/mae_m", "height_gt_boxes/skill",
+    "dense/dice", "dense/delta1_building", "dense/mae_m_building",
 )  # fmt: skip
 
 
-class BuildingEvaluator(DatasetEvaluator):
-    """Boxes, masks and heights of one data set; the numbers are those of `fusiondet.evaluation`.
+# From this probability on, a pixel is part of a building.
+FOOTPRINT_LIMIT = 0.5
 
-    Writes `predictions.json` (COCO results with heights) and `metrics.json` (flat keys, null where not defined) into
+
+class BuildingEvaluator(DatasetEvaluator):
+    """Boxes, masks, heights and maps of one data set; the numbers are those of `fusiondet.evaluation`.
+
+    Takes what the networks of this project say about a tile: `instances`, `height_map_m` and `footprint_map` (H, W), or
+    some of these. Maps of dense heads are scored as `dense/`, the instances beside them, painted, as `painted/`;
+    without dense heads the painted instances are `dense/`.
+
+    Writes `predictions.json` (COCO results with heights; none from a network without instances), `metrics.json` (flat
+    keys, null where not defined) and, where there are dense heads, `dense_scores.json` (`DenseScores`) into
     `output_dir`.
     """
 
@@ -42,22 +67,38 @@ class BuildingEvaluator(DatasetEvaluator):
         max_detections: int | None = None,
         metrics: tuple[str, ...] = METRICS,
         model: nn.Module | None = None,
+        height_labels: str = "auto",
     ):
-        """Args: `max_detections` per image that count; `model`: score its `heights_on_truth` too; None: do not."""
+        """What to score, and how.
+
+        Args:
+            max_detections: per image that count.
+            metrics: of instances, see `evaluate_instances`.
+            model: score its `heights_on_truth` too; None: do not.
+            height_labels: what maps are scored against, as INPUT.HEIGHT_LABELS.
+        """
         self.dataset_name = catalog.ensure_registered(dataset_name)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.max_detections, self.metrics, self.model = max_detections, metrics, model
+        self.height_labels = height_labels
         self.reset()
 
     def reset(self) -> None:
         """Forget what was processed."""
         self._records: list[dict] = []
         self._heights_m: list[np.ndarray] = []
+        self._maps: list[_TileMaps] = []
+        self._truth: _Truth | None = None
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take in what the model made of `inputs`; their `instances` are needed for the heights on truth only."""
+        if self._truth is None:
+            self._truth = _Truth(catalog.load_split(self.dataset_name), self.height_labels)
         for one, output in zip(inputs, outputs, strict=True):
-            self._records += prediction_records(one, output["instances"].to("cpu"))
+            instances = output["instances"].to("cpu") if "instances" in output else None
+            records = [] if instances is None else prediction_records(one, instances)
+            self._records += records
+            self._maps.append(self._truth.scored(one["image_id"], instances, records, output))
         if self.model is None:
             return
         with torch.no_grad():
@@ -74,25 +115,109 @@ class BuildingEvaluator(DatasetEvaluator):
         """
         records = list(itertools.chain.from_iterable(comm.all_gather(self._records)))
         heights_m = list(itertools.chain.from_iterable(comm.all_gather(self._heights_m)))
+        maps = list(itertools.chain.from_iterable(comm.all_gather(self._maps)))
         if not comm.is_main_process():
             return {}
-        if not records:
-            _log.warning("%s: the network predicted nothing at all", self.dataset_name)
         dataset = catalog.load_split(self.dataset_name)
-        numbers = evaluate_instances(dataset, records, self._limit(dataset), self.metrics)
+        has_instances = not maps or any(tile.has_instances for tile in maps)
+        if has_instances:
+            if not records:
+                _log.warning("%s: the network predicted nothing at all", self.dataset_name)
+            numbers = evaluate_instances(dataset, records, self._limit(dataset), self.metrics)
+        else:
+            n_buildings = sum(len(tile.buildings) for tile in dataset.tiles)
+            numbers = {"dataset/n_images": len(dataset.tiles), "dataset/n_buildings": n_buildings}
         if self.model is not None:
             truth_m, p16_m, median_m, p84_m = np.concatenate([np.zeros((0, 4)), *heights_m]).T
             numbers |= height_metrics(truth_m, median_m, p16_m, p84_m, prefix="height_gt_boxes")
+        numbers |= _map_metrics(maps)
         if self.output_dir is not None:
-            write_json(records, self.output_dir / "predictions.json")
+            write_json(records, self.output_dir / PREDICTIONS_FILE)
             write_json(numbers, self.output_dir / "metrics.json", indent=1)
+            self._write_dense_scores(maps, has_instances)
         return nested(numbers)
+
+    def _write_dense_scores(self, maps: "list[_TileMaps]", has_instances: bool) -> None:
+        # What another network left here would be taken for this one's.
+        (self.output_dir / DENSE_SCORES_FILE).unlink(missing_ok=True)
+        tiles = {tile.image_id: tile.heads for tile in maps if tile.heads}
+        if tiles:
+            DenseScores(self.height_labels, has_instances, tiles).write(self.output_dir / DENSE_SCORES_FILE)
 
     def _limit(self, dataset) -> int | None:
         """Detections per image that count: never fewer than the densest tile has buildings."""
         if self.max_detections is None:
             return None
         return max(self.max_detections, *(len(tile.buildings) for tile in dataset.tiles), 1)
+
+
+@dataclass
+class _TileMaps:
+    """What the maps of a tile scored: its instances painted, and of dense heads part of the tile -> counts, if any."""
+
+    image_id: int | str
+    has_instances: bool
+    painted: DenseCounts | None
+    heads: dict[str, DenseCounts]
+
+
+class _Truth:
+    """True maps of the tiles of one data set, and what predicted ones score against them."""
+
+    def __init__(self, dataset: Dataset, height_labels: str):
+        self._dataset, self._height_labels = dataset, height_labels
+        self._tiles = {tile.id: tile for tile in dataset.tiles}
+        self._regions = [make(dataset.root) for make in REGIONS.values()] if has_clouds(dataset) else []
+        self._readable = True
+
+    def scored(self, image_id, instances: Instances | None, records: list[dict], output: dict) -> _TileMaps:
+        tile, maps = self._tiles[image_id], _predicted_maps(output)
+        result = _TileMaps(image_id, instances is not None, None, {})
+        truth = self._read(tile, needed=maps is not None)
+        if truth is None:
+            return result
+        if instances is not None:
+            height_m, footprint = painted(records, truth[0].shape)
+            with_heights = all(instances.has(name) for name in HEIGHT_FIELDS)
+            result.painted = _counts((height_m if with_heights else None, footprint), truth)
+        if maps is not None:
+            result.heads[ALL_OF_IT] = _counts(maps, truth)
+            result.heads |= {r.name: _counts(maps, truth, r.inside(tile)) for r in self._regions}
+        return result
+
+    def _read(self, tile: Tile, needed: bool):
+        """`tile_truth`; None where it cannot be read and only a detector is scored, which did not need it so far."""
+        if not (self._readable or needed):
+            return None
+        try:
+            return tile_truth(self._dataset, tile, self._height_labels)
+        except InputError as error:
+            if needed:
+                raise
+            _log.warning("dense/ scores are left out: %s", error)
+            self._readable = False
+            return None
+
+
+def _counts(maps, truth, inside: np.ndarray | None = None) -> DenseCounts:
+    return dense_counts(maps[0], truth[0], maps[1], truth[1], inside)
+
+
+def _predicted_maps(output: dict) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+    """(H, W) metres and (H, W) bool of an output, None for what it does not hold; None if it holds neither."""
+    maps = [output.get(name) for name in ("height_map_m", "footprint_map")]
+    if all(m is None for m in maps):
+        return None
+    height_m, probability = (None if m is None else m.detach().float().cpu().numpy() for m in maps)
+    return height_m, None if probability is None else probability >= FOOTPRINT_LIMIT
+
+
+def _map_metrics(maps: list[_TileMaps]) -> dict[str, float | None]:
+    heads, of_instances = [tile.heads.get(ALL_OF_IT) for tile in maps], [tile.painted for tile in maps]
+    if not any(heads):
+        return dense_metrics(of_instances) if any(of_instances) else {}
+    beside = dense_metrics(of_instances, prefix="painted") if any(of_instances) else {}
+    return dense_metrics(heads) | beside
 
 
 def prediction_records(inputs: dict, instances: Instances) -> list[dict]:

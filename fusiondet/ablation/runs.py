@@ -37,7 +37,8 @@ from fusiondet.engine.checkpoint import (
 )
 from fusiondet.engine.trainer import FusionTrainer, complete_config, settle_data
 from fusiondet.errors import InputError
-from fusiondet.evaluation.resampling import SUMMARY_KEYS, TileScores, region_by_name, tile_scores
+from fusiondet.evaluation.regions import region_by_name
+from fusiondet.evaluation.resampling import SUMMARY_KEYS, TileScores, tile_scores
 from fusiondet.files import atomic_dir, atomic_path, read_json, write_json
 
 import numpy as np

@@ -38,7 +38,8 @@ from fusiondet.config import load_config, safe_yaml
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import network_differences
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.evaluation.resampling import REGIONS, SUMMARY_KEYS
+from fusiondet.evaluation.regions import REGIONS
+from fusiondet.evaluation.resampling import SUMMARY_KEYS
 
 from detectron2.config import CfgNode
 
@@ -72,7 +73,7 @@ class Condition:
         dataset: name of the split that is scored.
         overrides: KEY VALUE words for the evaluation alone.
         needs: modalities without which the condition says nothing about a network.
-        regions: parts of the tiles, of fusiondet.evaluation.resampling.REGIONS, that are scored apart as well.
+        regions: parts of the tiles, of fusiondet.evaluation.regions.REGIONS, that are scored apart as well.
     """
 
     name: str

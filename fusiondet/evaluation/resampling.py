@@ -7,16 +7,24 @@ acquisitions of the synthetic city, drawing acquisitions instead gave standard e
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13 (percentile interval).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fusiondet.buildings import Tile
 from fusiondet.cli import progress
-from fusiondet.data.coco import Dataset, coco_document
-from fusiondet.data.imagery import open_raster
-from fusiondet.errors import InputError, unknown_name
+from fusiondet.data.coco import Dataset, coco_document, read_predictions
+from fusiondet.errors import InputError
 from fusiondet.evaluation import average_precision as ap
+from fusiondet.evaluation.dense import (
+    ALL_OF_IT,
+    MAP_SCORE,
+    DenseCounts,
+    DensePool,
+    DenseScores,
+    dense_counts,
+    painted,
+    tile_truth,
+)
 from fusiondet.evaluation.heights import height_errors
 from fusiondet.evaluation.instances import (
     ScoredImage,
@@ -25,19 +33,16 @@ from fusiondet.evaluation.instances import (
     matched_columns,
     scored_images,
 )
-from fusiondet.files import safe_join
+from fusiondet.evaluation.regions import Region
 
 import numpy as np
 from pycocotools import mask as mask_api
 
-# From this score on a prediction is part of the map that pixel/ and match/ numbers are about.
-MAP_SCORE = 0.5
 # The scores at which the map is tried for pixel/best_f1. The best one is chosen on the tiles that are scored, so this
 # is a little too good for everyone.
 MAP_SCORES = np.arange(1, 20) / 20
-# In a cloud raster (0 clear .. 255 opaque), from here on the ground is taken as hidden.
-OPAQUE = 128
-Region = Callable[[Tile], np.ndarray | None]
+# Facts of the tiles, the same for all predictions.
+FACTS = ("match/n_truth", "dense/normalizer_m", "painted/normalizer_m")
 
 
 @dataclass
@@ -53,6 +58,9 @@ class TileScores:
         heights_m: (M, 4) true height, predicted median, p16, p84; NaN where unknown or not predicted.
         pixels: (len(MAP_SCORES), 3) pixels of the union of all masks from that score on that are true positive, false
             positive, false negative; or (3,) where these are the same for all.
+        painted: the map that the instances from MAP_SCORE on make; None without instances, or where it was not asked.
+        dense: the map of the network's dense heads, where its scores lie beside the predictions; else `painted`.
+        has_instances: False where the network predicts maps alone: what is about instances is then not defined.
     """
 
     image_id: int | str
@@ -65,6 +73,9 @@ class TileScores:
     n_known: int
     heights_m: np.ndarray
     pixels: np.ndarray
+    painted: DenseCounts | None = None
+    dense: DenseCounts | None = None
+    has_instances: bool = True
 
 
 @dataclass
@@ -92,27 +103,57 @@ def tile_scores(
     *,
     region: Region | None = None,
     max_detections: int | None = None,
+    height_labels: str | None = None,
+    score_threshold: float = MAP_SCORE,
 ) -> list[TileScores]:
     """The counts of every tile, in the order of `dataset`.
 
     Args:
         dataset: truth.
-        records: COCO results with heights, or the path of their JSON.
-        region: tile -> (H, W) bool, the part of it that is scored; None: all of it. A building of which less than
-            half lies inside neither counts nor punishes, and a prediction of which less than half lies inside is left
-            out unless it matches a building that counts.
+        records: COCO results with heights, or the path of their JSON. Where the dense heads of the same network were
+            scored, dense_scores.json beside predictions.json, their counts are taken in.
+        region: the part of the tiles that is scored; None: all of it. A building of which less than half lies inside
+            neither counts nor punishes, and a prediction of which less than half lies inside is left out unless it
+            matches a building that counts. Of maps, the pixels inside count.
         max_detections: as in `evaluate_instances`.
+        height_labels: what maps are scored against, as INPUT.HEIGHT_LABELS; None: what dense heads were scored against,
+            else "auto".
+        score_threshold: instances from here on are painted into the map of `dense/` and `painted/`.
 
     Raises:
-        InputError: see `evaluate_instances`; or `region` gives another size than the tile's.
+        InputError: see `evaluate_instances` and `tile_truth`; `region` gives another size than the tile's; or the
+            scores of dense heads are of other tiles, other labels, or do not know the region.
     """
-    document = coco_document(dataset)
+    document, heads = coco_document(dataset), None
+    if isinstance(records, str | Path):
+        heads, records = DenseScores.beside(Path(records)), read_predictions(records)
+    height_labels = _labels(height_labels, heads)
     images = {image.image_id: image for image in scored_images(document, records, max_detections)}
-    ids = [image["id"] for image in document["images"]]
-    return [
-        _tile_scores(images[i], None if region is None else region(tile))
-        for i, tile in zip(ids, dataset.tiles, strict=True)
-    ]
+    with_heights = not records or any(record.get("height_m") is not None for record in records)
+    tiles = []
+    for entry, tile in zip(document["images"], dataset.tiles, strict=True):
+        image, inside = images[entry["id"]], None if region is None else region.inside(tile)
+        if heads is not None and not heads.instances:
+            scores = _no_instances(image)
+        else:
+            scores, truth = _tile_scores(image, inside), tile_truth(dataset, tile, height_labels)
+            height_m, footprint = painted(image.records, image.size, score_threshold)
+            scores.painted = dense_counts(
+                height_m if with_heights else None, truth[0], footprint, truth[1], inside
+            )
+        part = region.name if region else ALL_OF_IT
+        scores.dense = heads.counts(image.image_id, part) if heads is not None else scores.painted
+        tiles.append(scores)
+    return tiles
+
+
+def _labels(asked: str | None, heads: DenseScores | None) -> str:
+    if heads is not None and asked not in (None, heads.height_labels):
+        raise InputError(
+            f"dense heads were scored against {heads.height_labels!r} heights, not {asked!r}. Ask for the same, or "
+            "evaluate the network again with INPUT.HEIGHT_LABELS."
+        )
+    return asked or (heads.height_labels if heads else "auto")
 
 
 def _tile_scores(image: ScoredImage, inside: np.ndarray | None) -> TileScores:
@@ -127,6 +168,12 @@ def _tile_scores(image: ScoredImage, inside: np.ndarray | None) -> TileScores:
         matched_columns(image, by_mask),
         _pixel_counts(image, inside),
     )
+
+
+def _no_instances(image: ScoredImage) -> TileScores:
+    nothing, flags = np.zeros(0), np.zeros(0, bool)
+    counts = (0, 0, np.zeros((0, 4)), np.zeros(3, int))
+    return TileScores(image.image_id, nothing, *(flags, flags, flags, flags), *counts, has_instances=False)
 
 
 def _within(image: ScoredImage, inside: np.ndarray) -> ScoredImage:
@@ -167,56 +214,6 @@ def _pixel_counts(image: ScoredImage, inside: np.ndarray | None) -> np.ndarray:
 
 def _union(rles: list[dict], size: tuple[int, int]) -> np.ndarray:
     return mask_api.decode(mask_api.merge(rles)).astype(bool) if rles else np.zeros(size, bool)
-
-
-# ---- Regions ---------------------------------------------------------------------------------------------
-
-
-def under_cloud(root: Path) -> Region:
-    """Region of what clouds hide: at least 128 in the tile's cloud raster under `root`; nothing where it has none."""
-
-    def region(tile: Tile) -> np.ndarray:
-        return _cloud(root, tile) >= OPAQUE
-
-    return region
-
-
-def in_the_clear(root: Path) -> Region:
-    """Region of what no cloud hides, the complement of `under_cloud`; all of a tile without a cloud raster.
-
-    A building covered to exactly one half is scored in both.
-    """
-
-    def region(tile: Tile) -> np.ndarray:
-        return _cloud(root, tile) < OPAQUE
-
-    return region
-
-
-REGIONS = {"under_cloud": under_cloud, "in_the_clear": in_the_clear}
-
-
-def region_by_name(name: str, dataset: Dataset) -> Region:
-    """The region of `REGIONS` for the tiles of `dataset`.
-
-    Raises:
-        InputError: an unknown name, or no tile has a cloud raster.
-    """
-    if name not in REGIONS:
-        raise unknown_name("region", name, REGIONS)
-    if all(tile.cloud_file_name is None for tile in dataset.tiles):
-        raise InputError(
-            f"region {name}: no tile of {dataset.root} has a cloud raster (images[].cloud_file_name). "
-            "tools/prepare_dataset.py synthetic --clouds SHARE writes them."
-        )
-    return REGIONS[name](dataset.root)
-
-
-def _cloud(root: Path, tile: Tile) -> np.ndarray:
-    if tile.cloud_file_name is None:
-        return np.zeros((tile.height, tile.width), np.uint8)
-    with open_raster(safe_join(root, tile.cloud_file_name)) as raster:
-        return raster.read(1)
 
 
 # ---- Scores ----------------------------------------------------------------------------------------------
@@ -260,8 +257,17 @@ class _Pool:
         shape = (len(MAP_SCORES), 3)
         pixels = [np.broadcast_to(tile.pixels, shape) for tile in tiles]
         self.pixels = np.array(pixels, dtype=float).reshape(len(tiles), *shape)
+        self.has_instances = not tiles or any(tile.has_instances for tile in tiles)
+        self.dense = DensePool([tile.dense for tile in tiles])
+        self.painted = DensePool([tile.painted for tile in tiles])
 
     def summary(self, counts: np.ndarray) -> dict[str, float | int | None]:
+        scores = self._instances(counts)
+        if not self.has_instances:
+            scores = dict.fromkeys(scores)
+        return scores | self.dense.metrics(counts, "dense") | self.painted.metrics(counts, "painted")
+
+    def _instances(self, counts: np.ndarray) -> dict[str, float | int | None]:
         per_prediction = counts[self.tile]
         n_truth, n_known = float(counts @ self.n_truth), float(counts @ self.n_known)
         shown = per_prediction * (self.scores >= MAP_SCORE) * ~self.left_out
@@ -326,6 +332,7 @@ def _shares(prefix: str, true: float, false: float, missed: float) -> dict[str, 
 
 
 SUMMARY_KEYS = tuple(summarize([]))
+KEY_WIDTH = max(map(len, SUMMARY_KEYS))
 
 
 # ---- Drawing tiles again ---------------------------------------------------------------------------------
@@ -381,7 +388,7 @@ def paired_bootstrap(
     return {
         key: difference(scores_a[key], scores_b[key], drawn_a[key], drawn_b[key])
         for key in scores_a
-        if key != "match/n_truth"
+        if key not in FACTS
     }
 
 
@@ -394,15 +401,15 @@ def difference(a: float | None, b: float | None, drawn_a: np.ndarray, drawn_b: n
 
 def scores_table(scores: dict[str, float | int | None]) -> str:
     """One line per score of `summarize`; "-" where it is not defined."""
-    return "\n".join(f"  {key:24}{_text(value):>9}" for key, value in scores.items())
+    return "\n".join(f"  {key:{KEY_WIDTH}}{_text(value):>9}" for key, value in scores.items())
 
 
 def differences_table(differences: dict[str, Difference], a: str = "A", b: str = "B") -> str:
     """One line per score: both values, b - a and its interval; "*" where that excludes 0."""
     width = max(9, len(a) + 2, len(b) + 2)
-    lines = [f"  {'':24}{a:>{width}}{b:>{width}}{'difference':>12}   95 % interval"]
+    lines = [f"  {'':{KEY_WIDTH}}{a:>{width}}{b:>{width}}{'difference':>12}   95 % interval"]
     for key, one in differences.items():
-        line = f"  {key:24}{_text(one.a):>{width}}{_text(one.b):>{width}}{_text(one.difference, '+'):>12}"
+        line = f"  {key:{KEY_WIDTH}}{_text(one.a):>{width}}{_text(one.b):>{width}}{_text(one.difference, '+'):>12}"
         if one.low is not None:
             line += f"   [{one.low:+.3f}, {one.high:+.3f}]" + (" *" if one.excludes_zero else "")
         lines.append(line)
