@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from fusiondet.cli import positive, run, seed_argument
+from fusiondet.errors import unknown_name
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import require_new, write_json
 
@@ -23,22 +24,42 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate_instances(args) -> tuple[dict, str]:
-    from fusiondet.evaluation.instances import evaluate_instances
+    from fusiondet.evaluation.instances import METRICS, evaluate_instances
 
     if args.region or args.compare:
         return evaluate_by_tile(args)
-    metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
-    numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
+    asked = [name.strip() for name in args.metrics.split(",") if name.strip()]
+    for name in asked:
+        if name not in (*METRICS, "dense"):
+            raise unknown_name("metric", name, (*METRICS, "dense"))
+    metrics, numbers = tuple(name for name in asked if name != "dense"), {}
+    if metrics or not asked:
+        numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
+    if "dense" in asked:
+        numbers |= evaluate_maps(args)
     return numbers, metrics_table(numbers)
+
+
+def evaluate_maps(args) -> dict:
+    from fusiondet.data.coco import read_coco
+    from fusiondet.evaluation.dense import dense_metrics
+    from fusiondet.evaluation.resampling import tile_scores
+
+    tiles = tile_scores(read_coco(args.annotations), args.predictions, **_tile_options(args))
+    numbers = dense_metrics([tile.dense for tile in tiles])
+    if any(tile.painted is not tile.dense and tile.painted for tile in tiles):
+        numbers |= dense_metrics([tile.painted for tile in tiles], prefix="painted")
+    return numbers
 
 
 def evaluate_by_tile(args) -> tuple[dict, str]:
     from fusiondet.data.coco import read_coco
     from fusiondet.evaluation import resampling
+    from fusiondet.evaluation.regions import region_by_name
 
     dataset = read_coco(args.annotations)
-    region = resampling.region_by_name(args.region, dataset) if args.region else None
-    options = {"region": region, "max_detections": args.max_detections}
+    region = region_by_name(args.region, dataset) if args.region else None
+    options = {"region": region, **_tile_options(args)}
     tiles = resampling.tile_scores(dataset, args.predictions, **options)
     if not args.compare:
         scores = resampling.summarize(tiles)
@@ -47,6 +68,10 @@ def evaluate_by_tile(args) -> tuple[dict, str]:
     found = resampling.paired_bootstrap(others, tiles, draws=args.draws, seed=args.seed)
     numbers = {f"{key}/{name}": value for key, one in found.items() for name, value in vars(one).items()}
     return numbers, resampling.differences_table(found, "other", "predictions")
+
+
+def _tile_options(args) -> dict:
+    return {key: getattr(args, key) for key in ("max_detections", "height_labels", "score_threshold")}
 
 
 def evaluate_vectors(args) -> tuple[dict, str]:
@@ -79,7 +104,23 @@ def _parser() -> argparse.ArgumentParser:
         "--predictions", required=True, type=Path, metavar="JSON", help="COCO results with height_m"
     )
     instances.add_argument(
-        "--metrics", default="coco,height,joint", help="any of coco,height,joint (default: %(default)s)"
+        "--metrics",
+        default="coco,height,joint",
+        help="any of coco,height,joint,dense; dense: of maps per pixel, those of the network's dense heads where "
+        "dense_scores.json lies beside predictions.json, else the painted instances (default: %(default)s)",
+    )
+    instances.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="instances from this score on are painted into the map of dense (default: %(default)s)",
+    )
+    instances.add_argument(
+        "--height-labels",
+        metavar="SOURCE",
+        help="true heights of maps: building_height, ndsm, instances, or auto, the first that a tile has "
+        "(default: what dense heads were scored against, else auto)",
     )
     instances.add_argument(
         "--max-detections",

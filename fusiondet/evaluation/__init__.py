@@ -24,7 +24,18 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
     match/f1, match/precision, match/recall, match/n_truth      `resampling`: the same predictions, one-to-one at IoU .5
     match/best_f1                        the largest match/f1 that any score as the limit gives
 
+    dense/...      of maps, per pixel: the network's dense heads, or where it has none its painted instances
+    painted/...    the same of the instances from a score of 0.5 on, painted; beside dense heads
+      dice, iou, accuracy, precision, recall, f1       of the footprint, all pixels pooled; dice and f1 are the same
+      dice_tile_mean, ...                              mean over tiles; those where it is not defined are left out
+      mae_m_building, rmse_m_building, mse_m2_building, delta1_building, delta2_building, delta3_building
+                                                       over true building pixels of known height; 0 is wrong there
+      mae_m_all, ..., delta3_all                       over all pixels of known truth; delta is right where truth and
+                                                       prediction are both below 1 m, too
+      mae_norm_building, rmse_norm_..., mse_norm_..., mae_norm_all, ...       of heights divided by normalizer_m
+      normalizer_m                                     greatest true height of the tiles, unless another was asked for
+
 `resampling` computes a part of these from counts per tile, for regions of tiles (under cloud, in the clear), and draws
 tiles again for the intervals of scores and of differences.
-`instances` scores COCO results against annotations, `vectors` one GIS layer against another.
+`instances` scores COCO results against annotations, `dense` maps, `vectors` one GIS layer against another.
 """

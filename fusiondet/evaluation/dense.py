@@ -114,14 +114,16 @@ def dense_counts(
     maps = [truth_m, height_m, footprint, truth_footprint, inside]
     if len(shapes := {m.shape for m in maps if m is not None}) > 1:
         raise InputError(f"maps of one tile have different sizes (height, width): {sorted(shapes)}.")
+    if height_m is not None:
+        height_m = np.nan_to_num(height_m, posinf=0.0, neginf=0.0)
     inside = np.ones(truth_m.shape, bool) if inside is None else inside.astype(bool)
     footprint = height_m >= GROUND_M if footprint is None else footprint.astype(bool)
     truth_footprint = truth_footprint.astype(bool)
-    n, true = np.count_nonzero(inside), np.count_nonzero(truth_footprint & inside)
-    shown, tp = (np.count_nonzero(footprint & inside & m) for m in (True, truth_footprint))
-    sums = {}
-    if height_m is not None:
-        sums = _height_sums(np.nan_to_num(height_m, posinf=0.0, neginf=0.0), truth_m, truth_footprint, inside)
+    n, true, shown, tp = (
+        int(np.count_nonzero(inside & m))
+        for m in (True, truth_footprint, footprint, footprint & truth_footprint)
+    )
+    sums = {} if height_m is None else _height_sums(height_m, truth_m, truth_footprint, inside)
     tallest_m = float(truth_m[np.isfinite(truth_m)].max(initial=0.0))
     return DenseCounts(tp, shown - tp, true - tp, n - shown - true + tp, **sums, tallest_m=tallest_m)
 
@@ -142,7 +144,7 @@ def _height_sums(height_m, truth_m, truth_footprint, inside) -> dict[str, int | 
     on_all = (len(error) + len(flat), error.sum() + flat.sum(), (error**2).sum() + (flat**2).sum())
     on_all += tuple(((ratio < RATIO**k) | low).sum() + len(flat) for k in (1, 2, 3))
     return {
-        f"{domain}_{name}": value.item() if isinstance(value, np.generic) else value
+        f"{domain}_{name}": np.asarray(value).item()
         for domain, values in zip(DOMAINS, (on_building, on_all), strict=True)
         for name, value in zip(names, values, strict=True)
     }

@@ -124,6 +124,8 @@ def tile_scores(
         InputError: see `evaluate_instances` and `tile_truth`; `region` gives another size than the tile's; or the
             scores of dense heads are of other tiles, other labels, or do not know the region.
     """
+    if not 0 <= score_threshold <= 1:
+        raise InputError(f"score threshold {score_threshold}: expected a number in [0, 1].")
     document, heads = coco_document(dataset), None
     if isinstance(records, str | Path):
         heads, records = DenseScores.beside(Path(records)), read_predictions(records)

@@ -9,6 +9,9 @@ def metrics_table(metrics: dict) -> str:
     for prefix, title in (("height", "matched buildings"), ("height_gt_boxes", "true boxes and masks")):
         if f"{prefix}/n" in metrics:
             lines += _heights(metrics, prefix, title)
+    for prefix in ("dense", "painted"):
+        if f"{prefix}/dice" in metrics:
+            lines += _maps(metrics, prefix)
     return "\n".join(lines)
 
 
@@ -64,6 +67,25 @@ def _heights(metrics: dict, prefix: str, title: str) -> list[str]:
         )
         lines.append("  by predicted width, narrowest quarter first: " + "; ".join(widths))
     return lines
+
+
+def _maps(metrics: dict, prefix: str) -> list[str]:
+    def values(names: tuple[str, ...], ending: str, spec: str = "10.3f") -> str:
+        return "".join(_text(metrics[f"{prefix}/{name}{ending}"], spec) for name in names)
+
+    footprint = ("dice", "iou", "accuracy", "precision", "recall")
+    height = ("mae_m", "rmse_m", "delta1", "delta2", "delta3", "mae_norm")
+    return [
+        f"maps, {prefix}/, per pixel; heights / {values(('normalizer_m',), '', '.2f')} m are normalised",
+        f"  {'footprint':20}" + "".join(f"{name:>10}" for name in footprint),
+        *(
+            f"  {title:20}{values(footprint, end)}"
+            for title, end in (("pooled", ""), ("mean over tiles", "_tile_mean"))
+        ),
+        f"  {'height':20}" + "".join(f"{name:>10}" for name in ("MAE m", "RMSE m", *height[2:])),
+        f"  {'on buildings':20}{values(height, '_building')}",
+        f"  {'on all pixels':20}{values(height, '_all')}",
+    ]
 
 
 def _text(value, spec: str) -> str:
