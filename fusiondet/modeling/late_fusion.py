@@ -6,6 +6,7 @@ modality in a box is how much of the box's area has data of it, [0, 1].
 
 from fusiondet.errors import InputError
 from fusiondet.modeling.backbone import LateFusionFPN, PyramidPair
+from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import HeightDistribution
 from fusiondet.modeling.meta_arch import FusionRCNN, truth_heights
@@ -36,7 +37,9 @@ class LateFusionRCNN(FusionRCNN):
 
     At inference boxes are merged by `fuse_boxes`; then the mask and height heads of both branches run on the merged
     boxes. Everything is weighted by the share of each modality in the box, so that where one has no data the result is
-    that of the other alone.
+    that of the other alone. So are maps: a branch has dense heads of its own, which see and reconstruct the bands of
+    its modality, are asked where that has data, and have a say there; heights and probabilities are averaged (P1's late
+    fusion).
 
     Attributes:
         fused_interval_width: factor on the width of all height intervals. The heads of both branches keep theirs at 1,
@@ -48,7 +51,7 @@ class LateFusionRCNN(FusionRCNN):
     def __init__(
         self, *, match_iou: float = 0.5, score_threshold: float = 0.05, max_detections: int = 100, **kwargs
     ):
-        """See FusionRCNN; `backbone` gives {modality: pyramid}, `proposal_generator`, `roi_heads` are ModuleDicts.
+        """See FusionRCNN; `backbone` gives {modality: pyramid}, and all heads are ModuleDicts, one per modality.
 
         Args:
             match_iou: boxes of both branches that overlap more are one building.
@@ -76,6 +79,8 @@ class LateFusionRCNN(FusionRCNN):
                 "LateFusionRCNN needs MODEL.BACKBONE.NAME build_two_pyramids_resnet_fpn_backbone and "
                 f"MODEL.ROI_HEADS.NAME FusionROIHeads, found {cfg.MODEL.BACKBONE.NAME} and {cfg.MODEL.ROI_HEADS.NAME}."
             )
+        bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS
+        bands = {"optical": bands, "sar": len(cfg.MODEL.PIXEL_MEAN) - bands}
         return {
             **arguments,
             "backbone": backbone,
@@ -89,6 +94,7 @@ class LateFusionRCNN(FusionRCNN):
             "match_iou": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            **_of_both([cls.dense_arguments(cfg, shapes, bands[m]) for m in MODALITIES]),
         }
 
     @property
@@ -96,12 +102,24 @@ class LateFusionRCNN(FusionRCNN):
         """The factor on the width of all height intervals; None without heights."""
         return getattr(self, "fused_interval_width", None)
 
-    def forward(self, batched_inputs):
-        """Losses of both branches in training, named "<modality>/<loss>"; else as `inference`."""
-        if not self.training:
-            return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        pyramids = self.backbone(images.tensor)
+    def _maps(self, shared, image: Tensor):
+        """{modality: what its dense heads say}."""
+        if self.dense_heads is None:
+            return dict.fromkeys(MODALITIES, DenseMaps())
+        return {m: self.dense_heads[m](shared[m], image[:, self.channels[m]]) for m in MODALITIES}
+
+    def _seen(self, shared, image: Tensor, maps=None):
+        """{modality: the feature maps that its instances are found in}."""
+        if self.dense_prior and maps is None:
+            maps = self._maps(shared, image)
+        maps = maps or dict.fromkeys(MODALITIES)
+        look = self.attention or dict.fromkeys(MODALITIES)
+        own = {m: image[:, self.channels[m]] for m in MODALITIES}
+        return {m: self._seen_by(look[m], shared[m], own[m], maps[m]) for m in MODALITIES}
+
+    def _instance_losses(self, batched_inputs, images, features) -> dict[str, Tensor]:
+        """Losses of both branches, named "<modality>/<loss>"."""
+        batched_inputs, images, features = self._labelled_part(batched_inputs, images, features)
         truth = [x["instances"].to(self.device) for x in batched_inputs]
         shares = self._shares(images, [x.gt_boxes for x in truth])
         losses = {}
@@ -109,23 +127,37 @@ class LateFusionRCNN(FusionRCNN):
             # On a building of which it has no pixel, a branch could only learn to guess.
             visible = [x[share[:, column] > 0] for x, share in zip(truth, shares)]
             with get_event_storage().name_scope(name):
-                proposals, found = self.proposal_generator[name](images, pyramids[name], visible)
-                _, of_heads = self.roi_heads[name](images, pyramids[name], proposals, visible)
-            weight = self.loss_weights[name]
-            losses |= {f"{name}/{key}": value * weight for key, value in {**found, **of_heads}.items()}
+                proposals, found = self.proposal_generator[name](images, features[name], visible)
+                _, of_heads = self.roi_heads[name](images, features[name], proposals, visible)
+            losses |= self._named(name, {**found, **of_heads})
         return losses
 
-    def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
-        """As FusionRCNN.inference; given boxes get the merged masks and heights of both branches."""
-        assert not self.training
-        images = self.preprocess_image(batched_inputs)
-        pyramids = self.backbone(images.tensor)
-        if detected_instances is None:
-            boxes = self._merged(images, self._detections(images, pyramids))
+    def _dense_losses(self, maps, targets: DenseTargets, images) -> dict[str, Tensor]:
+        losses = {}
+        for name in MODALITIES:
+            part = self.channels[name]
+            unseen = torch.isnan(images.tensor[:, part]).all(dim=1, keepdim=True)
+            asked = [torch.where(unseen, torch.nan, x) for x in (targets.height_m, targets.footprint)]
+            own = DenseTargets(*asked, targets.image[:, part])
+            losses |= self._named(name, self.dense_heads[name].losses(maps[name], own))
+        return losses
+
+    def _named(self, modality: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{modality}/{key}": value * self.loss_weights[modality] for key, value in losses.items()}
+
+    def _found(self, images, features, given: list[Instances] | None) -> list[Instances]:
+        """Raw instances of both branches together; of those `given` the merged masks and heights."""
+        if given is None:
+            boxes = self._merged(images, self._detections(images, features))
         else:
-            boxes = [x.to(self.device) for x in detected_instances]
-        results = self._with_masks_and_heights(images, pyramids, boxes)
-        return self._finished(results, batched_inputs, images, do_postprocess)
+            boxes = [x.to(self.device) for x in given]
+        return self._with_masks_and_heights(images, features, boxes)
+
+    def _said(self, maps, images) -> dict[str, Tensor]:
+        said = [super(LateFusionRCNN, self)._said(maps[m], images) for m in MODALITIES]
+        valid = [~torch.isnan(images.tensor[:, self.channels[m]]).all(dim=1) for m in MODALITIES]
+        weights = _weights(torch.stack(valid, dim=1).float()).split(1, dim=1)
+        return {name: sum(part[name] * w for part, w in zip(said, weights)) for name in said[0]}
 
     @torch.no_grad()
     def branch_predictions(self, batched_inputs) -> dict[str, list[dict]]:
@@ -136,19 +168,20 @@ class LateFusionRCNN(FusionRCNN):
         """
         assert not self.training
         images = self.preprocess_image(batched_inputs)
-        pyramids = self.backbone(images.tensor)
+        pyramids = self._seen(self.backbone(images.tensor), images.tensor)
         found = self._detections(images, pyramids)
         boxes = {m: [x[x.scores > self.score_threshold] for x in found[m]] for m in MODALITIES}
         results = {m: self._with_masks_and_heights(images, pyramids, boxes[m], (m,)) for m in MODALITIES}
         results["fused"] = self._with_masks_and_heights(images, pyramids, self._merged(images, found))
-        return {name: self._finished(r, batched_inputs, images) for name, r in results.items()}
+        sizes = images.image_sizes
+        return {m: GeneralizedRCNN._postprocess(r, batched_inputs, sizes) for m, r in results.items()}
 
     @torch.no_grad()
     def heights_on_truth(self, batched_inputs) -> list[Instances]:
         """As FusionRCNN.heights_on_truth, of both branches together."""
         assert not self.training
         images = self.preprocess_image(batched_inputs)
-        pyramids = self.backbone(images.tensor)
+        pyramids = self._seen(self.backbone(images.tensor), images.tensor)
         truth = [x["instances"].to(self.device) for x in batched_inputs]
         if self.interval_width is None:
             return truth_heights(truth, None)
@@ -197,10 +230,13 @@ class LateFusionRCNN(FusionRCNN):
             x.remove("sensor")
         return instances
 
-    def _finished(self, results, batched_inputs, images, do_postprocess: bool = True):
-        if not do_postprocess:
-            return results
-        return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+
+def _of_both(arguments: list[dict]) -> dict:
+    """Modules by name, one dict per modality -> ModuleDicts by name; those that are None stay so."""
+    named = {key: [of_one[key] for of_one in arguments] for key in arguments[0]}
+    return {
+        key: nn.ModuleDict(dict(zip(MODALITIES, both))) for key, both in named.items() if both[0] is not None
+    }
 
 
 def _of_branch(cfg, modality: str):
@@ -311,6 +347,6 @@ def combine_heights(
 
 
 def _weights(shares: Tensor) -> Tensor:
-    """`shares` (R, parts) scaled to a sum of 1; equal where all are 0."""
+    """`shares` (R, parts, ...) scaled to a sum of 1 over the parts; equal where all are 0."""
     shares = torch.where(shares.sum(dim=1, keepdim=True) > 0, shares, torch.ones_like(shares))
     return shares / shares.sum(dim=1, keepdim=True)
