@@ -79,6 +79,18 @@ def test_resizing_the_picture_is_rendering_at_the_other_gsd(factor):
     ] == pytest.approx(6.0)
 
 
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_resize_gives_further_rasters_their_nearest_pixel(height, width):
+    rows, columns = np.indices((6, 8))
+    sample = aug.Sample(np.zeros((1, 6, 8), np.float32), [], GSD_M, SENSOR, 1, rasters={})
+    sample.rasters["height"] = np.where(rows == 2, np.nan, 10.0 * rows + columns).astype(np.float32)
+    got = aug.resize(sample, height, width).rasters["height"]
+    for y in range(height):
+        for x in range(width):
+            there = sample.rasters["height"][int((y + 0.5) * 6 / height), int((x + 0.5) * 8 / width)]
+            assert got[y, x] == there or (np.isnan(got[y, x]) and np.isnan(there))
+
+
 @pytest.mark.parametrize(
     ("mirror", "quarters", "point", "sun"),
     [

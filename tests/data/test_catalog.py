@@ -95,6 +95,29 @@ def test_the_record_says_all_that_the_mapper_needs(root):
     assert polygon_from_segmentation(holed["segmentation"], 16, 32).area == 100 - 16
 
 
+def test_the_record_says_where_the_heights_are(root):
+    places = {"crs": "EPSG:32631", "transform": (0.5, 0, 6e5, 0, -0.5, 5.8e6)}
+    tiles = [
+        Tile(
+            "a.tif",
+            8,
+            8,
+            0.5,
+            building_height_file_name="height/a.tif",
+            ndsm_file_name="ndsm/a.tif",
+            **places,
+        ),
+        Tile("b.tif", 8, 8, 0.5),
+    ]
+    write_tiles(root / "town", "val", tiles)
+    full, bare = catalog.records(catalog.load_split("town_val"))
+    assert full["building_height_file_name"] == str((root / "town" / "height" / "a.tif").resolve())
+    assert full["ndsm_file_name"] == str((root / "town" / "ndsm" / "a.tif").resolve())
+    assert (full["crs"], tuple(full["transform"])) == (places["crs"], places["transform"])
+    keys = ("building_height_file_name", "ndsm_file_name", "crs", "transform")
+    assert [bare[key] for key in keys] == [None] * 4
+
+
 def test_a_sar_only_data_set_has_no_optical_file(root):
     write_split(root / "radar", "val", (1,), bands=BandSpec((), ("VV", "VH"), "linear_power"))
     record = catalog.records(catalog.load_split("radar_val"))[0]

@@ -217,6 +217,159 @@ def test_it_is_built_from_the_config(tmp_path):
     assert mapper.mask_format == "bitmask" and mapper.crop is None
 
 
+# ---- labels per pixel ----
+
+TALL, LOW, TINY = (
+    Building(box(2, 3, 8, 7), height_m=7.5),
+    Building(box(10, 10, 14, 12)),
+    Building(box(0, 14, 1, 15)),
+)
+
+
+def labelled_record(root, buildings=(TALL, LOW, TINY), image=None, sar=None, **rasters):
+    """A record of a tile of 16 x 16 px whose rasters of heights are `rasters`, kind -> (16, 16)."""
+    record = one_record(root, colours() if image is None else image, sar, buildings)
+    for kind, values in rasters.items():
+        write_raster(root / f"{kind}.tif", np.float32(values)[None])
+        record[f"{kind}_file_name"] = str(root / f"{kind}.tif")
+    return record
+
+
+def labels_of(record, counter=0, **options):
+    item = plain(True, height_labels="auto", footprint_labels=True, **options)(record, counter)
+    return item["building_height_m"], item["footprint"], item
+
+
+def steps():
+    """Heights that tell each pixel from every other."""
+    return 1 + np.arange(256, dtype=np.float32).reshape(16, 16) / 100
+
+
+@pytest.mark.parametrize("kind", ["instances", "building_height", "ndsm"])
+def test_labels_per_pixel_of_one_tile(tmp_path, kind):
+    rasters = {} if kind == "instances" else {kind: steps()}
+    height_m, footprint, item = labels_of(labelled_record(tmp_path, **rasters), min_instance_area_px=9)
+    expected = np.zeros((16, 16), np.float32)
+    expected[3:7, 2:8] = expected[10:12, 10:14] = expected[14, 0] = 1
+    assert height_m.dtype == footprint.dtype == torch.float32
+    np.testing.assert_array_equal(footprint, expected)
+    assert len(item["instances"]) == 1, "too small for an instance is still a footprint"
+    if kind == "instances":
+        expected[3:7, 2:8], expected[10:12, 10:14], expected[14, 0] = 7.5, np.nan, np.nan
+    else:
+        expected = steps() * expected if kind == "ndsm" else steps()
+    np.testing.assert_array_equal(height_m, expected)
+
+
+def test_labels_move_with_the_image(tmp_path):
+    image = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3)
+    record = labelled_record(tmp_path, image=image, building_height=steps())
+    options = {"dihedral": True, "crop": ("absolute", (9, 11))}
+    seen = set()
+    for counter in range(12):
+        height_m, footprint, item = labels_of(record, counter, **options)
+        assert height_m.shape == footprint.shape == item["image"].shape[1:]
+        np.testing.assert_allclose(100 * (height_m - 1), item["image"][0], atol=1e-3)
+        union = item["instances"].gt_masks.tensor.any(dim=0)
+        np.testing.assert_array_equal(footprint.bool(), union)
+        seen.add(tuple(height_m[0, :2].tolist()))
+    assert len(seen) > 8
+
+
+def test_twice_the_pixels_are_each_pixel_four_times(tmp_path):
+    for kind in ("building_height", "ndsm"):
+        height_m, footprint, item = labels_of(
+            labelled_record(tmp_path, **{kind: steps()}), scale_range=(2.0, 2.0)
+        )
+        twice = np.kron(steps(), np.ones((2, 2), np.float32))
+        assert item["gsd_m"] == 0.25 and footprint.sum() == 4 * (24 + 8 + 1)
+        np.testing.assert_array_equal(height_m, twice * footprint.numpy() if kind == "ndsm" else twice)
+
+
+def test_no_height_is_made_up_between_roof_and_ground_at_any_scale(tmp_path):
+    values = np.zeros((16, 16))
+    values[3:7, 2:8] = 7.5
+    record = labelled_record(tmp_path, building_height=values)
+    for factor in (0.4, 0.75, 1.3):
+        height_m, _, _ = labels_of(record, scale_range=(factor, factor))
+        assert set(height_m.unique().tolist()) == {0.0, 7.5}
+    painted, footprint, _ = labels_of(labelled_record(tmp_path, (TALL,)), scale_range=(1.3, 1.3))
+    np.testing.assert_array_equal(painted, 7.5 * footprint)
+
+
+def test_photometry_never_touches_labels(tmp_path):
+    record = labelled_record(tmp_path, building_height=steps(), sar=np.full((1, 16, 16), -10, np.float32))
+    options = {"optical_brightness": 0.5, "optical_contrast": 0.5, "sar_gain_db": 3.0, "sar_speckle_looks": 2}
+    height_m, _, item = labels_of(record, **options)
+    np.testing.assert_array_equal(height_m, steps())
+    assert not torch.equal(item["image"][:3], torch.from_numpy(colours()).float())
+
+
+def test_labels_are_unknown_where_no_band_has_data(tmp_path):
+    image = np.float32(colours())
+    image[:, :, :5] = np.nan
+    sar = np.full((1, 16, 16), -10, np.float32)
+    record = labelled_record(tmp_path, image=image, building_height=steps())
+    for label in labels_of(record)[:2]:
+        assert torch.isnan(label[:, :5]).all() and torch.isfinite(label[:, 5:]).all(), (
+            "there is no SAR at all"
+        )
+    seen = labels_of(labelled_record(tmp_path, image=image, sar=sar, building_height=steps()))
+    assert torch.isfinite(seen[0]).all() and torch.isfinite(seen[1]).all(), "the radar saw it"
+
+
+def test_labels_per_pixel_change_nothing_else(tmp_path):
+    record = labelled_record(tmp_path, ndsm=steps())
+    options = {
+        "dihedral": True,
+        "scale_range": (0.7, 1.4),
+        "crop": ("relative", (0.8, 0.8)),
+        "sar_gain_db": 1.0,
+    }
+    for counter in range(4):
+        without = plain(True, **options)(record, counter)
+        _, _, item = labels_of(record, counter, **options)
+        assert item.keys() - without.keys() == {"building_height_m", "footprint"}
+        assert torch.equal(without["image"].nan_to_num(), item["image"].nan_to_num())
+        assert torch.equal(without["instances"].gt_boxes.tensor, item["instances"].gt_boxes.tensor)
+    item = plain(False, height_labels="auto", footprint_labels=True)(record)
+    assert item.keys() == without.keys(), "evaluation needs none"
+
+
+def test_a_tile_without_labels_is_its_image_alone(tmp_path):
+    record = labelled_record(tmp_path, ndsm=steps())
+    (tmp_path / "ndsm.tif").unlink()
+    mapper = plain(True, height_labels="auto", footprint_labels=True, dihedral=True)
+    item = mapper({**record, "labelled": False}, 3)
+    assert item["labelled"] is False and len(item["instances"]) == 0
+    assert "building_height_m" not in item and "footprint" not in item
+    assert item["instances"].gt_heights.shape == (0,) and item["instances"].gt_masks.tensor.shape == (
+        0,
+        16,
+        16,
+    )
+    bare = plain(True, dihedral=True)(record, 3)
+    assert torch.equal(item["image"].nan_to_num(), bare["image"].nan_to_num()) and "labelled" not in bare
+    assert mapper({**record, "labelled": True, "ndsm_file_name": None})["labelled"] is True
+    with pytest.raises(InputError, match="ndsm.tif: no such file"):
+        mapper(record)
+
+
+def test_dense_heads_decide_which_labels_are_read(tmp_path):
+    for names, heights, footprints in (
+        ("[]", "", False),
+        ("['Reconstruction']", "", False),
+        ("['Footprint']", "", True),
+        ("['Footprint', 'DenseHeight']", "ndsm", True),
+        ("['DenseHeight']", "ndsm", True),
+    ):
+        cfg = tiny_config(tmp_path, "MODEL.DENSE_HEADS.NAMES", names, "INPUT.HEIGHT_LABELS", "ndsm")
+        mapper = FusionDatasetMapper(cfg, True)
+        assert (mapper.height_labels, mapper.footprint_labels) == (heights, footprints)
+    with pytest.raises(InputError, match="INPUT.HEIGHT_LABELS 'lidar'"):
+        plain(height_labels="lidar")
+
+
 def test_records_are_not_changed(record):
     before = {k: v for k, v in record.items() if k != "annotations"}
     annotations = [dict(a) for a in record["annotations"]]

@@ -247,6 +247,24 @@ class TestHeightRasters:
         with rasterio.open(dataset.root / dataset.tiles[0].ndsm_file_name) as tile:
             assert tile.shape == (100, 100) and tile.read(1)[20, 20] == 8.0
 
+    def test_elevations_are_refused_and_nothing_is_left(self, town, tmp_path):
+        surface = np.full((1, 120, 200), 52, "float32")
+        surface[0, 10:30, 10:30] = 60
+        path = raster(tmp_path / "dsm.tif", surface)
+        message = r"^dsm.tif: tile ndsm/ortho_x00000_y00000.tif: the ground .* 52.0 m.*with --dsm and --dtm"
+        with pytest.raises(InputError, match=message):
+            make(town, tmp_path, ndsm=[path])
+        assert not (tmp_path / "out").exists()
+        ground = raster(tmp_path / "dtm.tif", np.full((1, 120, 200), 52, "float32"))
+        _, dataset = make(town, tmp_path, dsm=[path], dtm=[ground])
+        assert dataset.tiles[0].buildings[0].height_m == 8
+
+    def test_holes_under_footprints_are_told(self, town, tmp_path):
+        ndsm = np.zeros((1, 120, 200), "float32")
+        ndsm[0, 10:20, 10:30] = np.nan
+        report, _ = make(town, tmp_path, ndsm=[raster(tmp_path / "ndsm.tif", ndsm)])
+        assert any("ndsm.tif: no height under" in note and "in 1 of" in note for note in report.notes)
+
 
 class TestSplits:
     def recipe(self, tmp_path, overlap):
