@@ -21,6 +21,7 @@ from fusiondet.benchmarking.turns import (
     tame,
     verdict,
 )
+from fusiondet.config import flat
 
 import numpy as np
 import torch
@@ -29,26 +30,31 @@ from detectron2.modeling import build_model
 from torch import nn
 
 TASKS = ("inference", "step")
-HEADS = ("Footprint", "DenseHeight")
-NETWORKS = (
-    Row("joint", {"MODEL.DENSE_HEADS.NAMES": list(HEADS)}),
-    Row("detector"),
-    Row("detector again"),
-    Row(
-        "dense",
-        {
-            "MODEL.META_ARCHITECTURE": "FusionDense",
-            "MODEL.MASK_ON": False,
-            "MODEL.HEIGHT_ON": False,
-            "MODEL.DENSE_HEADS.NAMES": list(HEADS),
-        },
-    ),
-)
+# What the config says of these holds for the networks with dense heads.
+KEPT = (
+    "MODEL.DENSE_HEADS.SHARED_STEPS", "MODEL.DENSE_HEADS.HEIGHT.REFINE", "MODEL.DENSE_HEADS.HEIGHT.FROM_FOOTPRINT",
+    "MODEL.TASK_ATTENTION",
+)  # fmt: skip
+PRIOR = "MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR"
+
+
+def rows(cfg: CfgNode) -> list[Row]:
+    """The networks, as overrides of `cfg`; the first has all weights that the others have."""
+    said = flat(cfg)
+    heads = {key: said[key] for key in KEPT}
+    heads["MODEL.DENSE_HEADS.NAMES"] = list(cfg.MODEL.DENSE_HEADS.NAMES) or ["Footprint", "DenseHeight"]
+    alone = {"MODEL.META_ARCHITECTURE": "FusionDense", "MODEL.MASK_ON": False, "MODEL.HEIGHT_ON": False}
+    return [
+        Row("joint", {**heads, PRIOR: said[PRIOR]}),
+        Row("detector"),
+        Row("detector again"),
+        Row("dense", {**heads, **alone}),
+    ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table: `network` against all of `others`, run one after the other; names of NETWORKS.
+    """One row of the table: `network` against all of `others`, run one after the other; titles of `rows`.
 
     Attributes:
         limit: what the upper end of the interval of the inference time's ratio should not exceed; None: no aim.
@@ -71,11 +77,11 @@ def benchmark_joint(cfg: CfgNode, settings: Settings) -> dict:
     """Compare a detector with dense heads with the detector and the dense heads apart, each on its own backbone.
 
     Args:
-        cfg: of fusiondet; its widths and depth hold for all networks, and its settings of MODEL.DENSE_HEADS but for
-            the names. Data keys are not needed.
+        cfg: of fusiondet; its widths and depth hold for all networks. Without dense heads it is given Footprint and
+            DenseHeight. Data keys are not needed.
 
     Returns:
-        Plain data for JSON: "settings"; "networks" {name: parameters, flops, inference_s, step_s}; "rows" of
+        Plain data for JSON: "settings"; "networks" {title: parameters, flops, inference_s, step_s}; "rows" of
         COMPARISONS with the ratios of all these, those of times as {median, low, high}, and "verdict" (met, MISSED,
         not shown; "" without an aim).
     """
@@ -124,11 +130,11 @@ def _contestants(cfg: CfgNode, s: Settings) -> dict[str, Contestant]:
     inputs = random_inputs(s.batch, s.size_px, 3 + s.sar_bands, s.buildings, s.seed)
     inputs = [{**x, **_dense_labels(x["instances"])} for x in inputs]
     contestants: dict[str, Contestant] = {}
-    for row in NETWORKS:
+    for row in rows(cfg):
         torch.manual_seed(s.seed)
         model = build_model(row_config(cfg, row, s))
         if contestants:
-            _copy_weights(contestants[NETWORKS[0].title].model, model)
+            _copy_weights(contestants["joint"].model, model)
         else:
             tame(model)
         contestants[row.title] = Contestant(model, inputs, s.device, s.precision)
@@ -145,7 +151,9 @@ def _dense_labels(instances) -> dict[str, torch.Tensor]:
 def _copy_weights(source: nn.Module, target: nn.Module) -> None:
     theirs = source.state_dict()
     for name, tensor in target.state_dict().items():
-        tensor.copy_(theirs[name])
+        # A height head that is shown a prior is wider.
+        if tensor.shape == theirs[name].shape:
+            tensor.copy_(theirs[name])
 
 
 def _ratios(comparison: Comparison, networks: dict, seconds: dict) -> dict:
