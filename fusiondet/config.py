@@ -209,6 +209,10 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # SOLVER.AMP.ENABLED means float16 on CUDA; on CPU it does nothing unless this is set too, then bfloat16.
     cfg.SOLVER.AMP.BF16_ON_CPU = False
+    # Factors on the learning rate of what one stream of a network with two has for itself: its ResNet, its pyramid and
+    # its detector where it has them; not the exchanges and joins between streams.
+    cfg.SOLVER.OPTICAL_LR_FACTOR = 1.0
+    cfg.SOLVER.SAR_LR_FACTOR = 1.0
     # Forward and backward passes per optimizer step; the batch of a step is IMS_PER_BATCH times this.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Key of the evaluation (see fusiondet/evaluation/__init__.py) that decides which checkpoint is model_best.pth.
@@ -313,6 +317,7 @@ _ABOVE_ZERO = (
     "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "MODEL.FUSION.MMTM.RATIO",
     "MODEL.FUSION.CROSS_ATTENTION.DIM", "MODEL.FUSION.CROSS_ATTENTION.HEADS",
     "MODEL.FUSION.CROSS_ATTENTION.MLP_RATIO", "MODEL.FUSION.CROSS_ATTENTION.MAX_KEYS",
+    "SOLVER.OPTICAL_LR_FACTOR", "SOLVER.SAR_LR_FACTOR",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",

@@ -6,6 +6,7 @@ not on workers, processes or earlier epochs.
 """
 
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 
 import fusiondet.compat  # noqa: F401  (before detectron2, also where a worker unpickles what it gets)
@@ -34,7 +35,7 @@ class TrainingSampler(Sampler):
             raise InputError("the training data have no tile left: are all of them empty and filtered out?")
         self.size, self.seed, self.rank, self.world_size, self.shuffle = size, seed, rank, world_size, shuffle
         self.consumed = 0
-        self._epoch, self._order = -1, None
+        self._orders: dict[int, tuple] = {}
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         counter = self.consumed + self.rank
@@ -44,12 +45,17 @@ class TrainingSampler(Sampler):
 
     def index_of(self, counter: int) -> int:
         """The tile that sample number `counter` is."""
-        epoch, position = divmod(counter, self.size)
+        return self._drawn(counter, self.size)
+
+    def _drawn(self, number: int, size: int, stream: int = 0) -> int:
+        """Which of `size` things is the one drawn as `number`, in the order of `stream`."""
+        epoch, position = divmod(number, size)
         if not self.shuffle:
             return position
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.size)
-        return int(self._order[position])
+        key = (self.seed, epoch, *([stream] if stream else []))
+        if self._orders.get(stream, (None,))[0] != key:
+            self._orders[stream] = key, np.random.default_rng(key).permutation(size)
+        return int(self._orders[stream][1][position])
 
     def state_dict(self) -> dict[str, int]:
         """What a later run needs to go on: {"consumed", "seed", "size"}."""
@@ -59,15 +65,100 @@ class TrainingSampler(Sampler):
         """Go on from `state`.
 
         Raises:
-            InputError: the state is of another number of tiles, so its position means nothing here.
+            InputError: the state is of other tiles or batches, so its position means nothing here.
         """
         if state["size"] != self.size:
             raise InputError(
                 f"cannot resume: the checkpoint was trained on {state['size']} tiles, now there are {self.size}. "
                 "Restore the data, or start afresh with MODEL.WEIGHTS."
             )
+        own = self.state_dict()
+        other = [what for key, what in _FEW_LABELS.items() if state.get(key) != own.get(key)]
+        if other:
+            raise InputError(
+                f"cannot resume: the checkpoint was trained with another {' and '.join(other)}. Restore the config, or "
+                "start afresh with MODEL.WEIGHTS."
+            )
         self.consumed, self.seed = state["consumed"], state["seed"]
-        self._epoch = -1
+
+
+# What the state of a FewLabelsSampler holds besides, and where it comes from.
+_FEW_LABELS = {
+    "labelled": "choice of labelled tiles (DATASETS.LABEL_SHARE, SEED)",
+    "labelled_per_batch": "SOLVER.IMS_PER_BATCH",
+    "unlabelled_per_batch": "DATALOADER.UNLABELLED_PER_BATCH",
+}
+
+
+class FewLabelsSampler(TrainingSampler):
+    """Endless (counter, index) pairs of tiles of which some have labels: so many of either kind in every batch.
+
+    A batch over all processes begins with its labelled tiles. Either kind comes in an order of its own, each epoch of
+    it a new permutation.
+    """
+
+    def __init__(
+        self,
+        labelled: np.ndarray,
+        per_batch: tuple[int, int],
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """Sampler of process `rank`, whose batches have as large a part of each kind as those of the others.
+
+        Args:
+            labelled: (size,) bool. per_batch: labelled and unlabelled tiles of a batch over all processes, multiples of
+                `world_size`; the second may be 0.
+
+        Raises:
+            InputError: there is no labelled tile, or no unlabelled one where batches have some.
+        """
+        super().__init__(len(labelled), seed, rank, world_size)
+        self.labelled, self.per_batch = np.asarray(labelled, bool), per_batch
+        self._tiles = np.flatnonzero(self.labelled), np.flatnonzero(~self.labelled)
+        if not len(self._tiles[0]):
+            raise InputError(
+                "no labelled training tile is left: is every one empty and filtered out? Raise DATASETS.LABEL_SHARE, "
+                "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
+            )
+        if per_batch[1] and not len(self._tiles[1]):
+            raise InputError(
+                f"DATALOADER.UNLABELLED_PER_BATCH is {per_batch[1]}, but each of the {self.size} training tiles is "
+                "labelled. Set it to 0, or DATASETS.LABEL_SHARE below 1."
+            )
+
+    def index_of(self, counter: int) -> int:
+        """The tile that sample number `counter` is."""
+        batch, position = divmod(counter, sum(self.per_batch))
+        kind = int(position >= self.per_batch[0])
+        number = batch * self.per_batch[kind] + position - kind * self.per_batch[0]
+        return int(self._tiles[kind][self._drawn(number, len(self._tiles[kind]), kind)])
+
+    def state_dict(self) -> dict[str, int]:
+        """As TrainingSampler's, with a checksum of which tiles are labelled and the numbers per batch."""
+        chosen = zlib.crc32(np.packbits(self.labelled).tobytes())
+        return {**super().state_dict(), **dict(zip(_FEW_LABELS, (chosen, *self.per_batch), strict=True))}
+
+
+def choose_labelled(count: int, share: float, seed: int) -> np.ndarray:
+    """(count,) bool: which tiles keep their labels, at least one.
+
+    Drawn by `seed` alone, and nested: the tiles of a smaller share are among those of a larger one.
+
+    Raises:
+        InputError: the share is not above 0, or above 1.
+    """
+    if not 0 < share <= 1:
+        raise InputError(
+            f"DATASETS.LABEL_SHARE is {share:g}, expected above 0 (without any label nothing can be learned of "
+            "buildings) and at most 1."
+        )
+    chosen = np.zeros(count, bool)
+    # Its own stream beside those of the samplers, 0 and 1.
+    order = np.random.default_rng((seed, 0, 2)).permutation(count)
+    chosen[order[: max(1, round(share * count))]] = True
+    return chosen
 
 
 class TileLoader:

@@ -1,4 +1,4 @@
-"""Between steps, besides Detectron2's own hooks: calibrate intervals, keep the best checkpoint, draw predictions."""
+"""Between steps, besides Detectron2's own hooks: weigh tasks, calibrate intervals, keep the best checkpoint, draw."""
 
 import itertools
 import logging
@@ -11,6 +11,7 @@ from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
 from fusiondet.errors import InputError
+from fusiondet.modeling.task_weighting import TaskWeighting
 
 import torch
 from detectron2.engine import HookBase
@@ -18,6 +19,22 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 _log = logging.getLogger(__name__)
+
+
+class WeighTasks(HookBase):
+    """After every step, lets the weights of tasks follow what the step showed, and logs both.
+
+    Logged: `task_weight/<task>` that the step was trained with, `task_loss/<task>` without it. Comes before the
+    checkpoints, so that they hold the weights of the next step.
+    """
+
+    def __init__(self, weighting: TaskWeighting):
+        """`weighting`: the part of the trained model."""
+        self.weighting = weighting
+
+    def after_step(self) -> None:
+        """Update, in every process."""
+        self.trainer.storage.put_scalars(**self.weighting.update())
 
 
 # Fewer known heights than this say nothing about how often an interval is right.
@@ -76,6 +93,10 @@ def calibrate_heights(model, batches) -> float | None:
     return float(width)
 
 
+# Metrics of maps, of which less is better: dense/mae_norm_all, say.
+_ERRORS = ("mae_", "mse_", "rmse_")
+
+
 class BestCheckpoint(HookBase):
     """Writes `model_best.pth` whenever an evaluation beats all before, also across `--resume`.
 
@@ -84,7 +105,7 @@ class BestCheckpoint(HookBase):
     """
 
     def __init__(self, checkpointer: FusionCheckpointer, metric: str, name: str = "model_best"):
-        """`metric`: flat key of the evaluation, larger is better unless it ends in "_m" (an error in metres)."""
+        """`metric`: flat key of the evaluation; larger is better unless it is an error, such as height/mae_m."""
         self.checkpointer, self.metric, self.name = checkpointer, metric, name
         self.best: float | None = None
         self._judged: dict | None = None
@@ -134,7 +155,7 @@ class BestCheckpoint(HookBase):
                 )
             self._missing_reported = True
             return
-        smaller_is_better = self.metric.endswith("_m")
+        smaller_is_better = self.metric.endswith("_m") or self.metric.rpartition("/")[2].startswith(_ERRORS)
         if self.best is not None and (value >= self.best if smaller_is_better else value <= self.best):
             return
         before = "" if self.best is None else f", before {self.best:.4g}"

@@ -17,7 +17,13 @@ from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
 from fusiondet.data.labels import check_height_labels
 from fusiondet.data.mapper import FusionDatasetMapper
-from fusiondet.data.sampler import TileLoader, TrainingSampler, evaluation_loader
+from fusiondet.data.sampler import (
+    FewLabelsSampler,
+    TileLoader,
+    TrainingSampler,
+    choose_labelled,
+    evaluation_loader,
+)
 from fusiondet.engine.balance import BalanceModalities
 from fusiondet.engine.checkpoint import (
     FusionCheckpointer,
@@ -25,11 +31,13 @@ from fusiondet.engine.checkpoint import (
     network_differences,
     stored_config,
 )
-from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel
+from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel, WeighTasks
 from fusiondet.errors import InputError
 from fusiondet.evaluators import BuildingEvaluator, table
+from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import DEFAULT_CONTEXT_M, DEFAULT_LOG_SCALE, DEFAULT_MEDIAN_M
 from fusiondet.modeling.sensor_geometry import FACTS
+from fusiondet.modeling.task_weighting import TaskWeighting
 from fusiondet.modeling.weights import load_pretrained
 
 import numpy as np
@@ -47,6 +55,8 @@ from torch.nn.parallel import DistributedDataParallel
 _log = logging.getLogger(__name__)
 
 _CONTEXT_RANGE_M = (10.0, 100.0)
+# Of the logarithms that UncertaintyWeighting learns: of the order of 1 whatever the network, a few hundred steps away.
+_LOG_SCALE_LR = 0.01
 
 
 # ---- What the config leaves open -------------------------------------------------------------------------
@@ -62,9 +72,13 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
 
     Raises:
         InputError: an unknown data set; a modality or band that a data set does not have; data sets that disagree;
-            heights per pixel to be learned, and none or no heights there (see `check_height_labels`).
+            heights per pixel to be learned, and none or no heights there (see `check_height_labels`); a share of
+            labelled tiles that is none.
     """
     train, test, bands = settle_data(cfg, stored)
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed() % 2**31
+        _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
     if "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES:
         for note in check_height_labels(dict(zip(cfg.DATASETS.TRAIN, train)), cfg.INPUT.HEIGHT_LABELS):
             _log.warning(note)
@@ -85,12 +99,12 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
                 "[] to have them computed from the training data."
             )
     tiles = [tile for dataset in (train or test) for tile in dataset.tiles]
-    _complete_geometry(cfg, tiles)
-    _complete_height_prior(cfg, tiles)
-    _raise_detection_limit(cfg, [tile for dataset in (*train, *test) for tile in dataset.tiles])
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed() % 2**31
-        _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
+    tested = [tile for dataset in test for tile in dataset.tiles]
+    # Of tiles whose labels are not used, buildings may not be known here either.
+    labelled = list(itertools.compress(tiles, _labelled(cfg, len(tiles)))) if train else tiles
+    _complete_geometry(cfg, tiles, labelled)
+    _complete_height_prior(cfg, labelled)
+    _raise_detection_limit(cfg, [*labelled, *tested])
 
 
 def settle_data(cfg: CfgNode, stored: CfgNode | None = None) -> tuple[list[Dataset], list[Dataset], BandSpec]:
@@ -200,6 +214,31 @@ def _pooled_statistics(datasets: list[Dataset], bands: BandSpec):
     return mean, np.sqrt((weight * (stds**2 + (means - mean) ** 2)).sum(axis=0))
 
 
+def _labelled(cfg: CfgNode, count: int) -> np.ndarray:
+    """(count,) bool: which training tiles, of all data sets in order, are labelled."""
+    return choose_labelled(count, cfg.DATASETS.LABEL_SHARE, max(cfg.SEED, 0))
+
+
+def training_records(cfg: CfgNode) -> list[dict]:
+    """Records of all tiles of DATASETS.TRAIN; those that are not labelled have `labelled` False and no annotations.
+
+    Raises:
+        InputError: an unknown data set, or a DATASETS.LABEL_SHARE that is none.
+    """
+    records = [r for name in cfg.DATASETS.TRAIN for r in catalog.records(catalog.load_split(name))]
+    labelled = _labelled(cfg, len(records))
+    if not labelled.all():
+        _log.info(
+            "%d of %d training tiles are labelled: DATASETS.LABEL_SHARE %g, SEED %d",
+            *(labelled.sum(), len(records), cfg.DATASETS.LABEL_SHARE, cfg.SEED),
+        )
+    bare = {"annotations": [], "labelled": False}
+    records = [record if known else {**record, **bare} for record, known in zip(records, labelled)]
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = [r for r in records if r["annotations"] or not r.get("labelled", True)]
+    return records
+
+
 def _check_facts(facts: Iterable[str], names: Iterable[str], datasets: list[Dataset]) -> None:
     """InputError when a fact that the height head is to be told is known for no tile; a warning when for some not."""
     tiles = [tile for dataset in datasets for tile in dataset.tiles]
@@ -224,7 +263,7 @@ def _fact_of(tile: Tile, fact: str) -> float:
     return math.nan if value is None else value
 
 
-def _complete_geometry(cfg: CfgNode, tiles: list) -> None:
+def _complete_geometry(cfg: CfgNode, tiles: list, labelled: list) -> None:
     low, high = cfg.INPUT.SCALE_RANGE
     for key, fact, (smaller, larger) in (
         ("GSD_RANGE_M", "gsd", (high, low)),
@@ -236,7 +275,7 @@ def _complete_geometry(cfg: CfgNode, tiles: list) -> None:
         if known and seen and not len(cfg.INPUT[key]):
             cfg.INPUT[key] = [round(min(known) / smaller, 6), round(max(known) / larger, 6)]
     if cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M == 0:
-        cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M = context_m(tiles, cfg.INPUT.MODALITIES)
+        cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M = context_m(labelled, cfg.INPUT.MODALITIES)
 
 
 def context_m(tiles: Iterable, modalities: Iterable[str]) -> float:
@@ -414,7 +453,7 @@ class FusionTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.sampler = loader.sampler
-        self._samples_per_step = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+        self._samples_per_step = loader.batch_size * comm.get_world_size() * cfg.SOLVER.ACCUMULATE_STEPS
         parallel = defaults.create_ddp_model(model, broadcast_buffers=False)
         self._trainer = StepTrainer(
             parallel,
@@ -518,7 +557,13 @@ class FusionTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD or AdamW by SOLVER.OPTIMIZER; normalisation layers decay by SOLVER.WEIGHT_DECAY_NORM (0)."""
+        """SGD or AdamW by SOLVER.OPTIMIZER; normalisation layers decay by SOLVER.WEIGHT_DECAY_NORM (0).
+
+        What one stream has for itself learns by SOLVER.OPTICAL_LR_FACTOR or SAR_LR_FACTOR times the rate.
+
+        Raises:
+            InputError: one of these two factors is set, but the network has no two streams.
+        """
         bias_decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
         groups = get_default_optimizer_params(
             model,
@@ -528,7 +573,9 @@ class FusionTrainer(DefaultTrainer):
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             # v0.5 has a default of its own that does not follow WEIGHT_DECAY; later versions have None, which does.
             weight_decay_bias=None if bias_decay == get_cfg().SOLVER.WEIGHT_DECAY_BIAS else bias_decay,
+            overrides={"task_log_scales": {"lr": _LOG_SCALE_LR, "weight_decay": 0.0}},
         )
+        groups = _by_stream(cfg, model, groups)
         kind, options = torch.optim.AdamW, {}
         if cfg.SOLVER.OPTIMIZER == "SGD":
             kind, options = (
@@ -540,18 +587,25 @@ class FusionTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TileLoader:
-        """Endless batches of IMS_PER_BATCH / processes tiles from all of DATASETS.TRAIN."""
-        records = [r for name in cfg.DATASETS.TRAIN for r in catalog.records(catalog.load_split(name))]
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            records = [record for record in records if record["annotations"]]
-        processes, batch_size = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-        if batch_size % processes:
-            raise InputError(
-                f"SOLVER.IMS_PER_BATCH is {batch_size}, expected a multiple of the {processes} processes."
-            )
-        sampler = TrainingSampler(len(records), max(cfg.SEED, 0), comm.get_rank(), processes)
+        """Endless batches from all of DATASETS.TRAIN, of this process's part of SOLVER.IMS_PER_BATCH labelled tiles and
+        DATALOADER.UNLABELLED_PER_BATCH others.
+
+        Raises:
+            InputError: one of these two does not divide among the processes; there are no such tiles.
+        """
+        processes, seed = comm.get_world_size(), max(cfg.SEED, 0)
+        per_batch = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.UNLABELLED_PER_BATCH
+        for key, number in zip(("SOLVER.IMS_PER_BATCH", "DATALOADER.UNLABELLED_PER_BATCH"), per_batch):
+            if number % processes:
+                raise InputError(f"{key} is {number}, expected a multiple of the {processes} processes.")
+        records = training_records(cfg)
+        labelled = np.array([record.get("labelled", True) for record in records], bool)
+        if labelled.all() and not per_batch[1]:
+            sampler = TrainingSampler(len(records), seed, comm.get_rank(), processes)
+        else:
+            sampler = FewLabelsSampler(labelled, per_batch, seed, comm.get_rank(), processes)
         mapper = FusionDatasetMapper(cfg, True)
-        return TileLoader(records, mapper, sampler, batch_size // processes, cfg.DATALOADER.NUM_WORKERS)
+        return TileLoader(records, mapper, sampler, sum(per_batch) // processes, cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -575,12 +629,14 @@ class FusionTrainer(DefaultTrainer):
             output_dir=f"{cfg.OUTPUT_DIR}/inference/{catalog.folder_name(dataset_name)}",
             max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             model=model if on_truth else None,
+            height_labels=cfg.INPUT.HEIGHT_LABELS,
         )
 
     def build_hooks(self) -> list:
         """Detectron2's default hooks in their order, with our best checkpoint and our pictures."""
         cfg = self.cfg
         made = [hooks.IterationTimer(), hooks.LRScheduler()]
+        made += [WeighTasks(m) for m in self.checkpointer.model.modules() if isinstance(m, TaskWeighting)]
         balance = cfg.MODEL.FUSION.BALANCE
         if balance.WINDOW:
             settings = {
@@ -665,6 +721,40 @@ def load_weights(model: nn.Module, cfg: CfgNode) -> None:
         pixel_std=cfg.MODEL.PIXEL_STD,
         inflation=cfg.MODEL.FUSION.STEM_INFLATION,
     )
+
+
+def _by_stream(cfg: CfgNode, model: nn.Module, groups: list[dict]) -> list[dict]:
+    """A group per parameter; "lr" of those that one stream has for itself times the factor of its modality."""
+    factors = {"optical": cfg.SOLVER.OPTICAL_LR_FACTOR, "sar": cfg.SOLVER.SAR_LR_FACTOR}
+    of_one, changed = _parameters_of_one_stream(model), [m for m in MODALITIES if factors[m] != 1]
+    if changed and not of_one:
+        raise InputError(
+            f"SOLVER.{changed[0].upper()}_LR_FACTOR is {factors[changed[0]]:g}, but the network has no stream of its "
+            f"own for each modality: MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}. Leave it at 1.0."
+        )
+    return [
+        {**group, "params": [p], "lr": group["lr"] * factors.get(of_one.get(id(p)), 1.0)}
+        for group in groups
+        for p in group["params"]
+    ]
+
+
+def _parameters_of_one_stream(model: nn.Module) -> dict[int, str]:
+    """{id of a parameter: modality}. Exchanges and joins are of both, and so are stages that both go through."""
+    shared = {
+        id(p)
+        for part in model.modules()
+        if getattr(part, "shares_stages", False)
+        for stage in part.optical.stage_names
+        for p in getattr(part.optical, stage).parameters()
+    }
+    found = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        modality = next((m for m in MODALITIES if m in parts), None)
+        if modality and id(parameter) not in shared and not {"exchanges", "joins"} & {*parts}:
+            found[id(parameter)] = modality
+    return found
 
 
 def _merged(groups: list[dict]) -> list[dict]:
