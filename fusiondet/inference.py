@@ -1,9 +1,10 @@
-"""From a checkpoint and rasters to buildings with heights in map coordinates.
+"""From a checkpoint and rasters to buildings with heights in map coordinates, and to rasters of heights.
 
 A checkpoint is enough: it carries the config, the bands with their statistics, and the range of ground sampling
 distances seen in training.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,13 @@ from fusiondet.data.coco import TILTS_DEG, mask_to_polygon
 from fusiondet.data.imagery import Scene, SceneReader, open_raster
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.export import check_output, write_buildings
+from fusiondet.export import (
+    HEIGHT_BANDS,
+    check_height_raster,
+    check_output,
+    height_raster,
+    write_buildings,
+)
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 from fusiondet.modeling.sensor_geometry import FACTS
 from fusiondet.polygons.contour import mask_to_polygon_px
@@ -58,13 +65,28 @@ class ScenePrediction:
     metadata: dict = field(default_factory=dict)
 
 
+@dataclass
+class ImagePrediction:
+    """What a network says about one image; None where it has no head for it.
+
+    Attributes:
+        buildings: in the image's pixels, best first; none from a network that finds no instances.
+        height_map_m: (H, W) float32 metres above ground, about 0 where no building is, NaN where the image has no data.
+        footprint_map: (H, W) float32 probability of a building, NaN likewise.
+    """
+
+    buildings: list[Building]
+    height_map_m: np.ndarray | None = None
+    footprint_map: np.ndarray | None = None
+
+
 class Predictor:
     """A trained network, rebuilt from its checkpoint alone.
 
     Attributes:
-        cfg: the config it was trained with. bands: the channels it takes. channels: where those of
-            a modality are. gsd_range_m: (finest, coarsest) GSD of its
-        training images. device: torch device.
+        cfg: the config it was trained with. bands: the channels it takes. channels: where those of a modality are.
+        gsd_range_m: (finest, coarsest) GSD of its training images. device: torch device.
+        has_instances: whether it finds buildings. height_sources: which of `HEIGHT_BANDS` it can fill.
     """
 
     def __init__(
@@ -95,14 +117,24 @@ class Predictor:
         optical = len(self.bands.optical)
         self.channels = {"optical": slice(0, optical), "sar": slice(optical, None)}
         self.gsd_range_m = tuple(cfg.INPUT.GSD_RANGE_M)
+        self.has_instances = cfg.MODEL.META_ARCHITECTURE != "FusionDense"
+        has = {
+            "dense": "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES,
+            "instances": self.has_instances and cfg.MODEL.HEIGHT_ON,
+        }
+        self.height_sources = tuple(source for source in HEIGHT_BANDS if has[source])
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.weights = Path(weights)
         self.model = build_model(cfg).eval()
         load_model(self.model, checkpoint["model"], weights)
 
-    @torch.no_grad()
     def predict(self, image: np.ndarray, gsd_m: float, sensor: dict | None = None) -> list[Building]:
-        """Buildings of one image, in its pixels, best first.
+        """Buildings of one image, in its pixels, best first; for the arguments see `predict_image`."""
+        return self.predict_image(image, gsd_m, sensor).buildings
+
+    @torch.no_grad()
+    def predict_image(self, image: np.ndarray, gsd_m: float, sensor: dict | None = None) -> ImagePrediction:
+        """Buildings and maps of one image.
 
         Args:
             image: (C, H, W) float32 in the units of `bands`; NaN = no data. Nothing is predicted where all bands are.
@@ -112,12 +144,17 @@ class Predictor:
         """
         nodata = np.isnan(image).all(axis=0)
         if nodata.all():
-            return []
+            heads = self.cfg.MODEL.DENSE_HEADS.NAMES
+            nothing = np.full(nodata.shape, np.nan, np.float32)
+            return ImagePrediction(
+                [], *(nothing if h in heads else None for h in ("DenseHeight", "Footprint"))
+            )
         x = {"image": torch.from_numpy(np.ascontiguousarray(image)), "gsd_m": gsd_m, "sensor": sensor or {}}
-        raw = self.model.inference([x], do_postprocess=False)[0].to("cpu")
-        buildings = buildings_from_instances(raw)
-        kept = [_on_data(b, nodata) for b in buildings]
-        return [b for b in kept if b is not None]
+        output = self.model.outputs([x], do_postprocess=False)[0]
+        found = buildings_from_instances(output["instances"].to("cpu")) if "instances" in output else []
+        kept = [_on_data(b, nodata) for b in found]
+        maps = (_map_on_data(output.get(name), nodata) for name in ("height_map_m", "footprint_map"))
+        return ImagePrediction([b for b in kept if b is not None], *maps)
 
 
 def device_name(wanted: str | None) -> str:
@@ -182,6 +219,11 @@ def _on_data(building: Building, nodata: np.ndarray) -> Building | None:
     return building
 
 
+def _map_on_data(values: torch.Tensor | None, nodata: np.ndarray) -> np.ndarray | None:
+    """(H, W) float32 `values` with NaN where there are none."""
+    return None if values is None else np.where(nodata, np.float32(np.nan), values.float().cpu().numpy())
+
+
 def predict_scene(
     predictor: Predictor,
     rgb_path: Path | None,
@@ -191,24 +233,30 @@ def predict_scene(
     overlap_px: int = 192,
     force_gsd: bool = False,
     sensor: SensorGeometry | None = None,
+    height_path: Path | None = None,
+    height_source: str | None = None,
     **reader_options,
 ) -> ScenePrediction:
-    """Buildings of a raster pair, read and predicted window by window.
+    """Buildings of a raster pair, read and predicted window by window, and on demand a raster of heights.
 
     A building belongs to the window in whose core its box's centre lies, so one that is smaller than the overlap is
-    seen whole and once.
+    seen whole and once. A pixel of the height raster belongs to the window in whose core it lies.
 
     Args:
         window_px: side of a window; a scene up to this size is one window.
         overlap_px: how far neighbouring windows overlap.
         force_gsd: predict even though the pixel size is more than four times off what the network was trained on.
         sensor: where sun and sensors were, as far as known.
+        height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one),
+            also where these are resampled for the network; see `fusiondet.export.rasters`. An existing one is replaced.
+        height_source: "dense", "instances", "both" (a band each); None: the first of these that the network has.
         reader_options: rgb_bands, sar_bands, sar_scale, nodata, gsd_m of `SceneReader`.
 
     Raises:
         InputError: from the reader; the pixel size is too far from that of the training; no raster of a modality that
-            the network takes; angles that cannot be.
+            the network takes; angles that cannot be; heights from what the network does not have.
     """
+    sources = _wanted_sources(predictor, height_source) if height_path else []
     if not 0 <= overlap_px < window_px:
         raise InputError(
             f"an overlap of {overlap_px} px does not fit windows of {window_px} px: expected 0 <= overlap < window."
@@ -218,9 +266,15 @@ def predict_scene(
     sensor = sensor or SensorGeometry()
     notes = _modality_notes(predictor, paths) + _sensor_notes(predictor, sensor, paths)
     target_gsd_m = _target_gsd(predictor, rgb_path, sar_path, force_gsd, reader_options)
-    with SceneReader(
-        rgb_path, sar_path, predictor.bands, target_gsd_m=target_gsd_m, **reader_options
-    ) as reader:
+    with contextlib.ExitStack() as opened:
+        reader = opened.enter_context(
+            SceneReader(rgb_path, sar_path, predictor.bands, target_gsd_m=target_gsd_m, **reader_options)
+        )
+        metadata = {"weights": predictor.weights.name, "fusiondet": __version__, "gsd_m": reader.gsd_m}
+        heights = None
+        if height_path:
+            with SceneReader(rgb_path, sar_path, predictor.bands, **reader_options) as own:
+                heights = opened.enter_context(_height_raster(height_path, own, reader, sources, metadata))
         windows = list(scene_windows(reader.width, reader.height, window_px, overlap_px))
         sensor = sensor.in_image_axes(reader.transform)
         buildings, has_data = [], dict.fromkeys(paths, False)
@@ -229,20 +283,65 @@ def predict_scene(
             _check_sar_values(predictor, scene, sar_path)
             for modality, channels in predictor.channels.items():
                 has_data[modality] |= not np.isnan(scene.image[channels]).all()
-            buildings += _predict_window(predictor, scene, window, core, sensor)
+            predicted = predictor.predict_image(scene.image, scene.gsd_m, sensor.to_dict())
+            buildings += _in_core(predicted.buildings, window, core)
+            if heights:
+                heights.fill(_height_layers(predicted, scene), window, core)
         notes += reader.notes + _nodata_notes(predictor, paths, has_data)
         buildings = drop_duplicates(buildings) if len(windows) > 1 else buildings
+        if "instances" in sources:
+            heights.paint(buildings)
         buildings = [building_to_map(b, reader.transform) for b in buildings]
-        metadata = {"weights": str(predictor.weights.name), "fusiondet": __version__, "gsd_m": reader.gsd_m}
         return ScenePrediction(buildings, reader.crs, reader.gsd_m, notes, metadata)
+
+
+def _wanted_sources(predictor: Predictor, wanted: str | None) -> list[str]:
+    """Sources of the bands of a height raster; InputError when the network lacks what is `wanted`."""
+    name, has = predictor.weights.name, predictor.height_sources
+    if wanted is not None and wanted not in (*HEIGHT_BANDS, "both"):
+        raise unknown_name("--height-source", wanted, (*HEIGHT_BANDS, "both"))
+    if not has:
+        raise InputError(f"{name}: predicts no heights, so there is nothing to write with --height-raster.")
+    sources = list(HEIGHT_BANDS) if wanted == "both" else [wanted or has[0]]
+    lacking = {
+        "dense": 'has no head for heights per pixel ("DenseHeight" is not in its MODEL.DENSE_HEADS.NAMES)',
+        "instances": "finds no buildings with heights, only heights per pixel",
+    }
+    for source in sources:
+        if source not in has:
+            raise InputError(
+                f"{name}: {lacking[source]}, so --height-source {wanted} cannot be written. "
+                f"Pass --height-source {has[0]}, or other weights."
+            )
+    return sources
+
+
+def _height_raster(path: Path, own: SceneReader, grid: SceneReader, sources: list[str], metadata: dict):
+    """`height_raster` on the pixels of `own` for heights that come in those of `grid`."""
+    return height_raster(
+        path,
+        (own.height, own.width),
+        own.transform,
+        own.crs,
+        sources,
+        tags={name: str(value) for name, value in metadata.items()},
+        grid_shape=(grid.height, grid.width),
+    )
+
+
+def _height_layers(predicted: ImagePrediction, scene: Scene) -> dict[str, np.ndarray]:
+    """What a window has to say to a height raster before buildings are painted on it."""
+    nodata = np.isnan(scene.image).all(axis=0)
+    return {"dense": predicted.height_map_m, "instances": np.where(nodata, np.nan, 0.0)}
 
 
 def predict_to_file(
     weights: Path,
     rgb_path,
     sar_path,
-    out: Path,
+    out: Path | None,
     *,
+    height_path: Path | None = None,
     score_threshold: float | str = "layer",
     device=None,
     overwrite: bool = False,
@@ -250,12 +349,16 @@ def predict_to_file(
 ) -> ScenePrediction:
     """`predict_scene` with a fresh Predictor, written to `out`; see `fusiondet.export.write_buildings` for formats.
 
-    Everything that can be wrong with `out` or the rasters is found before the network is built.
+    Everything that can be wrong with `out`, `height_path` or the rasters is found before the network is built.
+
+    Args:
+        out: layer of buildings; None for a network that finds none, which writes heights per pixel alone.
 
     Raises:
-        InputError: see `predict_scene` and `write_buildings`; also when the scene has no CRS.
+        InputError: see `predict_scene` and `write_buildings`; also when the scene has no CRS, or when `out` is missing
+            for a network that finds buildings, or given for one that does not.
     """
-    check_output(out, overwrite)
+    _check_outputs(out, height_path, (rgb_path, sar_path), overwrite)
     for path in (rgb_path, sar_path):
         if path is not None:
             with open_raster(path, allow_vrt=True) as raster:
@@ -265,9 +368,29 @@ def predict_to_file(
                         "Set it with `rio edit-info --crs EPSG:n FILE`."
                     )
     predictor = Predictor(weights, device, score_threshold)
-    result = predict_scene(predictor, rgb_path, sar_path, **options)
-    write_buildings(result.buildings, result.crs, out, metadata=result.metadata, overwrite=overwrite)
+    if out is None and predictor.has_instances:
+        raise InputError(f"{weights}: finds buildings. Pass --out for them, with or without --height-raster.")
+    if out is not None and not predictor.has_instances:
+        raise InputError(
+            f"{weights}: finds no buildings, only heights per pixel. Pass --height-raster instead of --out."
+        )
+    result = predict_scene(predictor, rgb_path, sar_path, height_path=height_path, **options)
+    if out is not None:
+        write_buildings(result.buildings, result.crs, out, metadata=result.metadata, overwrite=overwrite)
     return result
+
+
+def _check_outputs(out: Path | None, height_path: Path | None, inputs, overwrite: bool) -> None:
+    if out is None and height_path is None:
+        raise InputError("nothing to write. Pass --out for buildings, --height-raster for heights, or both.")
+    if out is not None:
+        check_output(out, overwrite)
+    if height_path is not None:
+        check_height_raster(height_path, overwrite)
+        if any(p and Path(p).exists() and Path(p).resolve() == Path(height_path).resolve() for p in inputs):
+            raise InputError(
+                f"{height_path}: is an image to predict from, and not replaced. Choose another name."
+            )
 
 
 def scene_windows(width: int, height: int, side: int, overlap: int) -> Iterator[tuple[tuple, tuple]]:
@@ -306,12 +429,10 @@ def drop_duplicates(buildings: list[Building]) -> list[Building]:
     return [b for i, b in enumerate(buildings) if i not in dropped]
 
 
-def _predict_window(
-    predictor: Predictor, scene: Scene, window, core, sensor: SensorGeometry
-) -> list[Building]:
-    """Buildings of a window whose box is centred in its core, in the pixels of the whole scene."""
+def _in_core(buildings: list[Building], window, core) -> list[Building]:
+    """Those of a window's buildings whose box is centred in its core, in the pixels of the whole scene."""
     kept = []
-    for building in predictor.predict(scene.image, scene.gsd_m, sensor.to_dict()):
+    for building in buildings:
         building.polygon = shapely.affinity.translate(building.polygon, window[0], window[1])
         x0, y0, x1, y1 = building.polygon.bounds
         x, y = (x0 + x1) / 2, (y0 + y1) / 2

@@ -127,14 +127,15 @@ def oracle(small_checkpoint):
     class Oracle:
         seen = []
 
-        def inference(self, inputs, do_postprocess):
+        def outputs(self, inputs, do_postprocess):
             from scipy import ndimage
 
             image = inputs[0]["image"].numpy()
             self.seen.append((image.shape, inputs[0]["gsd_m"]))
             labels, _ = ndimage.label(np.nan_to_num(image[0]) > 200)
             slices = ndimage.find_objects(labels)
-            return [raw_output([[s[1].start, s[0].start, s[1].stop, s[0].stop] for s in slices])]
+            boxes = [[s[1].start, s[0].start, s[1].stop, s[0].stop] for s in slices]
+            return [{"instances": raw_output(boxes)}]
 
     predictor.model = Oracle()
     Oracle.seen = []
@@ -182,8 +183,8 @@ def test_a_scene_of_many_windows_gives_every_building_once(oracle, scene):
 def test_nothing_is_predicted_on_nodata(oracle, scene):
     """One block is mostly below the no-data rows, one is cut by them, one is free of them."""
     path = scene([(10, 80, 50, 110), (100, 90, 140, 120), (200, 150, 240, 180)], nodata_rows=100)
-    oracle.model.inference = lambda inputs, do_postprocess: [
-        raw_output([[10, 80, 50, 110], [100, 90, 140, 120], [200, 150, 240, 180]])
+    oracle.model.outputs = lambda inputs, do_postprocess: [
+        {"instances": raw_output([[10, 80, 50, 110], [100, 90, 140, 120], [200, 150, 240, 180]])}
     ]
     result = predict_scene(oracle, path)
     tops = sorted((5750000 - b.polygon.bounds[3]) / GSD_M for b in result.buildings)

@@ -180,9 +180,9 @@ def oracle(weights):
     class Oracle:
         boxes, seen = [], []
 
-        def inference(self, inputs, do_postprocess):
+        def outputs(self, inputs, do_postprocess):
             self.seen.append(inputs[0])
-            return [raw_output(self.boxes)]
+            return [{"instances": raw_output(self.boxes)}]
 
     predictor.model = Oracle()
     predictor.model.seen = []

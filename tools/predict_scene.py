@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turn an RGB + SAR raster pair into a GIS layer of buildings with heights."""
+"""Turn an RGB + SAR raster pair into a GIS layer of buildings with heights, a raster of heights, or both."""
 
 import argparse
 from pathlib import Path
@@ -19,7 +19,22 @@ def parse_args():
         "--sar", type=Path, help="SAR raster; warped onto the optical grid if it has another one"
     )
     parser.add_argument(
-        "--out", required=True, type=Path, help="layer to write: .gpkg, .geojson, .fgb or .parquet"
+        "--out",
+        type=Path,
+        help="layer to write: .gpkg, .geojson, .fgb or .parquet; required where the network finds buildings",
+    )
+    parser.add_argument(
+        "--height-raster",
+        type=Path,
+        metavar="TIF",
+        help="also write heights as GeoTIFF: metres above ground on the pixels of --rgb, 0 = no building, "
+        "NaN = no data",
+    )
+    parser.add_argument(
+        "--height-source",
+        choices=("dense", "instances", "both"),
+        default=argparse.SUPPRESS,
+        help="heights per pixel, or of the buildings found, or a band each (default: dense if the network has it)",
     )
     parser.add_argument(
         "--score-threshold",
@@ -56,7 +71,7 @@ def parse_args():
     }.items():
         parser.add_argument(option, type=float, metavar="DEG", help=f"{what}, degrees (unknown if absent)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser.parse_args()
 
 
@@ -72,6 +87,8 @@ def main():
         args.rgb,
         args.sar,
         args.out,
+        height_path=args.height_raster,
+        height_source=getattr(args, "height_source", None),
         score_threshold=getattr(args, "score_threshold", "layer"),
         device=args.device,
         overwrite=args.overwrite,
@@ -86,8 +103,11 @@ def main():
     )
     for note in result.notes:
         print(f"note: {note}")
-    known = sum(b.height_m is not None for b in result.buildings)
-    print(f"wrote {args.out}: {len(result.buildings)} buildings, {known} with heights, {result.crs}")
+    if args.out:
+        known = sum(b.height_m is not None for b in result.buildings)
+        print(f"wrote {args.out}: {len(result.buildings)} buildings, {known} with heights, {result.crs}")
+    if args.height_raster:
+        print(f"wrote {args.height_raster}: metres above ground, {result.crs}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,22 @@
-"""Buildings as files that a GIS opens: `write_buildings`, `read_buildings` (by suffix) and `paint_heights`."""
+"""Buildings as files that a GIS opens: layers by suffix, and rasters of heights."""
 
 from fusiondet.export.layers import FORMATS, check_output, read_buildings, write_buildings
-from fusiondet.export.rasters import paint_heights
+from fusiondet.export.rasters import (
+    HEIGHT_BANDS,
+    HeightRaster,
+    check_height_raster,
+    height_raster,
+    paint_heights,
+)
 
-__all__ = ["FORMATS", "check_output", "paint_heights", "read_buildings", "write_buildings"]
+__all__ = [
+    "FORMATS",
+    "HEIGHT_BANDS",
+    "HeightRaster",
+    "check_height_raster",
+    "check_output",
+    "height_raster",
+    "paint_heights",
+    "read_buildings",
+    "write_buildings",
+]

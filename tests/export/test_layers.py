@@ -9,7 +9,7 @@ import sys
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.export import FORMATS, check_output, paint_heights, read_buildings, write_buildings
+from fusiondet.export import FORMATS, check_output, read_buildings, write_buildings
 
 import geopandas
 import numpy as np
@@ -285,14 +285,3 @@ def test_files_that_are_not_layers_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             read_buildings(tmp_path / name)
-
-
-def test_heights_are_painted_on_pixels_whose_centre_is_covered():
-    low = Building(box(0, 0, 4, 4), 3.0, score=0.9)
-    high = Building(box(2.6, 0, 6, 2), 10.0, score=0.5)
-    unknown = Building(box(0, 5, 3, 6))
-    got = paint_heights([low, high, unknown], (6, 8))
-    assert got.dtype == np.float32 and got.shape == (6, 8)
-    assert got[0].tolist()[:6] == [3, 3, 3, 3, 10, 10] and np.isnan(got[0, 6:]).all()
-    assert (got[2:4, :4] == 3).all() and np.isnan(got[4:]).all()
-    assert np.isnan(paint_heights([unknown], (2, 2))).all()
