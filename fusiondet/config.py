@@ -244,6 +244,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
     check_names(cfg)
     check_values(cfg)
     check_fusion(cfg)
+    check_tasks(cfg)
     return cfg
 
 
@@ -263,6 +264,7 @@ def config_from_yaml_text(text: str, source: str) -> CN:
     check_names(cfg)
     check_values(cfg)
     check_fusion(cfg)
+    check_tasks(cfg)
     return cfg
 
 
@@ -304,6 +306,8 @@ def check_names(cfg: CN) -> None:
     for key, known in {
         "MODEL.FUSION.STEM_INFLATION": ("zero", "mean_rescaled"),
         "MODEL.FUSION.DISABLED": ("", "optical", "sar"),
+        "MODEL.TASK_WEIGHTING.NAME": ("fixed", "uncertainty", "gradnorm"),
+        "INPUT.HEIGHT_LABELS": ("auto", "building_height", "ndsm", "instances"),
         "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
         "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     }.items():
@@ -325,6 +329,8 @@ _NOT_NEGATIVE = (
     "MODEL.FUSION.BALANCE.TOLERANCE",
     "MODEL.FUSION.CROSS_ATTENTION.WINDOW", "MODEL.FUSION.SAR_RESNETS.STEM_OUT_CHANNELS",
     "MODEL.FUSION.SAR_RESNETS.RES2_OUT_CHANNELS", "MODEL.FUSION.SAR_RESNETS.WIDTH_PER_GROUP",
+    "MODEL.DENSE_HEADS.HEIGHT.LOSS_WEIGHT", "MODEL.DENSE_HEADS.FOOTPRINT.LOSS_WEIGHT",
+    "MODEL.DENSE_HEADS.RECONSTRUCTION.LOSS_WEIGHT", "MODEL.TASK_WEIGHTING.ALPHA", "DATALOADER.UNLABELLED_PER_BATCH",
 )  # fmt: skip
 _DEPTHS = (18, 34, 50, 101, 152)
 _PAIRS = (
@@ -344,6 +350,11 @@ def check_values(cfg: CN) -> None:
             ("MODEL.FUSION.MODALITY_DROPOUT",),
             lambda v: min(v.values()) >= 0 and sum(v.values()) <= 1,
             "probabilities of 0 or more that add up to 1 at most",
+        ),
+        (
+            ("DATASETS.LABEL_SHARE", "MODEL.TASK_WEIGHTING.RATE"),
+            lambda v: 0 < v <= 1,
+            "above 0 and 1 at most",
         ),
         (("MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT",), lambda v: 0 <= v < 1, "at least 0 and below 1"),
         (("MODEL.RESNETS.DEPTH",), lambda v: v in _DEPTHS, f"one of {_DEPTHS}"),
@@ -414,6 +425,84 @@ def check_fusion(cfg: CN) -> None:
         raise InputError(
             f"{key} needs both modalities, optical and sar, but INPUT.MODALITIES is {list(cfg.INPUT.MODALITIES)}. "
             + ("Leave it at its default." if hiding else f"Use {_ONE_STREAM} for one modality alone.")
+        )
+
+
+# Architectures that know dense heads.
+_DENSE_ALONE, _WITH_INSTANCES = "FusionDense", ("FusionRCNN", "LateFusionRCNN")
+
+
+def check_tasks(cfg: CN) -> None:
+    """InputError when a key of dense heads, of what joins tasks, or of tiles without labels would be ignored."""
+    from fusiondet.modeling.dense_heads import check_dense_heads
+
+    check_dense_heads(cfg)
+    model, names = cfg.MODEL, list(cfg.MODEL.DENSE_HEADS.NAMES)
+    if model.META_ARCHITECTURE == _DENSE_ALONE:
+        _check_dense_alone(cfg)
+    elif model.META_ARCHITECTURE not in _WITH_INSTANCES:
+        for key in ("MODEL.DENSE_HEADS.NAMES", "MODEL.TASK_ATTENTION", "MODEL.TASK_WEIGHTING.NAME"):
+            if _get(cfg, key) not in ([], False, "fixed"):
+                raise InputError(
+                    f"{key} is {_get(cfg, key)}, but MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} has no use for "
+                    f"it. Take {', '.join(_WITH_INSTANCES)} or {_DENSE_ALONE}."
+                )
+    for key, head in (
+        ("MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR", "DenseHeight"),
+        ("DATALOADER.UNLABELLED_PER_BATCH", "Reconstruction"),
+    ):
+        if _get(cfg, key) and head not in names:
+            raise InputError(
+                f"{key} is {_get(cfg, key)}, which needs the head {head}, but MODEL.DENSE_HEADS.NAMES is {names}. Add "
+                f"it there, or leave {key} at {_get(defaults(), key)}."
+            )
+    if model.ROI_HEIGHT_HEAD.DENSE_PRIOR and not model.HEIGHT_ON:
+        raise InputError(
+            "MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR is True, but with MODEL.HEIGHT_ON False there is no head to show it to."
+        )
+    _check_more_than_one_task(cfg)
+
+
+def _check_dense_alone(cfg: CN) -> None:
+    """InputError when a network of dense heads has none, is to find instances, or is judged by them."""
+    model = cfg.MODEL
+    if not len(model.DENSE_HEADS.NAMES):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE {_DENSE_ALONE} has dense heads alone, but MODEL.DENSE_HEADS.NAMES is empty. Name "
+            "one at least, or take FusionRCNN."
+        )
+    for key in ("MASK_ON", "HEIGHT_ON"):
+        if model[key]:
+            raise InputError(
+                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {_DENSE_ALONE} finds no instances. Set "
+                "MODEL.MASK_ON and MODEL.HEIGHT_ON False, or take FusionRCNN."
+            )
+    if not cfg.TEST.BEST_METRIC.startswith("dense/"):
+        raise InputError(
+            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, which {_DENSE_ALONE} is not scored by, as it finds no "
+            "instances. Take one that begins with dense/, such as dense/delta1_building or dense/dice."
+        )
+
+
+def _check_more_than_one_task(cfg: CN) -> None:
+    """InputError when tasks are to be weighed or kept apart and there is one, or another schedule weighs them, too."""
+    model, heads = cfg.MODEL, len(cfg.MODEL.DENSE_HEADS.NAMES)
+    instances = 0 if model.META_ARCHITECTURE == _DENSE_ALONE else 1
+    weighting = model.TASK_WEIGHTING.NAME
+    # A height per building is weighted for itself, and looks at what its box looks at.
+    for key, value, tasks in (
+        ("TASK_ATTENTION", model.TASK_ATTENTION, instances + heads),
+        ("TASK_WEIGHTING.NAME", weighting != "fixed", instances + heads + (instances and model.HEIGHT_ON)),
+    ):
+        if value and tasks < 2:
+            raise InputError(
+                f"MODEL.{key} is {_get(model, key)}, but the network has a single task. Add dense heads to "
+                f"MODEL.DENSE_HEADS.NAMES, or leave MODEL.{key} at {_get(defaults().MODEL, key)}."
+            )
+    if weighting != "fixed" and model.FUSION.BALANCE.WINDOW:
+        raise InputError(
+            f"MODEL.TASK_WEIGHTING.NAME is {weighting} and MODEL.FUSION.BALANCE.WINDOW {model.FUSION.BALANCE.WINDOW}: "
+            "both change the weights of losses, each by what it sees of the other's. Leave one at its default."
         )
 
 

@@ -24,7 +24,8 @@ ROI_HEIGHT_HEAD_REGISTRY.__doc__ = """
 Heads that predict a height per region. Built as obj(cfg, input_shape: dict[str, ShapeSpec]).
 
 forward(features: dict[str, (N, D, H, W)], boxes: N Boxes in image pixels, masks: (R, 1, M, M) probabilities in the
-frame of each box, or None, sensor: (R, len(SENSOR_FIELDS))) -> HeightDistribution of R regions.
+frame of each box, or None, sensor: (R, len(SENSOR_FIELDS))) -> HeightDistribution of R regions. With
+MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR one of the features is "dense_height", (N, 1, H, W) metres at stride 1, detached.
 losses(predicted: HeightDistribution, heights_m: (R,) known heights) -> dict of scalar losses; R may be 0.
 """
 
@@ -80,6 +81,9 @@ class ContextHeightHead(nn.Module):
     box, kept as a map because direction and distance matter there. Both see the mask as one more channel. The sizes of
     both in metres enter beside them: a convolution counts cells, the height is in metres.
 
+    With a prior (one task's output shown to another: P4), what a dense head says of the heights is one more channel of
+    the tight box, and its mean inside the mask one more number, both as log(1 + metres).
+
     Attributes:
         interval_width: factor on the width of the intervals, 1 until it is calibrated on held-out data: a network that
             has seen its training heights often is surer of new ones than it should be. It has no part in the loss.
@@ -106,6 +110,7 @@ class ContextHeightHead(nn.Module):
         prior_log_scale: float = DEFAULT_LOG_SCALE,
         loss_weight: float = 1.0,
         geometry: GeometryBranch | None = None,
+        prior_pooler: nn.Module | None = None,
     ):
         """Args:
         pooler, context_pooler: called with (list of feature maps, list of Boxes) -> (R, in_channels, S, S), with
@@ -114,19 +119,21 @@ class ContextHeightHead(nn.Module):
         range_m: predictions and training heights are clipped to it.
         prior_median_m, prior_log_scale: what the untrained head predicts.
         geometry: reads the first of `in_features`; None for a head that is told no angles.
+        prior_pooler: as `pooler`, on the feature map "dense_height"; None for a head that is not shown it.
         """
         super().__init__()
         self.in_features = in_features
         self.pooler, self.context_pooler = pooler, context_pooler
         self.resolution, self.context_resolution = resolution, context_resolution
         self.context_m, self.range_m, self.loss_weight = context_m, tuple(range_m), loss_weight
-        self.geometry = geometry
+        self.geometry, self.prior_pooler = geometry, prior_pooler
+        prior = int(prior_pooler is not None)
         self.register_buffer("interval_width", torch.ones(()))
-        self.convs = _convolutions(in_channels + 1, conv_dim, [1] * num_conv, norm)
+        self.convs = _convolutions(in_channels + 1 + prior, conv_dim, [1] * num_conv, norm)
         self.context_convs = _convolutions(in_channels + 1, conv_dim, [1, 2] + [1] * (num_conv - 2), norm)
         side = math.ceil(context_resolution / 2)
         told = geometry.out_channels if geometry is not None else 0
-        widths = [conv_dim * (2 + side * side) + _SCALE_FEATURES + told] + [fc_dim] * num_fc
+        widths = [conv_dim * (2 + side * side) + _SCALE_FEATURES + told + prior] + [fc_dim] * num_fc
         layers = [[nn.Linear(a, b), nn.ReLU()] for a, b in zip(widths, widths[1:])]
         self.fcs = nn.Sequential(*[layer for pair in layers for layer in pair])
         self.predictor = nn.Linear(widths[-1], 2)
@@ -163,7 +170,17 @@ class ContextHeightHead(nn.Module):
             "prior_log_scale": head.PRIOR_LOG_SCALE or DEFAULT_LOG_SCALE,
             "loss_weight": head.LOSS_WEIGHT,
             "geometry": cls._geometry(head, input_shape[head.IN_FEATURES[0]]),
+            "prior_pooler": cls._prior_pooler(head),
         }
+
+    @staticmethod
+    def _prior_pooler(head) -> nn.Module | None:
+        from fusiondet.modeling.roi_heads import Float32Pooler
+
+        if not head.DENSE_PRIOR:
+            return None
+        # As many samples as there are pixels, so that every cell is the mean of its own.
+        return Float32Pooler(ROIPooler(head.POOLER_RESOLUTION, (1.0,), 0, "ROIAlignV2"))
 
     @staticmethod
     def _geometry(head, shape: ShapeSpec) -> GeometryBranch | None:
@@ -175,7 +192,7 @@ class ContextHeightHead(nn.Module):
         self, features, boxes: list[Boxes], masks: Tensor | None, sensor: Tensor
     ) -> HeightDistribution:
         """See ROI_HEIGHT_HEAD_REGISTRY. A GSD of NaN counts as 1 m."""
-        features = [features[f] for f in self.in_features]
+        levels = [features[f] for f in self.in_features]
         if self.geometry is not None:
             sensor = self.geometry.hide(sensor, [len(b) for b in boxes])
         gsd_m = torch.nan_to_num(sensor[:, 0], nan=1.0)
@@ -185,15 +202,19 @@ class ContextHeightHead(nn.Module):
         if masks is None:
             masks = xyxy.new_ones(len(xyxy), 1, 2, 2)
         inside = resample_masks(masks, xyxy, xyxy, self.resolution)
-        x = self.convs(torch.cat([self.pooler(features, boxes), inside], dim=1))
+        tight, numbers = [self.pooler(levels, boxes), inside], [_scale_features(xyxy, context_xyxy, gsd_m)]
+        if self.prior_pooler is not None:
+            height_m = self.prior_pooler([features["dense_height"]], boxes)
+            tight.append(height_m.log1p())
+            numbers.append(_mean_inside(height_m, inside).log1p())
+        x = self.convs(torch.cat(tight, dim=1))
         inside = inside.to(x.dtype)
-        masked_mean = (x * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1.0)
         around = resample_masks(masks, xyxy, context_xyxy, self.context_resolution)
-        y = self.context_convs(torch.cat([self.context_pooler(features, context), around], dim=1))
-        sizes = _scale_features(xyxy, context_xyxy, gsd_m).to(x.dtype)
-        seen, shift = [masked_mean, x.mean((2, 3)), y.flatten(1), sizes], 0.0
+        y = self.context_convs(torch.cat([self.context_pooler(levels, context), around], dim=1))
+        numbers = torch.cat(numbers, dim=1).to(x.dtype)
+        seen, shift = [_mean_inside(x, inside), x.mean((2, 3)), y.flatten(1), numbers], 0.0
         if self.geometry is not None:
-            evidence = self.geometry(features[0], boxes, masks, sensor)
+            evidence = self.geometry(levels[0], boxes, masks, sensor)
             seen.append(evidence.vector.to(x.dtype))
             shift = evidence.log_height
         location, log_scale = self.predictor(self.fcs(torch.cat(seen, dim=1))).float().unbind(1)
@@ -246,6 +267,11 @@ def resample_masks(masks: Tensor, from_xyxy: Tensor, to_xyxy: Tensor, side: int)
     return F.grid_sample(
         masks.float(), grid.float(), mode="bilinear", padding_mode="zeros", align_corners=False
     )
+
+
+def _mean_inside(values: Tensor, inside: Tensor) -> Tensor:
+    """(R, D) mean of `values` (R, D, S, S) weighted by `inside` (R, 1, S, S); less where that is below one cell."""
+    return (values * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1.0)
 
 
 _SCALE_FEATURES = 4

@@ -28,8 +28,10 @@ each band's mean and deviation are taken to be what ImageNet's are: W_c = w_c * 
 When no band has a name that the source knows (SAR only, panchromatic), both give the mean filter, rescaled likewise.
 
 **Two streams.** A file with one ResNet serves both, each stem by the names of its bands; so do its pyramid and its
-heads where the network has them per modality. Of a file with two streams each takes its own. Exchanges, joins and
-stand-ins come from files that have the same ones, and start afresh otherwise.
+heads where the network has them per modality. Of a file with two streams each takes its own. Exchanges, joins,
+stand-ins and dense heads come from files that have the same ones, and start afresh otherwise; so do layers that look
+at the image itself, or paint it, in other bands, and the first layers of a height head that is shown something else.
+Weights between tasks always start afresh: they belong to a training.
 """
 
 import collections
@@ -111,7 +113,8 @@ class LoadReport:
     Attributes:
         loaded: model tensors taken as they are.
         stems: per stem, one line on how its bands were made.
-        reinitialised: class-dependent tensors of another shape, left at their fresh initialisation.
+        reinitialised: tensors of another shape that follow classes, bands, or what a height head is shown, left at their
+            fresh initialisation.
         left_at_init: model tensors that the file does not have (heads, when it is a bare backbone).
         unused: tensors of the file that the model has no place for.
         notes: what a reader should know besides.
@@ -487,7 +490,7 @@ def _channels_of_stream(state: Mapping[str, Tensor], prefix: str) -> slice:
 def _names_of_the_rest(model: nn.Module, state: Mapping[str, Tensor], resnets) -> dict[str, str]:
     """Names of all other tensors in the model -> names in the file; a pyramid or head of one serves both modalities."""
     inside = tuple(_join(prefix, "") if prefix else "" for prefix in resnets)
-    own = [name for name in model.state_dict() if not name.startswith(inside)]
+    own = [name for name in model.state_dict() if not name.startswith((*inside, "task_weighting."))]
     names = {name: name if name in state else _without_modality(name) for name in own}
     return {name: source for name, source in names.items() if source in state}
 
@@ -647,9 +650,16 @@ def _unit_gain(source: Layout, i: int) -> float:
     return IMAGENET_STD[("red", "green", "blue").index(source.bands[i])] / source.std[i]
 
 
+# A value per band; layers of the height head whose input is what GEOMETRY and DENSE_PRIOR tell.
+_MAY_DIFFER = re.compile(
+    r"\.stand_ins?\.|\.steps\.\d+\.picture\.|heads\.reconstruction\.predictor\."
+    r"|\.height_head\.(convs|fcs)\.0\.weight$"
+)
+
+
 def _may_differ(name: str) -> bool:
-    """Class-dependent, or a value per band."""
-    return _without_modality(name) in CLASS_DEPENDENT or re.search(r"\.stand_ins?\.", name) is not None
+    """Whether a tensor of another shape starts afresh, where others are an error."""
+    return _without_modality(name) in CLASS_DEPENDENT or _MAY_DIFFER.search(name) is not None
 
 
 def _commit(model: nn.Module, merged: dict[str, Tensor], report: LoadReport) -> None:
