@@ -18,7 +18,7 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -121,7 +121,8 @@ class DenseDecoder(nn.Module):
         Args:
             in_features: names of feature maps, finest first; their strides are powers of 2.
             image_channels: C.
-            upsample: "resize" or "transposed". norm: "", "GN", "BN" or "SyncBN".
+            upsample: "resize" (bilinear) or "transposed" (convolution, 2 x 2 with stride 2).
+            norm: "", "GN" (`ValidGroupNorm`), "BN" or "SyncBN".
             steps: those of the doublings that this is; None for all. The first is 0. A later one starts from where
                 another decoder ended.
             attention: look at each feature map through a `TaskAttention`.
@@ -137,8 +138,8 @@ class DenseDecoder(nn.Module):
             channels = coarsest.channels if step == 0 else decoder_channels(dim, 2 * stride)
             skip = by_stride.get(stride) if skips else None
             self.skips.append(skip)
-            seen = input_shape[skip].channels if skip else None
-            picture = image_channels + 1 if skips and stride < 4 and not skip else None
+            seen = input_shape[skip].channels if skip else 0
+            picture = image_channels + 1 if skips and stride < 4 and not skip else 0
             self.steps.append(
                 _Step(channels, decoder_channels(dim, stride), stride, upsample, norm, seen, picture)
             )
@@ -168,22 +169,22 @@ class _Step(nn.Module):
     """One doubling."""
 
     def __init__(self, in_channels, channels, stride, upsample, norm, skip_channels, picture_channels):
-        """`stride` is that of the result. `skip_channels`, `picture_channels`: None for what is not added."""
+        """`stride` is that of the result. `skip_channels`, `picture_channels`: 0 for what is not added."""
         super().__init__()
         self.stride, self.resize = stride, upsample == "resize"
         if self.resize:
             # Before the resize, with which a 1x1 convolution commutes, it costs a quarter.
-            self.up = Conv2d(in_channels, channels, 1, bias=False)
+            self.up = nn.Conv2d(in_channels, channels, 1, bias=False)
         else:
             self.up = nn.ConvTranspose2d(in_channels, channels, 2, stride=2, bias=False)
-        self.skip = Conv2d(skip_channels, channels, 1, bias=False) if skip_channels else None
+        self.skip = nn.Conv2d(skip_channels, channels, 1, bias=False) if skip_channels else None
         self.picture = None
         if picture_channels:
-            self.picture = _convolution(picture_channels, channels, norm, stride)
-        self.conv = _convolution(channels, channels, norm)
-        for layer in (self.up, self.skip):
-            if layer is not None:
-                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="linear")
+            self.picture = nn.Conv2d(picture_channels, channels, 3, stride, padding=1)
+            weight_init.c2_msra_fill(self.picture)
+        self.conv = _Convolution(channels, channels, norm)
+        for layer in filter(None, (self.up, self.skip)):
+            nn.init.normal_(layer.weight, std=(layer.in_channels) ** -0.5)
 
     def forward(self, x: Tensor, skip: Tensor | None, picture: Tensor) -> Tensor:
         x = self.up(x)
@@ -195,23 +196,54 @@ class _Step(nn.Module):
         if self.skip is not None:
             x = x + self.skip(skip)
         if self.picture is not None:
-            x = x + self.picture(picture)
-        return self.conv(x)
+            x = x + F.relu(self.picture(picture))
+        return self.conv(x, picture[:, -1:])
 
 
-def _convolution(in_channels: int, channels: int, norm: str, stride: int = 1) -> Conv2d:
-    conv = Conv2d(
-        in_channels, channels, 3, stride=stride, padding=1, bias=not norm, norm=_norm(norm, channels), activation=F.relu
-    )  # fmt: skip
-    weight_init.c2_msra_fill(conv)
-    return conv
+class _Convolution(nn.Module):
+    """3 x 3 convolution, normalisation, ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, norm: str):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=not norm)
+        self.norm = ValidGroupNorm(channels) if norm == "GN" else get_norm(norm, channels)
+        weight_init.c2_msra_fill(self.conv)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """`valid` (N, 1, H, W) of the pixels."""
+        x = self.conv(x)
+        if isinstance(self.norm, ValidGroupNorm):
+            x = self.norm(x, valid_at(valid, x))
+        elif self.norm is not None:
+            x = self.norm(x)
+        return F.relu(x)
 
 
-def _norm(name: str, channels: int) -> nn.Module | None:
-    """As Detectron2's `get_norm`, whose "GN" takes no fewer than 32 channels: here groups have 8 or a little more."""
-    if name != "GN":
-        return get_norm(name, channels)
-    return nn.GroupNorm(next(g for g in range(max(1, channels // 8), 0, -1) if channels % g == 0), channels)
+class ValidGroupNorm(nn.Module):
+    """Group normalisation by the cells that hold data.
+
+    Else how much of a batch is padding, or of a tile lies beyond the scene, would change what is said of the rest.
+    Groups have 8 channels or a few more: Detectron2's "GN", always 32 groups, takes no fewer than 32 channels.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.groups = next(g for g in range(max(1, channels // 8), 0, -1) if channels % g == 0)
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Maps (N, channels, h, w) by `valid` (N, 1, h, w), share of each cell with data; by all where none has any."""
+        wide = x.float()
+        mean, square = (self._grouped(valid_mean(y, valid)) for y in (wide, wide * wide))
+        scale = (square - mean * mean).clamp(min=0.0).add(self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, :, None, None], wide, scale[:, :, None, None]).to(x.dtype)
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        """(N, channels) -> each replaced by the mean of its group."""
+        groups = values.unflatten(1, (self.groups, -1))
+        return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 
 # ---- Heads -------------------------------------------------------------------------------------------------
@@ -277,13 +309,15 @@ class DenseHeight(DenseHead):
         in_channels: int,
         refine: bool = False,
         from_footprint: bool = False,
-        norm: str = "GN",
         loss_weight: float = 1.0,
     ):
         super().__init__(loss_weight)
         self.refine = refine
         self.needs = ("footprint",) if refine or from_footprint else ()
-        self.informed = _convolution(in_channels + 1, in_channels, norm) if from_footprint else None
+        self.informed = None
+        if from_footprint:
+            self.informed = nn.Conv2d(in_channels + 1, in_channels, 3, padding=1)
+            weight_init.c2_msra_fill(self.informed)
         self.predictor = _predictor(in_channels, 1, bias=math.log1p(_UNTRAINED_HEIGHT_M))
 
     @classmethod
@@ -294,7 +328,6 @@ class DenseHeight(DenseHead):
             "in_channels": in_channels,
             "refine": heads.HEIGHT.REFINE,
             "from_footprint": heads.HEIGHT.FROM_FOOTPRINT,
-            "norm": heads.NORM,
             "loss_weight": heads.HEIGHT.LOSS_WEIGHT,
         }
 
@@ -302,7 +335,7 @@ class DenseHeight(DenseHead):
         """See DenseHead; (N, 1, H, W) metres."""
         if self.informed is not None:
             probability = maps.footprint.detach().sigmoid().to(decoded.dtype)
-            decoded = self.informed(torch.cat([decoded, probability], dim=1))
+            decoded = F.relu(self.informed(torch.cat([decoded, probability], dim=1)))
         z = self.predictor(decoded).float()
         z = z + (z.clamp(0.0, math.log1p(_MOST_HEIGHT_M)) - z).detach()
         height_m = z.expm1()
@@ -504,6 +537,10 @@ def check_dense_heads(cfg) -> None:
         )
     if keys.SHARED_STEPS < 0:
         raise InputError(f"MODEL.DENSE_HEADS.SHARED_STEPS is {keys.SHARED_STEPS}, expected 0 or more.")
+    for section in ("HEIGHT", "FOOTPRINT", "RECONSTRUCTION"):
+        weight = keys[section].LOSS_WEIGHT
+        if not weight >= 0:
+            raise InputError(f"MODEL.DENSE_HEADS.{section}.LOSS_WEIGHT is {weight}, expected 0 or more.")
     _check_both_heads(keys)
 
 
