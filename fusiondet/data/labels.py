@@ -14,7 +14,7 @@ set is about images, where 0 is often a black border, and in heights 0 is the gr
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,38 +48,33 @@ def choose_source(source: str, building_height: object, ndsm: object) -> str:
     return "building_height" if building_height else "ndsm" if ndsm else "instances"
 
 
-def footprint_mask(outlines_px: Iterable, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: pixels whose centre lies in any of the outlines; None among them is none."""
-    shapes = [(outline, 1) for outline in outlines_px if outline is not None]
-    if not shapes:
-        return np.zeros(shape, bool)
-    return rasterize(shapes, shape, fill=0, dtype="uint8").astype(bool)
-
-
 def footprint_label(tile: Tile) -> np.ndarray:
     """(H, W) bool: pixels whose centre lies in an annotated outline of `tile`."""
-    return footprint_mask([building.polygon for building in tile.buildings], (tile.height, tile.width))
+    shapes = [(building.polygon, 1) for building in tile.buildings]
+    if not shapes:
+        return np.zeros((tile.height, tile.width), bool)
+    return rasterize(shapes, (tile.height, tile.width), fill=0, dtype="uint8").astype(bool)
 
 
 def height_label(
-    source: str, buildings_px: Sequence[Building], shape: tuple[int, int], raster_m: np.ndarray | None = None
+    source: str, buildings_px: list[Building], footprint: np.ndarray, raster_m: np.ndarray | None = None
 ) -> np.ndarray:
     """(H, W) float32 metres above ground; 0 outside buildings, NaN where unknown. See the top of this module.
 
     Args:
         source: one of `HEIGHT_SOURCES`.
         buildings_px: all annotated buildings, outlines in pixels of the label.
+        footprint: (H, W) bool, their pixels.
         raster_m: (H, W) numbers of the tile's raster, NaN = no data; None where there is none: a building then has no
             known height.
     """
-    footprint = footprint_mask([building.polygon for building in buildings_px], shape)
     if source == "instances":
         # Drags in all that writes vector layers, which the workers of a loader otherwise do without.
         from fusiondet.export.rasters import paint_heights
 
-        raster_m = paint_heights(buildings_px, shape)
+        raster_m = paint_heights(buildings_px, footprint.shape)
     elif raster_m is None:
-        raster_m = np.full(shape, np.nan, np.float32)
+        raster_m = np.full(footprint.shape, np.nan, np.float32)
     elif source == "building_height":
         return _plausible(raster_m)
     return np.where(footprint, _plausible(raster_m), np.float32(0))
@@ -146,9 +141,10 @@ def tile_height_label(dataset: Dataset, tile: Tile, source: str = "auto") -> np.
         InputError: see `choose_source` and `read_heights`.
     """
     source = choose_source(source, tile.building_height_file_name, tile.ndsm_file_name)
-    shape, path = (tile.height, tile.width), _raster_path(dataset, tile, source)
-    raster_m = None if path is None else read_heights(path, shape, tile.transform, tile.crs)
-    return height_label(source, tile.buildings, shape, raster_m)
+    path, raster_m = _raster_path(dataset, tile, source), None
+    if path is not None:
+        raster_m = read_heights(path, (tile.height, tile.width), tile.transform, tile.crs)
+    return height_label(source, tile.buildings, footprint_label(tile), raster_m)
 
 
 def _raster_path(dataset: Dataset, tile: Tile, source: str) -> Path | None:

@@ -124,8 +124,8 @@ class FusionDatasetMapper:
         sample = self._read(record, outlines, rng)
         if self.is_train:
             sample = self._photometry(self._geometry(sample, rng), rng)
-        per_pixel = self._labels(sample, heights_m, record) if self.is_train and labelled else {}
         masks = [_mask(outline, *sample.size) for outline in sample.outlines_px]
+        per_pixel = self._labels(sample, masks, heights_m, record) if self.is_train and labelled else {}
         keep = [
             i
             for i, mask in enumerate(masks)
@@ -182,26 +182,23 @@ class FusionDatasetMapper:
         shape = record["height"], record["width"]
         return {"heights": labels.read_heights(path, shape, record["transform"], record["crs"], window)}
 
-    def _labels(self, sample: aug.Sample, heights_m: np.ndarray, record: dict) -> dict[str, torch.Tensor]:
-        """Labels per pixel of a finished sample."""
+    def _labels(self, sample: aug.Sample, masks: list, heights_m: np.ndarray, record: dict) -> dict:
+        """Labels per pixel of a finished sample; `masks` of all its outlines."""
         found = {}
+        footprint = np.logical_or.reduce(masks) if masks else np.zeros(sample.size, bool)
         if self.height_labels:
             buildings = [
                 Building(outline, None if np.isnan(height_m) else float(height_m))
                 for outline, height_m in zip(sample.outlines_px, heights_m)
                 if outline is not None
             ]
-            raster_m = sample.rasters.get("heights")
-            source = self._height_source(record)
-            found["building_height_m"] = labels.height_label(source, buildings, sample.size, raster_m)
+            found["building_height_m"] = labels.height_label(
+                self._height_source(record), buildings, footprint, sample.rasters.get("heights")
+            )
         if self.footprint_labels:
-            footprint = labels.footprint_mask(sample.outlines_px, sample.size)
             found["footprint"] = footprint.astype(np.float32)
         unseen = np.isnan(sample.image).all(axis=0)
-        return {
-            name: torch.from_numpy(np.where(unseen, np.float32(np.nan), label))
-            for name, label in found.items()
-        }
+        return {name: torch.from_numpy(np.where(unseen, np.float32(np.nan), v)) for name, v in found.items()}
 
     def _draw_window(self, height: int, width: int, rng):
         """((x0, y0, width, height) to read, (height, width) to resize it to, None when that is the same)."""

@@ -9,7 +9,6 @@ from fusiondet.data.labels import (
     check_height_labels,
     choose_source,
     footprint_label,
-    footprint_mask,
     read_heights,
     tile_height_label,
 )
@@ -115,8 +114,11 @@ def test_a_tile_without_buildings_is_flat(town):
 
 
 def test_courtyards_stay_open_and_outlines_overlap():
-    mask = footprint_mask([courtyard(0, 0, 10, 4), None, box(6, 0, 12, 3)], (12, 12))
+    buildings = [Building(courtyard(0, 0, 10, 4), height_m=9.0), Building(box(6, 0, 12, 3))]
+    tile = Tile("rgb.tif", 12, 12, GSD_M, buildings=buildings)
+    mask, label = footprint_label(tile), tile_height_label(Dataset([tile], BANDS), tile)
     assert mask.sum() == 100 - 16 + 2 * 3 and not mask[5, 5] and mask[1, 11]
+    assert (label == 9).sum() == 84 and np.isnan(label).sum() == 6, "a known height wins"
 
 
 def test_no_data_of_the_images_is_no_number_of_heights(town):

@@ -532,6 +532,20 @@ class TestRealData:
         assert report.compared == "height raster against the height field: n = 82, MAE 0.55 m, bias -0.39 m"
         assert len(dataset.tiles[0].buildings) == 84 and dataset.tiles[0].ndsm_file_name
 
+    def test_alexandria_surface_is_no_height(self, shared_data, tmp_path):
+        folder = shared_data("alexandria-dsm-dtm-buildings")
+        recipe = {
+            "rgb": [folder / "dsm.tif"],
+            "rgb_names": ["elevation"],
+            "footprints": [folder / "buildings.geojson"],
+        }
+        with pytest.raises(
+            InputError, match="the ground beside its buildings is at 10.6 m.*subtract the ground"
+        ):
+            make(recipe, tmp_path, ndsm=[folder / "dsm.tif"])
+        report, _ = make(recipe, tmp_path, ndsm=[folder / "hag.tif"])
+        assert report.notes == []
+
     def test_spacenet6_tile_a_third_black(self, shared_data, tmp_path):
         folder = shared_data("sn6-psrgb-3721")
         report, dataset = make(
