@@ -214,10 +214,11 @@ def _predicted_maps(output: dict) -> tuple[np.ndarray | None, np.ndarray | None]
 
 def _map_metrics(maps: list[_TileMaps]) -> dict[str, float | None]:
     heads, of_instances = [tile.heads.get(ALL_OF_IT) for tile in maps], [tile.painted for tile in maps]
+    # A score over the tiles that could be counted would be one of other tiles than all the rest.
+    painted_too = bool(maps) and all(of_instances)
     if not any(heads):
-        return dense_metrics(of_instances) if any(of_instances) else {}
-    beside = dense_metrics(of_instances, prefix="painted") if any(of_instances) else {}
-    return dense_metrics(heads) | beside
+        return dense_metrics(of_instances) if painted_too else {}
+    return dense_metrics(heads) | (dense_metrics(of_instances, prefix="painted") if painted_too else {})
 
 
 def prediction_records(inputs: dict, instances: Instances) -> list[dict]:

@@ -1,13 +1,20 @@
+import dataclasses
 import math
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.data import catalog
-from fusiondet.data.coco import decode_rle, read_predictions
+from fusiondet.data.coco import decode_rle, read_predictions, write_coco
 from fusiondet.data.mapper import FusionDatasetMapper
+from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import dense_metrics, tile_truth
+from fusiondet.evaluation.regions import region_by_name
+from fusiondet.evaluation.resampling import summarize, tile_scores
 from fusiondet.evaluators import BuildingEvaluator, nested, prediction_records, table
 from fusiondet.files import read_json
-from tests.tiny_city import BANDS, write_split
+from fusiondet.modeling.height_head import HEIGHT_FIELDS
+from tests.tiny_city import BANDS, write_raster, write_split
 
+import numpy as np
 import pytest
 import torch
 from detectron2.evaluation.testing import flatten_results_dict
@@ -137,3 +144,126 @@ def test_detectron2s_form_is_the_flat_keys_split_once():
     assert nested(numbers) == {"segm": {"AP50": 80.0}, "height": {"bin_0_3_m/n": 4.0}}
     assert flatten_results_dict(nested(numbers)) == {"segm/AP50": 80.0, "height/bin_0_3_m/n": 4.0}
     assert "segm/AP50" in table(nested(numbers)) and table({}) == "  no number is defined"
+
+
+# ---- Maps ------------------------------------------------------------------------------------------------
+
+
+def true_maps(name, height_factor=1.0):
+    """image id -> what dense heads would say that see everything."""
+    dataset, found = catalog.load_split(name), {}
+    for tile in dataset.tiles:
+        height_m, footprint = (torch.as_tensor(m).float() for m in tile_truth(dataset, tile))
+        found[tile.id] = {"height_map_m": height_m * height_factor, "footprint_map": footprint * 0.8}
+    return found
+
+
+def test_instances_of_a_detector_are_its_map(split, tmp_path):
+    inputs = inputs_of(split)
+    (tmp_path / "dense_scores.json").write_text("of another network")
+    results = run(BuildingEvaluator(split, output_dir=tmp_path), inputs, [perfect(x, 1.1) for x in inputs])
+    assert results["dense"]["dice"] == results["dense"]["delta1_building"] == 1 and "painted" not in results
+    tiles = catalog.load_split(split).tiles
+    area_m = [(b.polygon.area, b.height_m) for tile in tiles for b in tile.buildings]
+    expected = 0.1 * sum(a * m for a, m in area_m) / sum(a for a, _ in area_m)
+    assert results["dense"]["mae_m_building"] == pytest.approx(expected, rel=1e-4)
+    assert not (tmp_path / "dense_scores.json").exists()
+    again = dense_metrics(
+        [tile.dense for tile in tile_scores(catalog.load_split(split), tmp_path / "predictions.json")]
+    )
+    assert {k.removeprefix("dense/"): v for k, v in again.items()} == pytest.approx(results["dense"])
+
+
+def test_a_detector_without_heights_has_footprints_alone(split):
+    inputs = inputs_of(split)
+    outputs = [perfect(x) for x in inputs]
+    for output in outputs:
+        for name in HEIGHT_FIELDS:
+            output["instances"].remove(name)
+    results = run(BuildingEvaluator(split), inputs, outputs)
+    assert results["dense"]["iou"] == 1 and "delta1_building" not in results["dense"]
+
+
+def test_dense_heads_are_scored_beside_the_instances(split, tmp_path):
+    inputs, maps = inputs_of(split), true_maps(split, 2.0)
+    outputs = [perfect(x) | maps[x["image_id"]] for x in inputs]
+    results = run(BuildingEvaluator(split, output_dir=tmp_path), inputs, outputs)
+    assert results["dense"]["dice"] == 1 and results["dense"]["delta1_building"] == 0
+    assert results["painted"]["dice"] == results["painted"]["delta1_building"] == 1
+    assert results["segm"]["AP50"] == 100
+    tiles = tile_scores(catalog.load_split(split), tmp_path / "predictions.json")
+    again = summarize(tiles)
+    assert again["dense/mae_m_building"] == pytest.approx(results["dense"]["mae_m_building"])
+    assert (again["painted/delta1_building"], again["segm/AP50"]) == (1, pytest.approx(100))
+
+
+def test_a_network_without_instances_is_scored_by_its_maps(split, tmp_path):
+    inputs, maps = inputs_of(split), true_maps(split)
+    results = run(
+        BuildingEvaluator(split, output_dir=tmp_path), inputs, [maps[x["image_id"]] for x in inputs]
+    )
+    assert results.keys() == {"dataset", "dense"} and results["dataset"] == {"n_images": 3, "n_buildings": 5}
+    assert results["dense"]["delta1_all"] == results["dense"]["dice_tile_mean"] == 1
+    assert results["dense"]["rmse_m_building"] == 0
+    assert read_predictions(tmp_path / "predictions.json") == []
+    again = summarize(tile_scores(catalog.load_split(split), tmp_path / "predictions.json"))
+    assert again["dense/delta1_building"] == 1
+    assert again["segm/AP50"] is again["match/n_truth"] is again["painted/dice"] is None
+
+
+def test_one_head_alone_is_scored_by_what_it_says(split):
+    inputs, maps = inputs_of(split), true_maps(split)
+    heights = run(
+        BuildingEvaluator(split), inputs, [drop(maps[x["image_id"]], "footprint_map") for x in inputs]
+    )
+    assert heights["dense"]["dice"] == heights["dense"]["delta1_building"] == 1
+    outlines = run(
+        BuildingEvaluator(split), inputs, [drop(maps[x["image_id"]], "height_map_m") for x in inputs]
+    )
+    assert outlines["dense"]["dice"] == 1 and "mae_m_all" not in outlines["dense"]
+
+
+def drop(output, name):
+    return {key: value for key, value in output.items() if key != name}
+
+
+def test_parts_under_cloud_are_kept_for_scores_of_maps(split, tmp_path):
+    dataset, cloud = catalog.load_split(split), np.zeros((1, 64, 64), np.uint8)
+    cloud[:, :32] = 255
+    write_raster(dataset.root / "cloud.tif", cloud)
+    dataset.tiles[0].cloud_file_name = "cloud.tif"
+    write_coco(dataset, split)
+    inputs, maps = inputs_of(split), true_maps(split)
+    run(BuildingEvaluator(split, output_dir=tmp_path), inputs, [maps[x["image_id"]] for x in inputs])
+    dataset = catalog.load_split(split)
+    region = region_by_name("under_cloud", dataset)
+    first, *others = tile_scores(dataset, tmp_path / "predictions.json", region=region)
+    hidden = tile_truth(dataset, dataset.tiles[0])[1][:32]
+    assert (first.dense.tp, first.dense.tn) == (hidden.sum(), 64 * 32 - hidden.sum())
+    assert all(dataclasses.astuple(tile.dense)[:-1] == (0,) * 16 for tile in others)
+
+
+def test_labels_that_cannot_be_read_stop_dense_heads_but_not_a_detector(split, caplog):
+    dataset = catalog.load_split(split)
+    dataset.tiles[1].building_height_file_name = "gone.tif"
+    inputs, maps = inputs_of(split), {tile.id: torch.zeros(64, 64) for tile in dataset.tiles}
+    with pytest.raises(InputError, match="gone.tif: no such file"):
+        run(BuildingEvaluator(split), inputs, [{"height_map_m": maps[x["image_id"]]} for x in inputs])
+    with caplog.at_level("WARNING"):
+        results = run(BuildingEvaluator(split), inputs, [perfect(x) for x in inputs])
+    assert results["segm"]["AP50"] == 100 and "dense" not in results
+    assert len([r for r in caplog.records if "gone.tif" in r.message]) == 1
+    results = run(BuildingEvaluator(split, height_labels="instances"), inputs, [perfect(x) for x in inputs])
+    assert results["dense"]["dice"] == 1
+
+
+def test_what_several_processes_scored_is_put_together(split, monkeypatch):
+    inputs, maps = inputs_of(split), true_maps(split)
+    evaluators = [BuildingEvaluator(split) for _ in range(2)]
+    for k, one in enumerate(inputs):
+        evaluators[k % 2].process([one], [perfect(one) | maps[one["image_id"]]])
+    names = ("_records", "_heights_m", "_maps")
+    gathered = iter([[getattr(e, name) for e in evaluators] for name in names])
+    monkeypatch.setattr("fusiondet.evaluators.comm.all_gather", lambda _: next(gathered))
+    results = evaluators[0].evaluate()
+    assert results["dense"]["dice"] == results["painted"]["recall"] == 1 and results["segm"]["AP50"] == 100

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from fusiondet.cli import run
 from fusiondet.data.coco import read_coco, read_predictions
+from fusiondet.evaluation.dense import building_delta1
 from fusiondet.evaluation.instances import matched_heights
+from fusiondet.evaluation.resampling import tile_scores
 from fusiondet.files import require_new
 from fusiondet.visualization import (
     MAX_TILES,
@@ -14,6 +16,7 @@ from fusiondet.visualization import (
     height_scatter,
     prediction_overview,
     save_figure,
+    tile_map_figure,
 )
 
 
@@ -32,24 +35,34 @@ def parse_arguments(argv=None) -> argparse.Namespace:
         help="truth beside predictions -> overview.png, height scatter -> heights.png",
         formatter_class=parser.formatter_class,
     )
-    for command, tiles in ((dataset, 6), (predictions, 4)):
+    delta1 = commands.add_parser(
+        "delta1",
+        help="share of right heights on the building pixels of every tile, on the map -> delta1.png",
+        description="Each tile at its place, in the colour of its dense/delta1_building: of the dense heads where "
+        "dense_scores.json lies beside predictions.json, else of the instances from a score of 0.5 on, painted.",
+        formatter_class=parser.formatter_class,
+    )
+    for command in (dataset, predictions, delta1):
         command.add_argument(
             "--annotations", type=Path, required=True, metavar="A.json", help="COCO file of the split"
         )
+        command.add_argument("--overwrite", action="store_true", help="replace existing pictures")
+    for command, tiles in ((dataset, 6), (predictions, 4)):
         command.add_argument(
             "--tiles", type=int, default=tiles, metavar="N", help=f"tiles to draw, 1 to {MAX_TILES}"
         )
         command.add_argument("--image", metavar="NAME", help="draw only the tile with this file name, large")
-        command.add_argument("--overwrite", action="store_true", help="replace existing pictures")
-    dataset.add_argument(
-        "--out", type=Path, required=True, metavar="DIR|PNG", help="folder, or the picture itself"
-    )
+    for command in (dataset, delta1):
+        command.add_argument(
+            "--out", type=Path, required=True, metavar="DIR|PNG", help="folder, or the picture itself"
+        )
     predictions.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for both pictures"
     )
-    predictions.add_argument(
-        "--predictions", type=Path, required=True, metavar="P.json", help="COCO results with height_m"
-    )
+    for command in (predictions, delta1):
+        command.add_argument(
+            "--predictions", type=Path, required=True, metavar="P.json", help="COCO results with height_m"
+        )
     predictions.add_argument(
         "--min-score", type=float, default=0.5, metavar="S",
         help="draw predictions from this score in [0, 1] on; the scatter takes all, as the evaluation does",
@@ -58,10 +71,21 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 def draw_dataset(arguments) -> list[Path]:
-    out = arguments.out if arguments.out.suffix.lower() == ".png" else arguments.out / "overview.png"
-    require_new(out, arguments.overwrite)
+    out = _picture(arguments, "overview.png")
     save_figure(dataset_overview(read_coco(arguments.annotations), arguments.tiles, arguments.image), out)
     return [out]
+
+
+def draw_delta1(arguments) -> list[Path]:
+    out, dataset = _picture(arguments, "delta1.png"), read_coco(arguments.annotations)
+    scores = [building_delta1(tile.dense) for tile in tile_scores(dataset, arguments.predictions)]
+    save_figure(tile_map_figure(dataset.tiles, scores, "δ1 of heights on building pixels"), out)
+    return [out]
+
+
+def _picture(arguments, name: str) -> Path:
+    out = arguments.out if arguments.out.suffix.lower() == ".png" else arguments.out / name
+    return require_new(out, arguments.overwrite)
 
 
 def draw_predictions(arguments) -> list[Path]:
@@ -79,7 +103,9 @@ def draw_predictions(arguments) -> list[Path]:
 
 def main(argv=None) -> int:
     arguments = parse_arguments(argv)
-    draw = draw_dataset if arguments.command == "dataset" else draw_predictions
+    draw = {"dataset": draw_dataset, "predictions": draw_predictions, "delta1": draw_delta1}[
+        arguments.command
+    ]
     print("wrote " + ", ".join(str(path) for path in draw(arguments)))
     return 0
 

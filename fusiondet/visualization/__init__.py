@@ -10,6 +10,7 @@ made without pyplot, so nothing is global and nothing needs a display. Only `dat
     datasets.py  dataset_overview, prediction_overview: of COCO files and their rasters
     heights.py   height_scatter: truth against prediction
     intervals.py interval_figure: estimates with their intervals, in panels side by side
+    tile_map.py  tile_map_figure: a score of every tile at its place on the map
     canvas.py    save_figure, figure_array
 """
 
@@ -25,6 +26,7 @@ from fusiondet.visualization.heights import height_scatter
 from fusiondet.visualization.intervals import IntervalPanel, interval_figure
 from fusiondet.visualization.outlines import draw_buildings, draw_matches, height_colours
 from fusiondet.visualization.panels import optical_panel, sar_panel
+from fusiondet.visualization.tile_map import tile_map_figure
 from fusiondet.visualization.tiles import TileView, overview_figure, tile_figure
 
 __all__ = [
@@ -46,4 +48,5 @@ __all__ = [
     "sar_panel",
     "save_figure",
     "tile_figure",
+    "tile_map_figure",
 ]

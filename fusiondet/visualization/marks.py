@@ -89,12 +89,21 @@ def draw_scale_bar(ax: Axes, tile: Tile) -> None:
     ax.annotate(f"{length_m:g} m", **at, fontsize=6.5, color="white", va="bottom", path_effects=rim)
 
 
-def draw_colourbar(figure: Figure, colours: ScalarMappable, tallest_m: float, left_in: float) -> None:
-    """Horizontal bar in metres at the lower edge, with a pointed end when a height lies above the scale."""
-    ax = axes_in(figure, left_in, 0.4, min(3.2, 0.38 * figure.get_size_inches()[0]), 0.11)
-    extend = "max" if tallest_m > colours.norm.vmax else "neither"
+def draw_colourbar(
+    figure: Figure,
+    colours: ScalarMappable,
+    values: np.ndarray,
+    left_in: float,
+    width_in: float,
+    label: str = "height above ground (m)",
+) -> None:
+    """Horizontal bar in metres at the lower edge, with a pointed end where known values lie beyond the scale."""
+    ax = axes_in(figure, left_in, 0.4, width_in, 0.11)
+    norm = colours.norm
+    beyond = bool((values < norm.vmin).any()), bool((values > norm.vmax).any())
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
     bar = figure.colorbar(colours, cax=ax, orientation="horizontal", extend=extend)
-    bar.set_label("height above ground (m)", fontsize=7.5, labelpad=1, color=INK)
+    bar.set_label(label, fontsize=7.5, labelpad=1, color=INK)
     bar.ax.tick_params(labelsize=7, length=2, pad=1.5, color=FAINT)
     bar.outline.set(linewidth=0.4)
 
@@ -113,8 +122,10 @@ def draw_keys(figure: Figure, keys: list, arrows: str, right_in: float) -> None:
         figure.text(*at, arrows, fontsize=7, color=FAINT, ha="right", va="center")
 
 
-def legend_keys(any_unknown: bool, any_nodata: bool, with_matches: bool) -> list[Patch]:
-    """Handles for what occurs in the figure besides known heights."""
+def legend_keys(
+    any_unknown: bool, any_nodata: bool, with_matches: bool, hatch: str = "no data"
+) -> list[Patch]:
+    """Handles for what occurs in the figure besides known heights; `hatch` is what hatched pixels are."""
     keys = []
     if any_unknown:
         keys.append(
@@ -122,7 +133,7 @@ def legend_keys(any_unknown: bool, any_nodata: bool, with_matches: bool) -> list
         )
     if any_nodata:
         light, dark = (f"#{g:02x}{g:02x}{g:02x}" for g in NODATA_GREYS)
-        keys.append(Patch(facecolor=light, edgecolor=dark, hatch="////", linewidth=0, label="no data"))
+        keys.append(Patch(facecolor=light, edgecolor=dark, hatch="////", linewidth=0, label=hatch))
     for name, colour in MATCH_COLOURS.items() if with_matches else ():
         style = (0, (2, 1)) if name == "missed" else "-"
         keys.append(Patch(facecolor=colour, edgecolor="#333333", linestyle=style, linewidth=0.8, label=name))

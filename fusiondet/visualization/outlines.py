@@ -15,13 +15,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.patheffects import Normal, Stroke, withStroke
 from shapely.geometry.base import BaseGeometry
 from shapely.geometry.polygon import orient
 
+# Lower than any building: maps are black there, and their scales made without it.
+GROUND_M = 1.0
 UNKNOWN_COLOUR = "#f2f2f2"
 # Told apart by lightness too, for readers who do not see all colours.
 MATCH_COLOURS = {"matched": "#41b6e6", "missed": "#ffe11a", "false": "#e4572e"}
@@ -32,16 +34,37 @@ _HEIGHT_MAP = LinearSegmentedColormap.from_list(
 )
 
 
-def height_colours(heights_m: Sequence[float | None]) -> ScalarMappable:
+def height_colours(heights_m: Sequence[float | None] | np.ndarray) -> ScalarMappable:
     """The height scale of a figure: 0 m to a round number near the 98th percentile of the known heights.
 
     Returns:
         A ScalarMappable: `.to_rgba(height_m)` is the colour, and a colourbar can be drawn from it. Without any known
         height it ends at 10 m.
     """
-    known = [h for h in heights_m if known_height(h)]
-    top = round_up(float(np.percentile(known, 98))) if known else 10.0
+    known = np.array(heights_m, dtype=float)
+    known = known[np.isfinite(known)]
+    top = round_up(float(np.percentile(known, 98))) if known.size else 10.0
     return ScalarMappable(Normalize(0.0, top), _HEIGHT_MAP)
+
+
+def map_colours(heights_m: np.ndarray) -> ScalarMappable:
+    """`height_colours` for maps, which fade to black at the ground: otherwise low buildings are lost on it."""
+    colours = height_colours(heights_m)
+    height_m = np.linspace(0, colours.norm.vmax, 512)
+    rgba = colours.to_rgba(height_m)
+    rgba[:, :3] *= np.clip(height_m / GROUND_M, 0.12, 1)[:, None]
+    return ScalarMappable(colours.norm, ListedColormap(rgba))
+
+
+def error_colours(errors_m: np.ndarray) -> ScalarMappable:
+    """The scale of height errors: from blue, too low, over white to red, too high, as far as the 98th percentile.
+
+    Args:
+        errors_m: any shape, prediction minus truth; NaN is unknown.
+    """
+    known = np.abs(errors_m[np.isfinite(errors_m)])
+    top = round_up(float(np.percentile(known, 98))) if known.size else 10.0
+    return ScalarMappable(Normalize(-top, top), matplotlib.colormaps["RdBu_r"])
 
 
 def draw_buildings(

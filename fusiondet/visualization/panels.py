@@ -1,9 +1,13 @@
-"""Image bands as pictures: true colour or grey for optical, dB grey or a composite for SAR; no data is hatched grey."""
+"""Arrays as pictures: true colour or grey for optical, dB grey or a composite for SAR, maps in the colours of a scale.
+
+No data is hatched grey.
+"""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 
 # Two greys of the hatch that marks pixels without data: no roof and no shadow looks like it.
 NODATA_GREYS = (214, 190)
@@ -58,6 +62,20 @@ def sar_panel(image: np.ndarray, bands: Sequence[str] = ()) -> np.ndarray:
         return _on_hatch(values, valid)
     low, high = np.percentile(values, (1.0, 99.5), axis=1)
     return _on_hatch(_stretch(values, low, high - low), valid)
+
+
+def map_panel(values: np.ndarray, colours: ScalarMappable) -> np.ndarray:
+    """A map in the colours of its scale.
+
+    Args:
+        values: (H, W) float; NaN or infinite = unknown.
+        colours: scale of `height_colours` or `error_colours`, say.
+
+    Returns:
+        (H, W, 3) uint8; unknown pixels are hatched grey.
+    """
+    valid = np.isfinite(values)
+    return _on_hatch(colours.to_rgba(values[valid])[:, :3].T, valid)
 
 
 def faded(picture: np.ndarray, keep: np.ndarray) -> np.ndarray:

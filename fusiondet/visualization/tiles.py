@@ -10,9 +10,17 @@ from fusiondet.data.bands import BandSpec
 from fusiondet.errors import InputError
 from fusiondet.visualization import marks
 from fusiondet.visualization.canvas import FAINT, INK, axes_in, new_figure
-from fusiondet.visualization.outlines import draw_buildings, draw_matches, height_colours, known_height
+from fusiondet.visualization.outlines import (
+    GROUND_M,
+    draw_buildings,
+    draw_matches,
+    error_colours,
+    height_colours,
+    map_colours,
+)
 from fusiondet.visualization.panels import (
     faded,
+    map_panel,
     optical_panel,
     polarisation_indexes,
     rgb_indexes,
@@ -22,6 +30,7 @@ from fusiondet.visualization.panels import (
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 MATCH_IOU = 0.5
@@ -40,6 +49,9 @@ class TileView:
         bands: what the channels of `image` are.
         predictions: predicted buildings in the tile's pixels; None when the figure is about truth only.
         matches: index into the tile's buildings of every prediction, -1 for a false one.
+        truth_map_m, height_map_m: (H, W) true and predicted height per pixel, metres above ground, NaN = unknown. With
+            any map the figure shows maps, without outlines of predicted buildings.
+        footprint_map: (H, W) predicted probability of a building, NaN = unknown.
     """
 
     tile: Tile
@@ -47,6 +59,9 @@ class TileView:
     bands: BandSpec
     predictions: list[Building] | None = None
     matches: Sequence[int] = field(default_factory=list)
+    truth_map_m: np.ndarray | None = None
+    height_map_m: np.ndarray | None = None
+    footprint_map: np.ndarray | None = None
 
     @property
     def optical(self) -> np.ndarray:
@@ -58,9 +73,15 @@ class TileView:
         """(C_sar, H, W)."""
         return self.image[len(self.bands.optical) :]
 
+    @property
+    def error_map_m(self) -> np.ndarray | None:
+        """(H, W) prediction minus truth; None where either is missing."""
+        both = self.truth_map_m is not None and self.height_map_m is not None
+        return self.height_map_m - self.truth_map_m if both else None
+
 
 def tile_figure(view: TileView, panel_in: float = 4.2) -> Figure:
-    """One tile: optical, SAR and true buildings; with predictions also these, and which matched.
+    """One tile: optical, SAR and true buildings; with predictions also these, and which matched; or maps beside truth.
 
     A modality that the tile's dataset does not have gets no panel; one that only this tile lacks is hatched.
     """
@@ -78,9 +99,9 @@ def overview_figure(views: Sequence[TileView], panel_in: float = 2.45) -> Figure
     """
     if not views:
         raise InputError("no tile to draw: the annotations list no image.")
-    heights = [b.height_m for v in views for b in (*v.tile.buildings, *(v.predictions or ()))]
-    colours = height_colours(heights)
-    panels = _panels(views, colours, any(known_height(h) for h in heights))
+    heights_m = _heights_shown(views)
+    colours = (map_colours if any(_maps(v) for v in views) else height_colours)(heights_m)
+    panels = _panels(views, colours, bool(np.isfinite(heights_m).any()))
     aspect = float(np.clip(max(v.tile.height / v.tile.width for v in views), 0.4, 2.0))
     figure, axes = _grid(len(views), len(panels), panel_in, aspect)
     for view, row in zip(views, axes, strict=True):
@@ -88,8 +109,25 @@ def overview_figure(views: Sequence[TileView], panel_in: float = 2.45) -> Figure
         for ax, (heading, paint) in zip(row, panels, strict=True):
             _prepare(ax, view.tile, heading)
             paint(ax, view)
-    _write_legend(figure, axes, views, heights, colours)
+    _write_legend(figure, axes, views, heights_m, colours)
     return figure
+
+
+def _maps(view: TileView) -> list[np.ndarray]:
+    maps = (view.truth_map_m, view.height_map_m, view.footprint_map)
+    return [m for m in maps if m is not None]
+
+
+def _heights_shown(views: Sequence[TileView]) -> np.ndarray:
+    """(N,) metres that the scale is made for: of buildings in maps where there are some, else of outlines; NaN unknown.
+
+    The ground is most of a map, and would draw the scale down to it.
+    """
+    maps = [m for v in views for m in (v.truth_map_m, v.height_map_m) if m is not None]
+    if maps:
+        return np.concatenate([m[np.nan_to_num(m) >= GROUND_M] for m in maps])
+    buildings = [b for v in views for b in (*v.tile.buildings, *(v.predictions or ()))]
+    return np.array([b.height_m for b in buildings], dtype=float)
 
 
 def _panels(
@@ -113,10 +151,48 @@ def _panels(
 
     panels = [(_optical_heading(bands), _paint_optical)] if bands.optical else []
     panels += [(_sar_heading(bands), _paint_sar)] if bands.sar else []
+    if any(_maps(v) for v in views):
+        return [*panels, *_map_panels(views, colours, (f"buildings{unit}", truth))]
     if all(v.predictions is None for v in views):
         return [*panels, (f"buildings{unit}", truth)]
     match = (f"match at IoU ≥ {MATCH_IOU:g}", matched)
     return [*panels, (f"truth{unit}", truth), (f"prediction{unit}", predicted), match]
+
+
+def _map_panels(
+    views: Sequence[TileView], colours: ScalarMappable, outlines: tuple
+) -> list[tuple[str, Callable]]:
+    """True heights (`outlines` where they are not known per pixel), predicted ones, errors, predicted footprints."""
+    columns = {
+        "true height": ("truth_map_m", colours),
+        "predicted height": ("height_map_m", colours),
+        "error, predicted − true height": ("error_map_m", _errors_of(views)),
+        "footprint probability, black 0 to white 1": (
+            "footprint_map",
+            ScalarMappable(Normalize(0, 1), "gray"),
+        ),
+    }
+    panels = [
+        (heading, _map_painter(name, scale))
+        for heading, (name, scale) in columns.items()
+        if any(getattr(v, name) is not None for v in views)
+    ]
+    return panels if any(v.truth_map_m is not None for v in views) else [outlines, *panels]
+
+
+def _map_painter(name: str, colours: ScalarMappable) -> Callable:
+    def paint(ax, view):
+        values = getattr(view, name)
+        unknown = np.full((view.tile.height, view.tile.width), np.nan)
+        _show(ax, view, map_panel(unknown if values is None else values, colours))
+
+    return paint
+
+
+def _errors_of(views: Sequence[TileView]) -> ScalarMappable:
+    """The scale of the errors of `views`, on buildings and where one was predicted."""
+    errors = [e[np.abs(e) >= GROUND_M] for e in (v.error_map_m for v in views) if e is not None]
+    return error_colours(np.concatenate(errors) if errors else np.zeros(0))
 
 
 def _paint_optical(ax: Axes, view: TileView) -> None:
@@ -225,17 +301,23 @@ def _shortened(name: str, room: int) -> str:
     return f"{name[:head]}…{name[len(name) - (room - 1 - head) :]}"
 
 
-def _write_legend(figure: Figure, axes: list[list[Axes]], views, heights, colours: ScalarMappable) -> None:
-    """Colourbar, keys and the meaning of the arrows, as far as they occur."""
+def _write_legend(figure: Figure, axes: list[list[Axes]], views, heights_m, colours: ScalarMappable) -> None:
+    """Colourbars, keys and the meaning of the arrows, as far as they occur."""
     width_in = figure.get_size_inches()[0]
     left_in = axes[0][0].get_position().x0 * width_in
-    known = [h for h in heights if known_height(h)]
-    if known:
-        marks.draw_colourbar(figure, colours, max(known), left_in)
+    errors = [v.error_map_m for v in views if v.error_map_m is not None]
+    bar_in = min(3.2, (0.24 if errors else 0.38) * width_in)
+    if np.isfinite(heights_m).any():
+        marks.draw_colourbar(figure, colours, heights_m, left_in, bar_in)
+    if errors:
+        values, at_in = np.concatenate([e.ravel() for e in errors]), left_in + bar_in + 0.5
+        marks.draw_colourbar(figure, _errors_of(views), values, at_in, bar_in, "predicted − true height (m)")
+    maps = [m for v in views for m in _maps(v)]
     keys = marks.legend_keys(
-        any_unknown=len(known) < len(heights),
-        any_nodata=any(not np.isfinite(v.image).all() for v in views),
-        with_matches=any(v.predictions is not None for v in views),
+        any_unknown=not maps and bool(np.isnan(heights_m).any()),
+        any_nodata=any(not np.isfinite(shown).all() for shown in (*maps, *(v.image for v in views))),
+        with_matches=not maps and any(v.predictions is not None for v in views),
+        hatch="no data, or unknown" if maps else "no data",
     )
     sensors, bands = [v.tile.sensor for v in views], views[0].bands
     sun = bands.optical and any(s.sun_azimuth_deg is not None for s in sensors)

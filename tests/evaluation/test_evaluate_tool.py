@@ -9,6 +9,7 @@ from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record, read_coco, write_coco
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import DenseCounts, DenseScores
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.export import write_buildings
 from fusiondet.files import write_json
@@ -159,3 +160,45 @@ def test_a_region_is_scored_apart(files, tmp_path, capsys, load_tool):
 def test_a_region_that_cannot_be_scored_is_refused(files, load_tool, region, message):
     with pytest.raises(InputError, match=message):
         load_tool("evaluate").main(arguments_of(files, "--region", region))
+
+
+def test_maps_are_scored_where_asked_for(files, tmp_path, capsys, load_tool):
+    out = tmp_path / "metrics.json"
+    load_tool("evaluate").main(arguments_of(files, "--metrics", "dense,joint", "--out", out))
+    metrics = json.loads(out.read_text())
+    # 100 px of a house at 6.5 m instead of 6; one of 120 px and unknown height was not found.
+    assert metrics["dense/precision"] == 1 and metrics["dense/recall"] == pytest.approx(100 / 220)
+    assert metrics["dense/mae_m_building"] == 0.5 and metrics["dense/mae_norm_building"] == 0.5 / 6
+    assert metrics["joint/AP50"] == pytest.approx(100) and "segm/AP" not in metrics
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["pooled", "0.625", "0.455", "0.971", "1.000", "0.455"] in lines
+    assert ["on", "buildings", "0.500", "0.500", "1.000", "1.000", "1.000", "0.083"] in lines
+    load_tool("evaluate").main(
+        arguments_of(files, "--metrics", "dense", "--score-threshold", 0.95, "--out", out, "--overwrite")
+    )
+    metrics = json.loads(out.read_text())
+    assert metrics["dense/recall"] == 0 and metrics["dense/mae_m_building"] == 6
+
+
+def test_maps_of_dense_heads_are_scored_from_their_counts(files, tmp_path, load_tool):
+    counts = DenseCounts(100, 0, 120, 3876, 100, 200.0, 400.0, 0, 0, 100, tallest_m=6.0)
+    DenseScores("instances", True, {1: {"all": counts}}).write(tmp_path / "dense_scores.json")
+    out = tmp_path / "metrics.json"
+    load_tool("evaluate").main(arguments_of(files, "--metrics", "dense", "--out", out))
+    metrics = json.loads(out.read_text())
+    assert (metrics["dense/mae_m_building"], metrics["dense/delta3_building"]) == (2, 1)
+    assert metrics["painted/mae_m_building"] == 0.5
+    with pytest.raises(InputError, match="scored against 'instances' heights, not 'ndsm'"):
+        load_tool("evaluate").main(arguments_of(files, "--metrics", "dense", "--height-labels", "ndsm"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--score-threshold", 50), r"score threshold 50.0: expected a number in \[0, 1\]"),
+        (("--height-labels", "dsm"), "Did you mean 'ndsm'"),
+    ],
+)
+def test_maps_that_cannot_be_scored_are_refused(files, load_tool, more, message):
+    with pytest.raises(InputError, match=message):
+        load_tool("evaluate").main(arguments_of(files, "--metrics", "dense", *more))

@@ -6,6 +6,7 @@ from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import DenseCounts, DenseScores
 from fusiondet.evaluation.instances import evaluate_instances
 from fusiondet.evaluation.regions import Region, in_the_clear, under_cloud
 from fusiondet.evaluation.resampling import (
@@ -18,6 +19,7 @@ from fusiondet.evaluation.resampling import (
     summarize,
     tile_scores,
 )
+from fusiondet.files import write_json
 from tests.tiny_city import write_raster
 
 import numpy as np
@@ -197,6 +199,49 @@ def test_the_best_limit_of_the_score_is_found_whatever_the_scale():
         scores = summarize(tile_scores(dataset, records))
         assert scores["pixel/best_f1"] == scores["match/best_f1"] == 1
     assert scores["pixel/f1"] == 0
+
+
+def test_the_map_of_instances_is_painted_from_half_on_and_counts_pixels_inside():
+    dataset = city(Building(LEFT, 6.0), Building(RIGHT, 9.0))
+    records = [found(LEFT, height_m=7.0), found(RIGHT, score=0.4, height_m=9.0)]
+    (whole,), (half,) = (tile_scores(dataset, records, region=r) for r in (None, left_half))
+    assert whole.dense == whole.painted and (whole.dense.tp, whole.dense.fn) == (100, 100)
+    assert (whole.dense.building_n, whole.dense.building_abs_m, whole.dense.tallest_m) == (200, 1000, 9)
+    assert (half.dense.tp, half.dense.fn, half.dense.building_abs_m, half.dense.tallest_m) == (100, 0, 100, 9)
+    scores = summarize([whole])
+    assert (scores["dense/recall"], scores["painted/delta1_building"]) == (0.5, 0.5)
+    everything = tile_scores(dataset, records, score_threshold=0.4)
+    assert summarize(everything)["dense/recall"] == 1 and summarize(everything)["match/recall"] == 0.5
+
+
+def test_instances_without_heights_have_footprints_alone():
+    records = [found(LEFT) | {"height_m": None, "height_p16_m": None, "height_p84_m": None}]
+    scores = summarize(tile_scores(city(Building(LEFT, 6.0)), records))
+    assert scores["dense/dice"] == 1 and scores["dense/mae_m_all"] is None
+    nothing = summarize(tile_scores(city(Building(LEFT, 6.0)), []))
+    assert nothing["dense/recall"] == 0 and nothing["dense/mae_m_building"] == 6
+
+
+def test_counts_of_dense_heads_lie_beside_the_predictions(tmp_path):
+    dataset, counts = city(Building(LEFT, 6.0)), DenseCounts(90, 10, 10, 2194, 100, 50.0, 25.0, 80, 90, 95)
+    write_json([found(LEFT)], tmp_path / "predictions.json")
+    DenseScores("auto", True, {1: {"all": counts}}).write(tmp_path / "dense_scores.json")
+    (one,) = tile_scores(dataset, tmp_path / "predictions.json")
+    assert one.dense == counts and one.painted.tp == 100
+    drawn = paired_bootstrap(tile_scores(dataset, [found(LEFT)]), [one], draws=5)
+    assert drawn["dense/dice"].difference == drawn["dense/dice"].low == pytest.approx(-0.1)
+    assert drawn["painted/dice"].difference == 0 and "dense/normalizer_m" not in drawn
+    with pytest.raises(InputError, match="no counts of image 1, left_half"):
+        tile_scores(dataset, tmp_path / "predictions.json", region=left_half)
+
+
+def test_a_network_without_instances_has_no_scores_of_them(tmp_path):
+    counts = DenseCounts(90, 10, 10, 2194, 100, 50.0, 25.0, 80, 90, 95)
+    write_json([], tmp_path / "predictions.json")
+    DenseScores("auto", False, {1: {"all": counts}}).write(tmp_path / "dense_scores.json")
+    scores = summarize(tile_scores(city(Building(LEFT, 6.0)), tmp_path / "predictions.json"))
+    assert scores["dense/delta1_building"] == 0.8
+    assert {v for k, v in scores.items() if not k.startswith("dense/")} == {None}
 
 
 def tile(image_id, hit, missed=0):

@@ -238,3 +238,15 @@ def test_real_tile_with_black_border(shared_data, tmp_path):
     shown = np.asarray(figure.axes[0].images[0].get_array())
     hatched = np.isin(shown, (190, 214)).all(axis=2) & (np.ptp(shown, axis=2) == 0)
     assert hatched[:300].mean() > 0.99 and hatched[450:].mean() < 0.02
+
+
+def test_tool_draws_delta1_of_the_tiles(tool, annotations, tmp_path, capsys):
+    predictions = tmp_path / "p.json"
+    predictions.write_text(json.dumps(RECORDS))
+    arguments = ["delta1", "--annotations", str(annotations), "--predictions", str(predictions)]
+    assert tool.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'delta1.png'}\n"
+    with Image.open(tmp_path / "delta1.png") as picture:
+        picture.load()
+    with pytest.raises(InputError, match="already exists"):
+        tool.main([*arguments, "--out", str(tmp_path)])
