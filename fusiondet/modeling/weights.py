@@ -113,8 +113,8 @@ class LoadReport:
     Attributes:
         loaded: model tensors taken as they are.
         stems: per stem, one line on how its bands were made.
-        reinitialised: tensors of another shape that follow classes, bands, or what a height head is shown, left at their
-            fresh initialisation.
+        reinitialised: tensors of another shape that follow classes, bands, or what a height head is shown; left
+            at their fresh initialisation.
         left_at_init: model tensors that the file does not have (heads, when it is a bare backbone).
         unused: tensors of the file that the model has no place for.
         notes: what a reader should know besides.

@@ -2,7 +2,8 @@
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.errors import InputError
-from fusiondet.modeling.meta_arch import SENSOR_FIELDS, sensor_rows
+from fusiondet.modeling.dense_heads import DenseMaps
+from fusiondet.modeling.meta_arch import SENSOR_FIELDS, dense_targets, sensor_rows
 
 import pytest
 import torch
@@ -218,3 +219,229 @@ def test_bfloat16_leaves_boxes_where_they_are(small_cfg):
         pooled = pooler([ramp], boxes)
     assert pooled.dtype == torch.float32
     assert pooled.item() == pytest.approx(206.0 - 0.5, abs=1e-3)
+
+
+# ---- Dense heads, tasks, tiles without labels ----
+
+INSTANCE_LOSSES = {"loss_mask", "loss_height", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+DENSE_LOSSES = {"loss_dense_height", "loss_footprint", "loss_reconstruction"}
+
+
+@pytest.fixture
+def dense_cfg(small_cfg):
+    small_cfg.MODEL.DENSE_HEADS.NAMES = ["Footprint", "DenseHeight", "Reconstruction"]
+    small_cfg.MODEL.DENSE_HEADS.DIM = 8
+    return small_cfg
+
+
+@pytest.fixture
+def make_tile(make_input):
+    """make_input with labels per pixel: buildings of 8 m."""
+
+    def make(n_buildings, **options):
+        x = make_input(n_buildings, **options)
+        x["footprint"] = x["instances"].gt_masks.tensor.any(0).float()
+        x["building_height_m"] = x["footprint"] * 8
+        return x
+
+    return make
+
+
+def built(cfg):
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def losses_with_seed(model, inputs):
+    """Losses in training, but for the norms, whose statistics would mix the tiles of a batch."""
+    model.train().backbone.eval()
+    torch.manual_seed(1)
+    return losses_of(model, inputs)
+
+
+class Saying(torch.nn.Module):
+    """Dense heads that say what they are told to."""
+
+    def __init__(self, **maps):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, features, image):
+        size = (len(image), 1, *image.shape[-2:])
+        return DenseMaps(**{name: x.expand(size).clone() for name, x in self.maps.items()})
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "gradnorm"])
+def test_every_parameter_of_a_joint_network_gets_a_finite_gradient(dense_cfg, make_tile, weighting):
+    dense_cfg.MODEL.TASK_WEIGHTING.NAME, dense_cfg.MODEL.TASK_ATTENTION = weighting, True
+    dense_cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR = True
+    model = built(dense_cfg)
+    losses = losses_of(model, [make_tile(3), make_tile(1) | {"labelled": False}, make_tile(0, side=64)])
+    extra = {"loss_task_uncertainty"} if weighting == "uncertainty" else set()
+    assert losses.keys() == INSTANCE_LOSSES | DENSE_LOSSES | extra
+    sum(losses.values()).backward()
+    assert_all_gradients_finite(model)
+
+
+def test_a_detector_has_the_weights_and_losses_it_has_without_dense_heads(dense_cfg, make_tile):
+    joint = built(dense_cfg)
+    dense_cfg.MODEL.DENSE_HEADS.NAMES = []
+    alone = built(dense_cfg)
+    ours, theirs = alone.state_dict(), joint.state_dict()
+    assert {name.split(".")[0] for name in ours} == {"backbone", "proposal_generator", "roi_heads"}
+    assert {name.split(".")[0] for name in theirs.keys() - ours.keys()} == {"dense_heads"}
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    tiles = [make_tile(3), make_tile(2, side=64)]
+    ours, theirs = losses_with_seed(alone, tiles), losses_with_seed(joint, tiles)
+    assert ours.keys() == INSTANCE_LOSSES
+    assert all(torch.equal(theirs[name], loss) for name, loss in ours.items())
+
+
+def test_untrained_attention_changes_nothing_and_a_trained_one_only_its_task(dense_cfg, make_tile):
+    plain = built(dense_cfg)
+    dense_cfg.MODEL.TASK_ATTENTION = True
+    model = built(dense_cfg)
+    before, same = losses_with_seed(plain, [make_tile(2)]), losses_with_seed(model, [make_tile(2)])
+    for name in INSTANCE_LOSSES:
+        torch.testing.assert_close(same[name], before[name])
+    assert set(model.attention.levels) == {"p2", "p3", "p4", "p5", "p6"}
+    for level in model.attention.levels.values():
+        torch.nn.init.constant_(level.excite.bias, 3.0)
+    after = losses_with_seed(model, [make_tile(2)])
+    assert all(torch.equal(after[name], same[name]) for name in DENSE_LOSSES)
+    assert not torch.equal(after["loss_rpn_cls"], same["loss_rpn_cls"])
+
+
+def test_a_tile_without_labels_trains_the_reconstruction_alone(dense_cfg, make_tile):
+    model, labelled, other = built(dense_cfg), make_tile(3), make_tile(2) | {"labelled": False}
+    alone, mixed = losses_with_seed(model, [labelled]), losses_with_seed(model, [labelled, other])
+    for name in (INSTANCE_LOSSES | DENSE_LOSSES) - {"loss_reconstruction"}:
+        torch.testing.assert_close(mixed[name], alone[name])
+    assert not torch.equal(mixed["loss_reconstruction"], alone["loss_reconstruction"])
+    bare = {key: other[key] for key in ("image", "labelled", "gsd_m")}
+    bare = losses_with_seed(model, [bare, labelled])
+    for name, loss in bare.items():
+        torch.testing.assert_close(loss, mixed[name])
+
+
+def test_a_batch_without_any_label_is_refused_where_instances_are_trained(dense_cfg, make_tile):
+    tile = make_tile(1) | {"labelled": False, "file_name": "a.tif"}
+    with pytest.raises(InputError, match=r"no tile of a batch has labels \(a.tif\)"):
+        losses_of(built(dense_cfg), [tile])
+
+
+def test_targets_are_unknown_in_the_padding_without_labels_and_where_nothing_is_told(make_tile):
+    tiles = [make_tile(1, side=4 * 8), make_tile(1) | {"labelled": False}, {"image": None}]
+    tiles[0]["building_height_m"][0, 0] = NAN
+    image = torch.zeros(3, 4, 96, 96)
+    targets = dense_targets(tiles, image)
+    known = ~targets.footprint.isnan()
+    assert known.shape == (3, 1, 96, 96) and known.sum() == 32 * 32 and known[0, 0, :32, :32].all()
+    assert (~targets.height_m.isnan()).sum() == 32 * 32 - 1
+    assert targets.height_m[0, 0, :32, :32].nan_to_num().unique().tolist() == [0, 8]
+    assert targets.image is image
+
+
+def test_what_was_dropped_is_to_be_reconstructed_and_what_never_was_is_not(dense_cfg, make_tile):
+    dense_cfg.MODEL.FUSION.OPTICAL_CHANNELS, dense_cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 3, 1.0
+    model = built(dense_cfg)
+    seen = {}
+    model.dense_heads.register_forward_pre_hook(lambda module, args: seen.update(image=args[1].clone()))
+    losses = model.dense_heads.losses
+    model.dense_heads.losses = lambda maps, targets: (
+        seen.update(target=targets.image) or losses(maps, targets)
+    )
+    tile = make_tile(1, side=80)
+    tile["image"][:, :10] = NAN
+    losses_of(model, [tile])
+    there = torch.zeros(96, 96, dtype=torch.bool)
+    there[10:80, :80] = True
+    assert seen["image"][0, 3].isnan().all() and torch.equal(~seen["image"][0, 0].isnan(), there)
+    sar = seen["target"][0, 3]
+    assert torch.equal(~sar.isnan(), there)
+    torch.testing.assert_close(sar[10:80, :80], (tile["image"][3, 10:] + 10) / 5)
+    model.eval().disabled = "sar"
+    assert model.preprocess_image([tile]).complete[0, 3].isnan().all(), "as if it never was"
+
+
+def test_maps_are_cut_from_the_padding_and_come_in_the_size_of_the_output(dense_cfg, make_tile):
+    model = built(dense_cfg).eval()
+    ramp_m, logits = torch.arange(96.0), torch.tensor(0.0)
+    model.dense_heads = Saying(height_m=ramp_m, footprint=logits)
+    tiles = [make_tile(1, side=64), make_tile(1) | {"height": 48, "width": 192}]
+    with torch.no_grad():
+        one, other = model(tiles)
+        raw = model.outputs(tiles, do_postprocess=False)
+        instances = model.inference(tiles, do_postprocess=False)
+    assert torch.equal(one["height_map_m"], ramp_m[:64].expand(64, 64)) and "instances" in one
+    assert one["height_map_m"].dtype == torch.float32
+    assert other["footprint_map"].shape == other["height_map_m"].shape == (48, 192)
+    # Pixels twice as narrow: their centres lie at 0.25, 0.75, ... of the old ones', those at the border as it is.
+    torch.testing.assert_close(other["height_map_m"][0, :4], torch.tensor([0, 0.25, 0.75, 1.25]))
+    assert (other["footprint_map"] == 0.5).all()
+    assert raw[1]["height_map_m"].shape == (96, 96) and raw[0]["instances"].pred_masks.shape[1:] == (
+        1,
+        28,
+        28,
+    )
+    assert [len(x) for x in instances] == [len(x["instances"]) for x in raw]
+
+
+def test_there_are_maps_of_those_heads_alone_that_there_are(dense_cfg, make_tile):
+    dense_cfg.MODEL.DENSE_HEADS.NAMES = ["Footprint", "Reconstruction"]
+    model = built(dense_cfg).eval()
+    with torch.no_grad():
+        (output,) = model([make_tile(1)])
+    assert output.keys() == {"instances", "footprint_map"}
+
+
+def test_dense_heads_alone(dense_cfg, make_tile):
+    dense_cfg.MODEL.META_ARCHITECTURE = "FusionDense"
+    dense_cfg.MODEL.MASK_ON = dense_cfg.MODEL.HEIGHT_ON = False
+    dense_cfg.MODEL.TASK_ATTENTION, dense_cfg.MODEL.TASK_WEIGHTING.NAME = True, "uncertainty"
+    model = built(dense_cfg)
+    losses = losses_of(model, [make_tile(2), make_tile(1) | {"labelled": False}])
+    assert losses.keys() == DENSE_LOSSES | {"loss_task_uncertainty"}
+    sum(losses.values()).backward()
+    # Nothing reads the coarsest level, which has no weights of its own.
+    assert_all_gradients_finite(model)
+    assert losses_of(model, [make_tile(2) | {"labelled": False}])["loss_footprint"].item() == 0
+    model.eval()
+    with torch.no_grad():
+        one, other = model([make_tile(2), make_tile(0, side=64)])
+    assert one.keys() == {"height_map_m", "footprint_map"} and one["height_map_m"].shape == (96, 96)
+    assert other["footprint_map"].shape == (64, 64) and (one["height_map_m"] >= 0).all()
+    assert model.interval_width is None
+
+
+def test_dense_heads_alone_need_one(dense_cfg):
+    dense_cfg.MODEL.META_ARCHITECTURE, dense_cfg.MODEL.DENSE_HEADS.NAMES = "FusionDense", []
+    with pytest.raises(InputError, match="MODEL.DENSE_HEADS.NAMES is empty"):
+        build_model(dense_cfg)
+
+
+def test_the_height_head_hears_the_dense_head_and_does_not_teach_it(dense_cfg, make_tile):
+    dense_cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR = True
+    model = built(dense_cfg)
+    losses_of(model, [make_tile(3)])["loss_height"].backward()
+    assert model.roi_heads.height_head.convs[0].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.dense_heads.parameters())
+    model.eval()
+    heads, told = model.dense_heads, []
+    for metres in (0.0, 30.0):
+        model.dense_heads = Saying(height_m=torch.tensor(metres))
+        told.append(model.heights_on_truth([make_tile(2)])[0].pred_heights)
+    assert not torch.allclose(*told)
+    model.dense_heads = heads
+    with torch.no_grad():
+        assert torch.isfinite(model([make_tile(2)])[0]["instances"].pred_heights).all()
+
+
+def test_a_joint_network_trains_in_bfloat16(dense_cfg, make_tile):
+    dense_cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR = dense_cfg.MODEL.TASK_ATTENTION = True
+    dense_cfg.MODEL.TASK_WEIGHTING.NAME = "gradnorm"
+    model = built(dense_cfg)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model, [make_tile(2, side=64), make_tile(1, side=64) | {"labelled": False}])
+    sum(losses.values()).backward()
+    assert_all_gradients_finite(model)
