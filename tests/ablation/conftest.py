@@ -1,5 +1,7 @@
 """An ablation small enough for a test: two networks of a few thousand weights, two steps, four tiles."""
 
+import re
+
 from tests.tiny_city import tiny_config, write_split
 
 import pytest
@@ -53,7 +55,7 @@ def write_spec(place):
         values |= {"train": [names["train"]], "val": [names["val"]], **keys}
         text = "".join(f"{key}: {value}\n" for key, value in values.items() if value is not None)
         text += f"rows:{rows}\nconditions:{conditions}\n"
-        (place / name).write_text(text.replace("TEST", names["test"]))
+        (place / name).write_text(re.sub(r"TEST(?!\.)", names["test"], text))
         return place / name
 
     return write

@@ -139,6 +139,50 @@ def test_killed_after_the_first_row_it_goes_on_and_ends_the_same(finished, write
     assert scores(out) == scores(finished[1])
 
 
+def test_networks_with_and_without_instances_meet_in_one_table(write_spec, place):
+    rows = """
+  early: {}
+  dense:
+    label: Maps alone
+    overrides:
+      MODEL.META_ARCHITECTURE: FusionDense
+      MODEL.MASK_ON: False
+      MODEL.HEIGHT_ON: False
+      MODEL.DENSE_HEADS.NAMES: [Footprint, DenseHeight]
+      MODEL.DENSE_HEADS.DIM: 8
+      TEST.BEST_METRIC: dense/mae_m_all
+"""
+    claim = "{metric: %s, from: [early, clear], to: [dense, clear]}"
+    maps = ("dense/dice", "dense/mae_m_building")
+    keys = {"metrics": f"[segm/AP50, {', '.join(maps)}]", "name": "maps.yaml"}
+    keys["claims"] = f"[{', '.join(claim % metric for metric in ('segm/AP50', *maps))}]"
+    run_ablation(read_spec(write_spec(rows, "\n  clear: {dataset: TEST}", **keys)), place / "maps")
+    found, folder = read_json(place / "maps" / "results.json"), place / "maps" / "runs" / "dense" / "seed1"
+    means = {(line["row"], line["metric"]): line["mean"] for line in found["table"]}
+    assert means["early", "segm/AP50"] is not None and means["dense", "segm/AP50"] is None
+    own = read_json(folder / "clear" / "metrics.json")
+    for metric in maps:
+        # An untrained detector may have nothing to paint; a map says something everywhere.
+        assert means["dense", metric] == pytest.approx(own[metric])
+    assert [c["verdict"] for c in found["claims"]][0] == "missing"
+    assert own["dense/mae_m_building"] > 0 and "segm/AP50" not in own
+    assert (
+        read_json(folder / "trained.json")["metric"]
+        == found["rows"]["dense"]["best_metric"]
+        == "dense/mae_m_all"
+    )
+    assert {"early", "dense"} == found["costs"]["rows"].keys() and found["missing"] == []
+    assert "| Maps alone | – | " in (place / "maps" / "results.md").read_text()
+
+
+def test_scores_that_came_later_are_computed_anew(finished, monkeypatch, place):
+    spec, out = finished
+    plan = runs.plan(spec, out)
+    assert not any(run.parts_left() for run in plan)
+    monkeypatch.setattr(runs, "SUMMARY_KEYS", (*runs.SUMMARY_KEYS, "dense/new"))
+    assert {part for run in plan for part in run.parts_left()} == {"clear", "no_sar"}
+
+
 def test_changed_configs_are_refused_and_nothing_is_touched(finished, write_spec):
     _, out = finished
     before = times(out)

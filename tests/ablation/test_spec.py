@@ -1,9 +1,13 @@
 """The specification: what a file means, and that a wrong one is refused in one line that names it."""
 
+import math
+
 from fusiondet.ablation import read_spec
+from fusiondet.config import flat, safe_yaml
+from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
-from tests.ablation.conftest import CONDITIONS, ROWS
-from tests.tiny_city import ROOT
+from tests.ablation.conftest import CONDITIONS, NARROW, ROWS
+from tests.tiny_city import ROOT, tiny_config, write_split
 
 import pytest
 
@@ -48,6 +52,61 @@ def test_the_one_that_comes_along_has_every_strategy():
         "sar_shift_3px",
     }
     assert {"no_sar", "no_optical", "sar_shift_3px"} < set(spec.columns) and len(spec.claims) > 8
+
+
+JOINT = ROOT / "configs" / "ablation" / "joint.yaml"
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return read_spec(JOINT)
+
+
+# A network of each kind; the others differ from these in what their own tests cover.
+QUICK = ("dense_both", "joint_gradnorm", "joint_prior", "painted_10")
+
+
+def test_joint_has_each_task_alone_every_weighting_and_every_help(joint):
+    configs = {name: joint.config(row, 1) for name, row in joint.rows.items()}
+    models = [cfg.MODEL for cfg in configs.values()]
+    assert configs["detector"].MODEL.DENSE_HEADS.NAMES == []
+    assert {tuple(m.DENSE_HEADS.NAMES) for m in models if m.META_ARCHITECTURE == "FusionDense"} == {
+        ("DenseHeight",),
+        ("Footprint", "DenseHeight"),
+    }
+    assert {m.TASK_WEIGHTING.NAME for m in models} == {"fixed", "uncertainty", "gradnorm"}
+    for switch in ("HEIGHT.REFINE", "HEIGHT.FROM_FOOTPRINT", "SHARED_STEPS", "SKIPS", "UPSAMPLE"):
+        assert len({str(flat(m.DENSE_HEADS)[switch]) for m in models}) == 2, switch
+    assert any(m.ROI_HEIGHT_HEAD.DENSE_PRIOR for m in models) and any(m.TASK_ATTENTION for m in models)
+    shares = {(c.DATASETS.LABEL_SHARE, tuple(c.MODEL.DENSE_HEADS.NAMES)) for c in configs.values()}
+    assert {(share, heads) for share in (0.1, 0.3, 1.0) for heads in ((), ("Reconstruction",))} <= shares
+    tiles = joint.data["abltest"]
+    assert int(tiles[-1].removeprefix("test=")) >= 200 and len(joint.claims) > 20
+    # One protocol: what fusion.yaml compares can be read beside it.
+    fusion = read_spec(ROOT / "configs" / "ablation" / "fusion.yaml")
+    assert {name: fusion.data[name] for name in joint.data} == joint.data
+    early, detector = fusion.config(fusion.rows["early"], 1), configs["detector"]
+    detector.SOLVER.MAX_ITER = early.SOLVER.MAX_ITER
+    assert early == detector
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(row, marks=() if row in QUICK else pytest.mark.slow)
+        for row in safe_yaml(JOINT.read_text("utf-8"), "")["rows"]
+    ],
+)
+def test_rows_of_joint_take_two_steps(joint, name, tmp_path):
+    words = (*joint.rows[name].overrides, "MODEL.DENSE_HEADS.DIM", 8, "SOLVER.MAX_ITER", 2)
+    write_split(tmp_path)
+    cfg = tiny_config(tmp_path, *NARROW, *words, test="")
+    complete_config(cfg)
+    trainer = FusionTrainer(cfg)
+    trainer.train()
+    losses = {k: v for k, (v, _) in trainer.storage.latest().items() if k.startswith("loss_")}
+    assert len(losses) >= len(cfg.MODEL.DENSE_HEADS.NAMES) and all(math.isfinite(v) for v in losses.values())
+    assert ("loss_mask" in losses) == (cfg.MODEL.META_ARCHITECTURE == "FusionRCNN")
 
 
 def claim(**keys):
