@@ -1,5 +1,6 @@
 """Between steps, besides Detectron2's own hooks: weigh tasks, calibrate intervals, keep the best checkpoint, draw."""
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -169,7 +170,8 @@ class BestCheckpoint(HookBase):
 class PredictionPanel(HookBase):
     """Every `period` steps, a picture of the latest batch's first tile in TensorBoard, whatever its bands.
 
-    Optical and SAR panel, true outlines coloured by height, predicted ones, and which of them match.
+    "predictions": optical and SAR panel, true outlines coloured by height, predicted ones, and which of them match.
+    "height_maps", where there are dense heads: true and predicted height per pixel, errors, and predicted footprints.
     """
 
     def __init__(self, period: int, bands: BandSpec):
@@ -179,13 +181,14 @@ class PredictionPanel(HookBase):
     def after_step(self) -> None:
         """Draw when it is time."""
         if (self.trainer.iter + 1) % self.period == 0 and self.trainer._trainer.last_batch:
-            picture = self.draw(self.trainer._trainer.last_batch[0])
-            self.trainer.storage.put_image("predictions", picture)
+            batch = self.trainer._trainer.last_batch
+            labelled = [x for x in batch if x.get("labelled", True)] or batch
+            for name, picture in self.draw(labelled[0]).items():
+                self.trainer.storage.put_image(name, picture)
 
-    def draw(self, inputs: dict) -> torch.Tensor:
-        """(3, H, W) uint8 picture of one input of the model with what it predicts now."""
+    def draw(self, inputs: dict) -> dict[str, torch.Tensor]:
+        """Name -> (3, H, W) uint8 pictures of one input of the model with what it predicts now."""
         from fusiondet import visualization as vis
-        from fusiondet.evaluators import prediction_records
 
         model = getattr(self.trainer.model, "module", self.trainer.model)
         model.eval()
@@ -194,16 +197,38 @@ class PredictionPanel(HookBase):
                 output = model([inputs])[0]
         finally:
             model.train()
-        records = prediction_records(inputs, output["instances"].to("cpu"))
-        tile = _tile_of(inputs)
-        predictions = [vis.building_from_prediction(r, tile.height, tile.width) for r in records]
-        kept = [i for i, building in enumerate(predictions) if building is not None]
-        predictions, records = [predictions[i] for i in kept], [records[i] for i in kept]
-        view = vis.TileView(
-            tile, inputs["image"].cpu().numpy(), self.bands, predictions, vis.match_tile(tile, records)
-        )
-        picture = vis.figure_array(vis.tile_figure(view))
-        return torch.from_numpy(picture[..., :3].copy()).permute(2, 0, 1)
+        view = vis.TileView(_tile_of(inputs), inputs["image"].cpu().numpy(), self.bands)
+        views = {
+            "predictions": _with_instances(view, inputs, output),
+            "height_maps": _with_maps(view, inputs, output),
+        }
+        pictures = {k: vis.figure_array(vis.tile_figure(v)) for k, v in views.items() if v}
+        return {name: torch.from_numpy(p).permute(2, 0, 1) for name, p in pictures.items()}
+
+
+def _with_instances(view, inputs: dict, output: dict):
+    """`view` with the buildings that the network found, and which of them match; None for one that finds none."""
+    from fusiondet import visualization as vis
+    from fusiondet.evaluators import prediction_records
+
+    if "instances" not in output:
+        return None
+    tile, records = view.tile, prediction_records(inputs, output["instances"].to("cpu"))
+    predictions = [vis.building_from_prediction(r, tile.height, tile.width) for r in records]
+    kept = [i for i, building in enumerate(predictions) if building is not None]
+    matches = vis.match_tile(tile, [records[i] for i in kept])
+    return dataclasses.replace(view, predictions=[predictions[i] for i in kept], matches=matches)
+
+
+def _with_maps(view, inputs: dict, output: dict):
+    """`view` with the maps that the network predicts, and the true one where it was read; None without any."""
+    unseen = torch.isnan(inputs["image"]).all(dim=0).cpu()
+    maps = {n: output[n].float().cpu() for n in ("height_map_m", "footprint_map") if n in output}
+    maps = {name: m.masked_fill(unseen, math.nan).numpy() for name, m in maps.items()}
+    truth_m = inputs.get("building_height_m")
+    if "height_map_m" in maps and truth_m is not None:
+        maps["truth_map_m"] = torch.as_tensor(truth_m).numpy()
+    return dataclasses.replace(view, **maps) if maps else None
 
 
 def _tile_of(inputs: dict) -> Tile:

@@ -188,3 +188,69 @@ def test_the_scale_bar_has_a_round_length():
     ax = tile_figure(view(size=(64, 128))).axes[0]
     (left, right), label = ax.lines[0].get_xdata(), ax.texts[0].get_text()
     assert label == "20 m" and right - left == pytest.approx(40)
+
+
+# ---- Maps ----
+
+
+def maps(size=(32, 48)):
+    """True heights with one building of 20 m and an unknown corner, predicted ones of 12 m there, 0.4 m elsewhere."""
+    truth_m, predicted_m = np.zeros(size, np.float32), np.full(size, 0.4, np.float32)
+    truth_m[8:20, 8:20], predicted_m[8:20, 8:20] = 20, 12
+    truth_m[:4, :4] = np.nan
+    return {"truth_map_m": truth_m, "height_map_m": predicted_m}
+
+
+def shown(figure, heading):
+    """The picture (H, W, 3) under `heading`."""
+    (ax,) = (ax for ax in figure.axes if ax.get_title() == heading)
+    return np.asarray(ax.images[0].get_array())
+
+
+TRUE, PREDICTED, ERROR = "true height", "predicted height", "error, predicted − true height"
+FOOTPRINT = "footprint probability, black 0 to white 1"
+
+
+def test_maps_take_the_place_of_outlines_under_one_scale_in_metres():
+    figure = tile_figure(view(buildings=[Building(box(8, 8, 20, 20), 20.0)], **maps()))
+    assert headings(figure) == ["optical", "SAR VV (dB)", TRUE, PREDICTED, ERROR]
+    assert colourbars(figure) == ["height above ground (m)", "predicted − true height (m)"]
+    assert keys(figure) == ["no data, or unknown"]
+    assert not any(ax.collections for ax in figure.axes[:5]), "no outlines"
+    swapped = maps()
+    swapped["height_map_m"], swapped["truth_map_m"][:] = swapped["truth_map_m"].copy(), 12
+    other = tile_figure(view(**swapped))
+    np.testing.assert_array_equal(shown(figure, TRUE)[10, 10], shown(other, PREDICTED)[10, 10])
+
+
+def test_unknown_pixels_are_hatched_and_the_ground_is_dark():
+    figure = tile_figure(view(**maps()))
+    truth, error = shown(figure, TRUE), shown(figure, ERROR)
+    for picture in (truth, error):
+        assert set(np.unique(picture[:4, :4])) == {190, 214}
+    assert truth[30, 30].max() < 30 < 60 < truth[10, 10].max()
+    red, _, blue = error[10, 10].astype(int)
+    assert blue > red, "8 m too low is blue"
+    assert error[30, 30].min() > 230, "0.4 m is next to nothing"
+
+
+def test_a_footprint_map_alone_stands_beside_the_outlines():
+    footprint = np.linspace(0, 1, 32 * 48).reshape(32, 48)
+    figure = tile_figure(view(buildings=[Building(box(4, 4, 20, 20), 8.0)], footprint_map=footprint))
+    assert headings(figure)[2:] == ["buildings, height in m", FOOTPRINT]
+    assert shown(figure, FOOTPRINT)[0, 0].tolist() == [0, 0, 0]
+    assert shown(figure, FOOTPRINT)[-1, -1].tolist() == [255, 255, 255]
+
+
+def test_a_tile_without_maps_among_others_is_hatched():
+    figure = overview_figure([view(**maps()), view()])
+    pictures = [ax.images[0].get_array() for ax in figure.axes if ax.get_title() == PREDICTED]
+    assert [set(np.unique(p)) == {190, 214} for p in pictures] == [False, True]
+
+
+def test_maps_of_bare_ground_or_of_nothing_still_draw():
+    ground = np.zeros((32, 48))
+    figure = tile_figure(view(truth_map_m=ground, height_map_m=ground))
+    assert colourbars(figure) == ["predicted − true height (m)"] and figure_array(figure).ndim == 3
+    figure = tile_figure(view(height_map_m=np.full((32, 48), np.nan)))
+    assert headings(figure)[2:] == ["buildings", PREDICTED] and keys(figure) == ["no data, or unknown"]
