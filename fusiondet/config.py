@@ -351,10 +351,11 @@ def check_values(cfg: CN) -> None:
             lambda v: min(v.values()) >= 0 and sum(v.values()) <= 1,
             "probabilities of 0 or more that add up to 1 at most",
         ),
+        (("MODEL.TASK_WEIGHTING.RATE",), lambda v: 0 < v <= 1, "above 0 and 1 at most"),
         (
-            ("DATASETS.LABEL_SHARE", "MODEL.TASK_WEIGHTING.RATE"),
+            ("DATASETS.LABEL_SHARE",),
             lambda v: 0 < v <= 1,
-            "above 0 and 1 at most",
+            "above 0, as buildings are learned from labels alone, and 1 at most; 0.1: a tenth of the tiles",
         ),
         (("MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT",), lambda v: 0 <= v < 1, "at least 0 and below 1"),
         (("MODEL.RESNETS.DEPTH",), lambda v: v in _DEPTHS, f"one of {_DEPTHS}"),

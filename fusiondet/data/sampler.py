@@ -142,18 +142,10 @@ class FewLabelsSampler(TrainingSampler):
 
 
 def choose_labelled(count: int, share: float, seed: int) -> np.ndarray:
-    """(count,) bool: which tiles keep their labels, at least one.
+    """(count,) bool: which tiles keep their labels, a `share` in (0, 1] of them and at least one.
 
     Drawn by `seed` alone, and nested: the tiles of a smaller share are among those of a larger one.
-
-    Raises:
-        InputError: the share is not above 0, or above 1.
     """
-    if not 0 < share <= 1:
-        raise InputError(
-            f"DATASETS.LABEL_SHARE is {share:g}, expected above 0 (without any label nothing can be learned of "
-            "buildings) and at most 1."
-        )
     chosen = np.zeros(count, bool)
     # Its own stream beside those of the samplers, 0 and 1.
     order = np.random.default_rng((seed, 0, 2)).permutation(count)

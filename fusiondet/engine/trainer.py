@@ -72,8 +72,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
 
     Raises:
         InputError: an unknown data set; a modality or band that a data set does not have; data sets that disagree;
-            heights per pixel to be learned, and none or no heights there (see `check_height_labels`); a share of
-            labelled tiles that is none.
+            heights per pixel to be learned, and none or no heights there (see `check_height_labels`).
     """
     train, test, bands = settle_data(cfg, stored)
     if cfg.SEED < 0:
@@ -223,7 +222,7 @@ def training_records(cfg: CfgNode) -> list[dict]:
     """Records of all tiles of DATASETS.TRAIN; those that are not labelled have `labelled` False and no annotations.
 
     Raises:
-        InputError: an unknown data set, or a DATASETS.LABEL_SHARE that is none.
+        InputError: an unknown data set.
     """
     records = [r for name in cfg.DATASETS.TRAIN for r in catalog.records(catalog.load_split(name))]
     labelled = _labelled(cfg, len(records))

@@ -118,12 +118,6 @@ def test_the_labelled_tiles_follow_from_the_seed_and_are_nested():
     assert (more != choose_labelled(20, 0.3, seed=4)).any()
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
-def test_a_share_that_leaves_no_label_or_is_none_is_an_input_error(share):
-    with pytest.raises(InputError, match=r"LABEL_SHARE is .*expected above 0"):
-        choose_labelled(20, share, seed=0)
-
-
 LABELLED = np.arange(10) % 3 == 0  # 4 of 10
 
 

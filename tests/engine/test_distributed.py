@@ -5,6 +5,7 @@ import json
 import fusiondet.compat  # noqa: F401
 from fusiondet.compat import launch
 from fusiondet.data import catalog
+from fusiondet.engine.hooks import WeighTasks
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
 from tests.tiny_city import tiny_config, write_split
@@ -29,11 +30,38 @@ def _both(cfg, folder):
         "seen": [x["file_name"] for x in trainer._trainer.last_batch],
         "consumed": trainer.sampler.consumed,
         "error": _error_of_a_bad_tile(cfg),
+        **_joint(folder),
     }
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(state))
     dist.barrier()
     if dist.get_rank() == 1:
         raise InputError("tile.tif: damaged.\nCopy it again.")
+
+
+def _joint(folder) -> dict:
+    """Two steps with weighted tasks, of one tile with labels and one without in each process."""
+    trainer = FusionTrainer(joint_config(folder))
+    trainer.resume_or_load(False)
+    trainer.train()
+    (hook,) = [hook for hook in trainer._hooks if isinstance(hook, WeighTasks)]
+    return {
+        "weights": [float(w) for w in hook.weighting.task_weights],
+        "first_losses": [float(x) for x in hook.weighting.first_losses],
+        "joint_parameters": [float(p.detach().double().sum()) for p in trainer.model.parameters()],
+        "labelled": [x.get("labelled", True) for x in trainer._trainer.last_batch],
+        "joint_consumed": trainer.sampler.consumed,
+    }
+
+
+def joint_config(root):
+    return config(
+        root,
+        *("MODEL.DENSE_HEADS.NAMES", "['Footprint', 'Reconstruction']", "MODEL.DENSE_HEADS.DIM", "8"),
+        *("MODEL.TASK_WEIGHTING.NAME", "gradnorm", "DATASETS.LABEL_SHARE", "0.7"),
+        *("DATALOADER.UNLABELLED_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(root / "joint")),
+        train="few",
+        test="",
+    )
 
 
 def _error_of_a_bad_tile(cfg) -> str:
@@ -65,6 +93,7 @@ def ranks(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     write_split(root, "train", (3, 0))
     write_split(root, "val", (2, 0, 1), seed=5)
+    write_split(root, "few", (1, 3, 2), seed=7)
     with pytest.raises(InputError) as refused:  # as the process raised it, not as a failure of a process
         launch(_both, 2, args=(config(root), root), device="cpu")
     assert str(refused.value) == "tile.tif: damaged.\nCopy it again."
@@ -90,6 +119,18 @@ def test_a_loss_that_is_not_finite_stops_all_and_names_the_image(ranks):
     for rank in ranks:
         assert "not finite at iteration 0: losses [{'loss_mask': nan}]" in rank["error"]
         assert "train_1_rgb.tif" in rank["error"] and "train_0_rgb.tif" not in rank["error"]
+
+
+def test_tasks_have_the_same_weights_in_all_processes(ranks):
+    first, second = ranks
+    assert first["weights"] == second["weights"] and len({*first["weights"]}) == 4
+    assert sum(first["weights"]) == pytest.approx(4) and first["first_losses"] == second["first_losses"]
+    assert first["joint_parameters"] == second["joint_parameters"]
+
+
+def test_every_process_has_tiles_of_either_kind(ranks):
+    for rank in ranks:
+        assert rank["labelled"] == [True, False] and rank["joint_consumed"] == 2 * 4
 
 
 def test_a_batch_that_does_not_divide_is_an_input_error(tmp_path, monkeypatch):

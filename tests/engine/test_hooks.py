@@ -6,11 +6,19 @@ from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
-from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel, calibrate_heights
+from fusiondet.engine.hooks import (
+    BestCheckpoint,
+    CalibrateHeights,
+    PredictionPanel,
+    WeighTasks,
+    calibrate_heights,
+)
+from fusiondet.modeling.task_weighting import GradNormWeighting
 from tests.tiny_city import write_split
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from shapely.geometry import box
 from torch import nn
 
@@ -54,6 +62,32 @@ def test_an_error_in_metres_is_better_when_smaller(tmp_path):
     for iteration, value, kept in [(1, 3.0, 3.0), (2, 2.0, 2.0), (3, 2.5, 2.0)]:
         evaluated(hook, iteration, {"height": {"mae_m": value}})
         assert stored(tmp_path) == kept
+
+
+@pytest.mark.parametrize("metric", ["mae_m_building", "rmse_m_all", "mse_m2_all", "mae_norm_building"])
+def test_an_error_of_maps_is_better_when_smaller(tmp_path, metric):
+    hook = best_hook(tmp_path, f"dense/{metric}")
+    for iteration, value, kept in [(1, 3.0, 3.0), (2, 2.0, 2.0), (3, 2.5, 2.0)]:
+        evaluated(hook, iteration, {"dense": {metric: value}})
+        assert stored(tmp_path) == kept
+
+
+def test_tasks_are_weighed_once_per_step_and_logged():
+    weighting = GradNormWeighting(["instances", "footprint"], alpha=0.0, rate=1.0)
+    hook = WeighTasks(weighting)
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(storage=storage)
+        for _ in range(2):  # micro-batches
+            x = torch.ones(1, 1, 1, 1, requires_grad=True)
+            weighting({"loss_mask": x.sum(), "loss_footprint": 3 * x.sum()}, [x])
+        hook.after_step()
+        hook.after_step()  # nothing was seen since
+        logged = {key: value for key, (value, _) in storage.latest().items()}
+    assert logged == {
+        **{"task_weight/instances": 1, "task_weight/footprint": 1},
+        **{"task_loss/instances": 1, "task_loss/footprint": 3},
+    }
+    assert weighting.task_weights.tolist() == pytest.approx([1.5, 0.5])
 
 
 @pytest.mark.parametrize("results", [{"segm": {"AP50": 5.0}}, {"joint": {"AP50": math.nan}}, {}])

@@ -1,5 +1,8 @@
 import copy
+import itertools
+import json
 import math
+import statistics
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, SensorGeometry, Tile
@@ -10,6 +13,7 @@ from fusiondet.engine.checkpoint import load_model, network_differences, read_ch
 from fusiondet.engine.trainer import FusionTrainer, StepTrainer, complete_config, context_m
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
+from fusiondet.modeling.task_weighting import UncertaintyWeighting
 from tests.tiny_city import BANDS, courtyard, tiny_config, write_split, write_tiles
 
 import pytest
@@ -222,6 +226,92 @@ def test_the_context_reaches_as_far_as_shadow_and_layover():
     assert context_m([tile], ["sar"]) == 100
 
 
+# ---- few labels ----
+
+PAINTED = ("MODEL.DENSE_HEADS.NAMES", "['Reconstruction']", "MODEL.DENSE_HEADS.DIM", "8")
+
+
+@pytest.fixture
+def ten_tiles(tmp_path):
+    write_split(tmp_path, "train", (1, 2, 1, 0, 2, 1, 1, 2, 0, 1))
+    return tmp_path
+
+
+def few(root, share, *overrides):
+    return complete(root, "DATASETS.LABEL_SHARE", str(share), *overrides, test="")
+
+
+def labelled_ids(cfg):
+    return {r["image_id"] for r in engine.training_records(cfg) if r.get("labelled", True)}
+
+
+def test_tiles_without_labels_show_no_building(ten_tiles, caplog):
+    caplog.set_level("INFO")
+    records = engine.training_records(few(ten_tiles, 0.3))
+    assert len(records) == 10 and "3 of 10 training tiles are labelled" in caplog.text
+    assert [r["annotations"] for r in records if "labelled" in r] == [[]] * 7
+    everything = engine.training_records(few(ten_tiles, 1.0))
+    assert not any("labelled" in r for r in everything)
+    assert [r for r in records if "labelled" not in r] == [
+        r for r in everything if r["image_id"] in {x["image_id"] for x in records if "labelled" not in x}
+    ]
+
+
+def test_the_seed_alone_chooses_and_smaller_shares_are_within_larger_ones(ten_tiles):
+    chosen = labelled_ids(few(ten_tiles, 0.3))
+    assert chosen == labelled_ids(few(ten_tiles, 0.3, *PAINTED, "MODEL.HEIGHT_ON", "False"))
+    assert len(labelled_ids(few(ten_tiles, 0.1))) == 1 and labelled_ids(few(ten_tiles, 0.1)) < chosen
+    assert len({frozenset(labelled_ids(few(ten_tiles, 0.3, "SEED", str(seed)))) for seed in range(5)}) > 1
+
+
+def test_empty_tiles_are_filtered_among_labelled_ones_alone(ten_tiles):
+    """Whether a tile without labels is empty, nobody knows."""
+    filtered = engine.training_records(few(ten_tiles, 0.9, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"))
+    assert all(r["annotations"] for r in filtered if r.get("labelled", True))
+    assert sum("labelled" in r for r in filtered) == 1 and len(filtered) in (8, 9)
+
+
+def test_statistics_of_bands_come_from_all_tiles_and_of_heights_from_labelled_ones(ten_tiles):
+    all_labels, cfg = few(ten_tiles, 1.0), few(ten_tiles, 0.3)
+    assert cfg.MODEL.PIXEL_MEAN == all_labels.MODEL.PIXEL_MEAN
+    tiles = engine.catalog.load_split(cfg.DATASETS.TRAIN[0]).tiles
+    chosen = labelled_ids(cfg)
+    heights_m = [b.height_m for tile in tiles if tile.id in chosen for b in tile.buildings]
+    assert cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M == pytest.approx(statistics.median(heights_m), abs=1e-3)
+    assert cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M != all_labels.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M
+
+
+def test_a_batch_has_as_many_tiles_of_either_kind_as_the_config_says(ten_tiles):
+    cfg = few(ten_tiles, 0.3, *PAINTED, "DATALOADER.UNLABELLED_PER_BATCH", "3", "DATALOADER.NUM_WORKERS", "0")
+    loader = FusionTrainer.build_train_loader(cfg)
+    batches = list(itertools.islice(loader, 3))
+    assert [[x.get("labelled", True) for x in batch] for batch in batches] == [[True] * 2 + [False] * 3] * 3
+    assert not any(len(x["instances"]) for batch in batches for x in batch[2:])
+    assert {x["image_id"] for batch in batches for x in batch[:2]} == labelled_ids(cfg)
+
+
+def test_batches_of_labelled_tiles_alone_when_no_other_is_asked_for(ten_tiles):
+    cfg = few(ten_tiles, 0.3, "DATALOADER.NUM_WORKERS", "0")
+    batches = itertools.islice(FusionTrainer.build_train_loader(cfg), 3)
+    assert {x["image_id"] for batch in batches for x in batch} == labelled_ids(cfg)
+
+
+def test_unlabelled_tiles_are_asked_for_and_there_is_none(ten_tiles, monkeypatch):
+    cfg = few(ten_tiles, 1.0, *PAINTED, "DATALOADER.UNLABELLED_PER_BATCH", "2")
+    with pytest.raises(InputError, match=r"each of the 10 training tiles is labelled.*LABEL_SHARE below 1"):
+        FusionTrainer.build_train_loader(cfg)
+    cfg.DATASETS.LABEL_SHARE, cfg.DATALOADER.UNLABELLED_PER_BATCH = 0.3, 3
+    monkeypatch.setattr("fusiondet.engine.trainer.comm.get_world_size", lambda: 2)
+    with pytest.raises(InputError, match="UNLABELLED_PER_BATCH is 3, expected a multiple of the 2 processes"):
+        FusionTrainer.build_train_loader(cfg)
+
+
+@pytest.mark.parametrize("share", ["0.0", "-0.5", "1.5"])
+def test_no_label_at_all_is_an_error(ten_tiles, share):
+    with pytest.raises(InputError, match="LABEL_SHARE is .*above 0, as buildings are learned from labels"):
+        few(ten_tiles, share)
+
+
 # ---- one step ----
 
 
@@ -337,6 +427,63 @@ def test_normalisation_does_not_decay_and_groups_are_few(root, name, kind):
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
 
 
+def test_learned_scales_of_tasks_do_not_decay_and_have_a_pace_of_their_own(root):
+    cfg = tiny_config(root, "SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.BASE_LR", "0.5")
+    weighting = UncertaintyWeighting(["instances", "footprint"])
+    optimizer = FusionTrainer.build_optimizer(cfg, nn.Sequential(nn.Linear(1, 1), weighting))
+    (group,) = [g for g in optimizer.param_groups if any(p is weighting.task_log_scales for p in g["params"])]
+    assert (len(group["params"]), group["weight_decay"], group["lr"]) == (1, 0, 0.01)
+
+
+STREAMS = ("SOLVER.BASE_LR", "0.5", "SOLVER.OPTICAL_LR_FACTOR", "2.0", "SOLVER.SAR_LR_FACTOR", "0.5")
+INTERMEDIATE = ("MODEL.BACKBONE.NAME", "build_intermediate_fusion_resnet_fpn_backbone")
+
+
+def rates(root, *overrides):
+    """{name of a parameter: learning rate} of a network."""
+    cfg = complete(root, *STREAMS, *overrides, test="")
+    model = FusionTrainer.build_model(cfg)
+    optimizer = FusionTrainer.build_optimizer(cfg, model)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {*rate.values()} <= {1.0, 0.5, 0.25} and len(optimizer.param_groups) <= 6
+    return {name: rate[id(p)] for name, p in model.named_parameters()}
+
+
+def test_each_stream_learns_at_its_own_rate(root):
+    exchange = ("MODEL.FUSION.EXCHANGE.res4", "MMTM", "MODEL.FUSION.MODALITY_DROPOUT.sar", "0.1")
+    rate = rates(root, *INTERMEDIATE, *exchange)
+    for name, value in rate.items():
+        parts = name.split(".")
+        both = "exchanges" in parts or "joins" in parts
+        assert value == (0.5 if both else 1.0 if "optical" in parts else 0.25 if "sar" in parts else 0.5), (
+            name
+        )
+    assert rate["backbone.bottom_up.sar.res5.1.conv2.weight"] == 0.25
+    assert rate["backbone.bottom_up.exchanges.res4.sar.weight"] == 0.5
+
+
+def test_stages_of_both_streams_learn_at_the_common_rate(root):
+    rate = rates(root, *INTERMEDIATE, "MODEL.FUSION.SHARE_WEIGHTS", "True")
+    assert rate["backbone.bottom_up.optical.stem.conv1.weight"] == 1.0
+    assert rate["backbone.bottom_up.sar.stem.conv1.weight"] == 0.25
+    assert rate["backbone.bottom_up.optical.res4.0.conv1.weight"] == 0.5
+
+
+def test_branches_of_late_fusion_learn_at_their_own_rate(root):
+    two = ("MODEL.META_ARCHITECTURE", "LateFusionRCNN", "MODEL.BACKBONE.NAME")
+    rate = rates(root, *two, "build_two_pyramids_resnet_fpn_backbone")
+    assert all(
+        v == (1.0 if "optical" in name.split(".") else 0.25) for name, v in rate.items() if "fpn" in name
+    )
+    assert {v for name, v in rate.items() if name.startswith("roi_heads.sar.")} == {0.25}
+
+
+def test_a_rate_for_a_stream_that_is_not_there_is_an_error(root):
+    cfg = complete(root, "SOLVER.SAR_LR_FACTOR", "0.5", test="")
+    with pytest.raises(InputError, match=r"SAR_LR_FACTOR is 0.5, .*build_early_fusion.*Leave it at 1.0"):
+        FusionTrainer.build_optimizer(cfg, FusionTrainer.build_model(cfg))
+
+
 def test_gradients_are_clipped_as_detectron2_does(root):
     clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.5")
     cfg = tiny_config(
@@ -412,6 +559,33 @@ def test_a_run_leaves_what_detectron2_users_expect(root):
         read_json(folder / "metrics.json")["dataset/n_buildings"] == 2
         and (folder / "predictions.json").exists()
     )
+
+
+JOINT = ("MODEL.DENSE_HEADS.NAMES", "['DenseHeight', 'Footprint', 'Reconstruction']", *PAINTED[2:])
+ALONE = (
+    *("MODEL.META_ARCHITECTURE", "FusionDense", "MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False"),
+    *("TEST.BEST_METRIC", "dense/dice"),
+)
+FEW = ("DATASETS.LABEL_SHARE", "0.75", "DATALOADER.UNLABELLED_PER_BATCH", "1", "SOLVER.ACCUMULATE_STEPS", "2")
+
+
+@pytest.mark.parametrize(("name", "extra"), [("gradnorm", FEW), ("uncertainty", ALONE)])
+def test_weights_of_tasks_go_on_bit_for_bit_and_are_logged(root, name, extra):
+    settings = (*JOINT, *extra, "MODEL.TASK_WEIGHTING.NAME", name, "SOLVER.MAX_ITER", "2")
+    settings = (*settings, "SOLVER.CHECKPOINT_PERIOD", "1")
+
+    def config(out):
+        return complete(root, *settings, "OUTPUT_DIR", str(root / out), test="")
+
+    whole = train(config("whole"))
+    train(config("parts"), until=1)
+    resumed = train(config("parts"), resume=True)
+    assert resumed.start_iter == 1 and same(resumed.model.state_dict(), whole.model.state_dict())
+    (hook,) = [hook for hook in whole._hooks if isinstance(hook, engine.WeighTasks)]
+    assert len({float(w.detach()) for w in hook.weighting._weights()}) > 1, "they moved"
+    logged = json.loads((root / "whole" / "metrics.json").read_text().splitlines()[-1])
+    tasks = ["dense_height", "footprint", "reconstruction"] + ["instances", "height"] * (name == "gradnorm")
+    assert {k for k in logged if k.startswith("task_")} >= {f"task_weight/{t}" for t in tasks}
 
 
 def test_the_checkpoint_alone_rebuilds_the_network(root):
