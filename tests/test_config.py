@@ -130,6 +130,8 @@ def test_misspelt_section(write):
         ("MODEL.FUSION.STEM_INFLATION", "zeros", "zero"),
         ("MODEL.FUSION.EXCHANGE.res3", "MTMM", "MMTM"),
         ("MODEL.FUSION.JOIN", "GateJoin", "GatedJoin"),
+        ("MODEL.TASK_WEIGHTING.NAME", "gradnrom", "gradnorm"),
+        ("INPUT.HEIGHT_LABELS", "nDSM", "ndsm"),
         ("SOLVER.OPTIMIZER", "Adam", "AdamW"),
         ("SOLVER.LR_SCHEDULER_NAME", "CosineLR", "WarmupCosineLR"),
     ],
@@ -198,6 +200,12 @@ def test_value_of_another_type(write):
         ("MODEL.FUSION.CROSS_ATTENTION.DIM", "100", "a multiple of 4 times HEADS, 16"),
         ("MODEL.FUSION.SAR_RESNETS.DEPTH", "20", r"0 or one of \(18, 34, 50"),
         ("MODEL.RESNETS.DEPTH", "0", r"one of \(18, 34, 50"),
+        ("DATASETS.LABEL_SHARE", "0.0", "above 0.* and 1 at most"),
+        ("DATASETS.LABEL_SHARE", "1.5", "above 0.* and 1 at most"),
+        ("DATALOADER.UNLABELLED_PER_BATCH", "-1", "0 or more"),
+        ("MODEL.TASK_WEIGHTING.RATE", "0.0", "above 0 and 1 at most"),
+        ("MODEL.TASK_WEIGHTING.ALPHA", "-1.0", "0 or more"),
+        ("MODEL.DENSE_HEADS.HEIGHT.LOSS_WEIGHT", "-1.0", "0 or more"),
     ],
 )
 def test_values_that_mean_nothing_are_named_with_what_was_expected(key, value, expected):
@@ -226,6 +234,84 @@ def test_bases_that_are_not_there_or_go_round(write):
     write("_BASE_: my.yaml", "other.yaml")
     refused("is its own _BASE_, by way of .*other.yaml", write("_BASE_: other.yaml"))
     refused("_BASE_ .* does not exist", write("_BASE_: {a: 1}"))
+
+
+# ---- Several tasks ---------------------------------------------------------------------------------------
+
+HEADS = "MODEL.DENSE_HEADS.NAMES"
+DENSE = ("MODEL.META_ARCHITECTURE", "FusionDense", "MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False")
+DENSE += ("TEST.BEST_METRIC", "dense/dice")
+
+
+def test_a_dense_head_is_known_and_named_once():
+    message = refused("unknown MODEL.DENSE_HEADS.NAMES entry 'Footprints'", BASE, HEADS, "['Footprints']")
+    assert "Did you mean 'Footprint'?" in message
+    refused("NAMES has Footprint more than once", BASE, HEADS, "['Footprint', 'DenseHeight', 'Footprint']")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "head", "others"),
+    [
+        ("MODEL.DENSE_HEADS.HEIGHT.REFINE", "True", "Footprint", "['DenseHeight']"),
+        ("MODEL.DENSE_HEADS.HEIGHT.FROM_FOOTPRINT", "True", "Footprint", "['DenseHeight']"),
+        ("MODEL.DENSE_HEADS.SHARED_STEPS", "2", "DenseHeight", "['Footprint']"),
+        ("MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR", "True", "DenseHeight", "['Footprint']"),
+        ("DATALOADER.UNLABELLED_PER_BATCH", "4", "Reconstruction", "['Footprint']"),
+    ],
+)
+def test_what_needs_a_head_names_it(key, value, head, others):
+    message = refused(f"{key} is {value}, which needs the head", BASE, key, value, HEADS, others)
+    assert head in message and "NAMES" in message
+
+
+def test_a_prior_needs_somebody_to_show_it_to():
+    refused(
+        "with MODEL.HEIGHT_ON False there is no head",
+        BASE, HEADS, "['DenseHeight']", "MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR", "True", "MODEL.HEIGHT_ON", "False",
+    )  # fmt: skip
+
+
+def test_an_architecture_that_knows_no_dense_heads_is_named():
+    plain = ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+    refused("NAMES is .*GeneralizedRCNN has no use for it. Take Fus", BASE, *plain, HEADS, "['Footprint']")
+    refused("TASK_WEIGHTING.NAME is uncer", BASE, *plain, "MODEL.TASK_WEIGHTING.NAME", "uncertainty")
+    load_config(BASE, plain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "NAMES is empty"),
+        ((HEADS, "['Footprint']", "MODEL.MASK_ON", "True"), "MODEL.MASK_ON is True, .* finds no instances"),
+        (
+            (HEADS, "['Footprint']", "MODEL.HEIGHT_ON", "True"),
+            "MODEL.HEIGHT_ON is True, .* finds no instances",
+        ),
+        ((HEADS, "['Footprint']", "TEST.BEST_METRIC", "joint/AP50"), "begins with dense/, such as dense/del"),
+        ((HEADS, "['Footprint']", "MODEL.TASK_ATTENTION", "True"), "ATTENTION is True, but .* a single task"),
+        (
+            (HEADS, "['Footprint']", "MODEL.TASK_WEIGHTING.NAME", "gradnorm"),
+            "NAME is gradnorm, but .* a single task",
+        ),
+    ],
+)
+def test_dense_heads_alone_find_no_instances(overrides, message):
+    refused(message, BASE, *DENSE, *overrides)
+    load_config(BASE, [*DENSE, HEADS, "['Footprint', 'DenseHeight']", "MODEL.TASK_ATTENTION", "True"])
+
+
+def test_one_task_is_not_weighed_against_itself():
+    weighting = ("MODEL.TASK_WEIGHTING.NAME", "uncertainty")
+    load_config(BASE, weighting)
+    refused("NAME is uncertainty, but .* a single task", BASE, *weighting, "MODEL.HEIGHT_ON", "False")
+    refused("TASK_ATTENTION is True, but .* a single task", BASE, "MODEL.TASK_ATTENTION", "True")
+    refused("both change the weights of losses", BASE, *weighting, "MODEL.FUSION.BALANCE.WINDOW", "10")
+
+
+def test_a_stored_config_is_checked_likewise():
+    text = "MODEL: {META_ARCHITECTURE: FusionRCNN, ROI_HEIGHT_HEAD: {DENSE_PRIOR: true}}"
+    with pytest.raises(InputError, match="DENSE_PRIOR is True, which needs the head DenseHeight"):
+        config_from_yaml_text(text, "model.pth")
 
 
 # ---- Untrusted input -------------------------------------------------------------------------------------

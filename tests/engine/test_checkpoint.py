@@ -140,6 +140,30 @@ def test_tensors_that_fit_another_network_are_said(tmp_path, caplog):
     assert "CROSS_ATTENTION.HEADS (stored 4, now 8)" in caplog.text
 
 
+def joint(cfg, *names):
+    cfg = cfg.clone()
+    cfg.MODEL.DENSE_HEADS.NAMES, cfg.MODEL.DENSE_HEADS.DIM = list(names), 8
+    return cfg
+
+
+def test_a_checkpoint_of_other_heads_names_them(tmp_path):
+    detector = config(norm="BN")
+    both = joint(detector, "DenseHeight", "Footprint")
+    FusionCheckpointer(build_model(both), str(tmp_path), config_yaml=both.dump()).save("both")
+    load = FusionCheckpointer(build_model(detector), config_yaml=detector.dump()).load
+    with pytest.raises(InputError, match=r"\d+ unknown \(dense_heads.decoders.dense_height.*, …\)") as error:
+        load(str(tmp_path / "both.pth"))
+    assert "MODEL.DENSE_HEADS.NAMES (stored ['DenseHeight', 'Footprint'], now [])" in str(error.value)
+    one = joint(detector, "DenseHeight")
+    with pytest.raises(InputError, match=r"unknown \(dense_heads.decoders.footprint.* now \['DenseHeight'\]"):
+        FusionCheckpointer(build_model(one), config_yaml=one.dump()).load(str(tmp_path / "both.pth"))
+    other = build_model(both)
+    FusionCheckpointer(other, config_yaml=both.dump()).load(str(tmp_path / "both.pth"))
+    refined = both.clone()
+    refined.MODEL.DENSE_HEADS.HEIGHT.REFINE = True
+    assert network_differences(both, refined) == ["MODEL.DENSE_HEADS.HEIGHT.REFINE (stored False, now True)"]
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("touch exploded",)

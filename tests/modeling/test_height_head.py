@@ -99,7 +99,7 @@ def small_head():
     return make_head()
 
 
-def make_head(geometry=None):
+def make_head(geometry=None, prior_pooler=None):
     def pool(resolution):
         return lambda features, boxes: (
             features[0].mean() + torch.zeros(sum(map(len, boxes)), 8, resolution, resolution)
@@ -107,7 +107,7 @@ def make_head(geometry=None):
 
     torch.manual_seed(0)
     return ContextHeightHead(
-        geometry=geometry,
+        geometry=geometry, prior_pooler=prior_pooler,
         in_features=["p2"], pooler=pool(6), context_pooler=pool(8), in_channels=8, resolution=6, context_resolution=8,
         context_m=40.0, conv_dim=16, num_conv=2, fc_dim=16, num_fc=1, norm="", prior_median_m=6.0, prior_log_scale=0.5,
     )  # fmt: skip
@@ -177,5 +177,43 @@ def test_geometry_of_nobody_gives_zero_loss_and_finite_gradients_everywhere():
     loss = head.losses(predicted, torch.zeros(0))["loss_height"]
     loss.backward()
     assert loss.item() == 0
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def prior_head():
+    from fusiondet.modeling.roi_heads import Float32Pooler
+
+    from detectron2.modeling.poolers import ROIPooler
+
+    return make_head(prior_pooler=Float32Pooler(ROIPooler(6, (1.0,), 0, "ROIAlignV2")))
+
+
+def test_a_prior_is_pooled_in_the_box_and_its_mean_is_that_under_the_mask():
+    head, seen = prior_head(), {}
+    head.convs.register_forward_pre_hook(lambda module, args: seen.update(channels=args[0]))
+    head.fcs.register_forward_pre_hook(lambda module, args: seen.update(numbers=args[0]))
+    height_m = torch.zeros(1, 1, 40, 40)
+    height_m[..., 16:24] = 20.0
+    masks = torch.zeros(1, 1, 12, 12)
+    masks[..., 8:] = 1
+    box = Boxes(torch.tensor([[4.0, 4.0, 28.0, 28.0]]))
+    head({**features(), "dense_height": height_m}, [box], masks, torch.full((1, 1), 0.5))
+    columns = seen["channels"][0, -1].exp() - 1
+    torch.testing.assert_close(
+        columns, torch.tensor([0.0, 0, 0, 20, 20, 0]).expand(6, 6), atol=1e-4, rtol=1e-5
+    )
+    # Columns 4 and 5 are under the mask.
+    torch.testing.assert_close(seen["numbers"][0, -1], torch.tensor(10.0).log1p(), atol=1e-3, rtol=0)
+
+
+def test_with_a_prior_the_untrained_head_predicts_its_own_and_nobody_gives_finite_gradients():
+    head = prior_head()
+    shown = {**features(), "dense_height": torch.full((1, 1, 40, 40), 60.0)}
+    box = Boxes(torch.tensor([[1.0, 1.0, 9.0, 9.0]]))
+    median_m = head(shown, [box], None, torch.full((1, 1), 0.5)).heights_m()[1]
+    torch.testing.assert_close(median_m, torch.full((1,), 6.0), rtol=0.05, atol=0)
+    predicted = head(shown, [Boxes(torch.zeros(0, 4))], torch.zeros(0, 1, 4, 4), torch.zeros(0, 1))
+    head.losses(predicted, torch.zeros(0))["loss_height"].backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

@@ -4,6 +4,7 @@ import math
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.errors import InputError
+from fusiondet.modeling.dense_heads import DenseMaps
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution
 from fusiondet.modeling.late_fusion import combine_heights, fuse_boxes, valid_shares
@@ -386,3 +387,107 @@ def test_another_backbone_or_other_heads_are_refused_by_name(late_cfg):
     late_cfg.MODEL.BACKBONE.NAME = "build_early_fusion_resnet_fpn_backbone"
     with pytest.raises(InputError, match="needs MODEL.BACKBONE.NAME build_two_pyramids_resnet_fpn_backbone"):
         build_model(late_cfg)
+
+
+# ---- Dense heads ----
+
+DENSE = {"loss_dense_height", "loss_footprint", "loss_reconstruction"}
+
+
+@pytest.fixture
+def dense_cfg(late_cfg):
+    late_cfg.MODEL.DENSE_HEADS.NAMES = ["Footprint", "DenseHeight", "Reconstruction"]
+    late_cfg.MODEL.DENSE_HEADS.DIM = 8
+    return late_cfg
+
+
+def labelled(x):
+    """With labels per pixel: buildings of 8 m."""
+    x["footprint"] = x["instances"].gt_masks.tensor.any(0).float()
+    x["building_height_m"] = x["footprint"] * 8
+    return x
+
+
+@pytest.mark.parametrize(("hidden", "weighting"), [("", "uncertainty"), ("sar", "gradnorm")])
+def test_dense_heads_of_both_branches_are_trained(dense_cfg, make_input, hidden, weighting):
+    dense_cfg.MODEL.TASK_ATTENTION, dense_cfg.MODEL.TASK_WEIGHTING.NAME = True, weighting
+    dense_cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR = True
+    model = built(dense_cfg)
+    inputs = [labelled(make_input(2)), make_input(1) | {"labelled": False}]
+    for x in inputs:
+        if hidden:
+            x["image"][model.channels[hidden]] = NAN
+    losses, _ = train_losses(model, inputs)
+    assert losses.keys() >= {
+        f"{m}/{name}" for m in MODALITIES for name in DENSE | {"loss_mask", "loss_height"}
+    }
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    if hidden:
+        assert all(losses[f"{hidden}/{name}"].item() == 0 for name in DENSE)
+
+
+def test_a_branch_has_its_own_bands_and_is_asked_where_they_have_data(dense_cfg, make_input):
+    model, asked = built(dense_cfg), {}
+    for name, heads in model.dense_heads.items():
+
+        def spy(maps, targets, name=name, losses=heads.losses):
+            asked[name] = targets
+            return losses(maps, targets)
+
+        heads.losses = spy
+    x = labelled(make_input(2))
+    x["image"][3, :, :48] = NAN
+    train_losses(model, [x])
+    assert [asked[m].image.shape[1] for m in MODALITIES] == [3, 1]
+    known = {m: ~asked[m].footprint[0, 0].isnan() for m in MODALITIES}
+    assert known["optical"].all() and known["sar"][:, 48:].all() and not known["sar"][:, :48].any()
+    assert torch.equal(~asked["sar"].height_m[0, 0].isnan(), known["sar"])
+    assert torch.equal(~asked["sar"].image[0, 0].isnan(), known["sar"])
+
+
+def test_maps_are_averaged_where_both_have_data_and_one_branchs_where_it_alone_has(dense_cfg, make_input):
+    class Says(torch.nn.Module):
+        def __init__(self, height_m, probability):
+            super().__init__()
+            self.height_m, self.logit = height_m, math.log(probability / (1 - probability))
+
+        def forward(self, features, image):
+            flat = image.new_ones(len(image), 1, *image.shape[-2:])
+            return DenseMaps(height_m=flat * self.height_m, footprint=flat * self.logit)
+
+    model = built(dense_cfg).eval()
+    model.dense_heads = torch.nn.ModuleDict({"optical": Says(10.0, 0.9), "sar": Says(20.0, 0.3)})
+    x = make_input(1)
+    x["image"][3, :, :48] = NAN
+    x["image"][:3, 48:] = NAN
+    x["image"][:, :4] = NAN
+    with torch.no_grad():
+        (output,) = model([x])
+    height_m, probability = output["height_map_m"], output["footprint_map"]
+    expected_m = torch.tensor([[15.0, 15.0], [10.0, 15.0], [15.0, 20.0]])  # no data, or both: 15
+    for rows, (left_m, right_m) in zip(((0, 4), (4, 48), (48, 96)), expected_m):
+        part = height_m[slice(*rows)]
+        assert (part[:, :48] == left_m).all() and (part[:, 48:] == right_m).all()
+    assert probability[10, 10].item() == pytest.approx(0.9) and probability[10, 90].item() == pytest.approx(
+        0.6
+    )
+    assert probability[90, 90].item() == pytest.approx(0.3) and len(output["instances"]) > 0
+
+
+def test_a_dense_prior_is_that_of_the_branch(dense_cfg, make_input):
+    dense_cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR = True
+    model, heard = built(dense_cfg).eval(), {}
+    for name in MODALITIES:
+        model.roi_heads[name].height_head.register_forward_pre_hook(
+            lambda module, args, name=name: heard.update({name: args[0]["dense_height"]})
+        )
+    said = {}
+    for name in MODALITIES:
+        model.dense_heads[name].register_forward_hook(
+            lambda module, args, maps, name=name: said.update({name: maps.height_m})
+        )
+    (result,) = model.heights_on_truth([make_input(2)])
+    assert all(torch.equal(heard[m], said[m]) for m in MODALITIES) and len(result.pred_heights) == 2
+    assert all(len(y[0]["instances"]) for y in model.branch_predictions([make_input(3)]).values())

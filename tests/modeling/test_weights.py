@@ -600,6 +600,54 @@ def refused(cfg, path, match, **changes):
     return str(error.value)
 
 
+def test_weights_of_other_heads_start_a_training_and_the_rest_starts_afresh(tmp_path):
+    cfg = config(norm="BN", stride_in_1x1=False)
+    cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH"]
+    detector = randomise_norms(build_model(cfg))
+    joint = cfg.clone()
+    joint.MODEL.DENSE_HEADS.NAMES, joint.MODEL.DENSE_HEADS.DIM = ["Footprint", "DenseHeight"], 8
+    joint.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR, joint.MODEL.TASK_WEIGHTING.NAME = True, "uncertainty"
+    model = build_model(joint)
+    report = load_pretrained(model, saved(cfg, detector, tmp_path / "model_final.pth"), **inputs(cfg))
+    own, theirs = model.state_dict(), detector.state_dict()
+    shown = ["convs.0.weight", "fcs.0.weight"]
+    assert report.reinitialised == [f"roi_heads.height_head.{name}" for name in shown]
+    assert all(torch.equal(own[name], theirs[name]) for name in report.loaded)
+    assert {name.split(".")[0] for name in report.left_at_init} == {"dense_heads", "task_weighting"}
+    assert not report.unused and re.search(r"left at init +dense_heads.decoders.footprint", str(report))
+
+    model.task_weighting.task_log_scales.data.fill_(3.0)
+    path = saved(joint, model, tmp_path / "joint.pth")
+    joint.MODEL.DENSE_HEADS.NAMES = ["Reconstruction", "DenseHeight"]
+    other = build_model(joint)
+    report = load_pretrained(other, path, **inputs(joint))
+    assert torch.equal(
+        other.dense_heads.heads.dense_height.predictor.weight,
+        model.dense_heads.heads.dense_height.predictor.weight,
+    )
+    assert (
+        other.task_weighting.task_log_scales == 0
+    ).all() and "task_weighting.task_log_scales" in report.unused
+    assert all("footprint" in name or "task_weighting" in name for name in report.unused)
+    assert all("reconstruction" in name or "task_weighting" in name for name in report.left_at_init)
+
+
+def test_what_looks_at_or_paints_other_bands_starts_afresh(tmp_path):
+    cfg = config(norm="BN", stride_in_1x1=False)
+    cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH"]
+    cfg.MODEL.DENSE_HEADS.NAMES, cfg.MODEL.DENSE_HEADS.DIM = ["DenseHeight", "Reconstruction"], 8
+    path = saved(cfg, randomise_norms(build_model(cfg)), tmp_path / "model_final.pth")
+    more = config(channels=5, norm="BN", stride_in_1x1=False)
+    more.INPUT.OPTICAL_BANDS, more.INPUT.SAR_BANDS = list(RGB), ["HH", "HV"]
+    more.MODEL.DENSE_HEADS = cfg.MODEL.DENSE_HEADS
+    report = load_pretrained(build_model(more), path, **inputs(more, bands=("HH", "HV")))
+    fresh = [name.removeprefix("dense_heads.") for name in report.reinitialised]
+    assert fresh and all(
+        "picture" in name or name.startswith("heads.reconstruction.predictor") for name in fresh
+    )
+    assert not report.left_at_init and not report.unused
+
+
 def test_stride_of_the_other_convention_is_refused(tmp_path):
     _, source = detectron2_source()
     path = save_detectron2_pickle(tmp_path / "model_final.pkl", source.state_dict())
