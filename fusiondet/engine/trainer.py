@@ -8,6 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
@@ -78,8 +79,10 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31
         _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
+    # Of tiles whose labels are not used, no building may be known here either.
+    labelled = _labelled_parts(cfg, train)
     if "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES:
-        for note in check_height_labels(dict(zip(cfg.DATASETS.TRAIN, train)), cfg.INPUT.HEIGHT_LABELS):
+        for note in check_height_labels(dict(zip(cfg.DATASETS.TRAIN, labelled)), cfg.INPUT.HEIGHT_LABELS):
             _log.warning(note)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
         mean, std = _pooled_statistics(train or test, bands)
@@ -98,12 +101,10 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
                 "[] to have them computed from the training data."
             )
     tiles = [tile for dataset in (train or test) for tile in dataset.tiles]
-    tested = [tile for dataset in test for tile in dataset.tiles]
-    # Of tiles whose labels are not used, buildings may not be known here either.
-    labelled = list(itertools.compress(tiles, _labelled(cfg, len(tiles)))) if train else tiles
-    _complete_geometry(cfg, tiles, labelled)
-    _complete_height_prior(cfg, labelled)
-    _raise_detection_limit(cfg, [*labelled, *tested])
+    known = [tile for dataset in (labelled or test) for tile in dataset.tiles]
+    _complete_geometry(cfg, tiles, known)
+    _complete_height_prior(cfg, known)
+    _raise_detection_limit(cfg, [tile for dataset in (*labelled, *test) for tile in dataset.tiles])
 
 
 def settle_data(cfg: CfgNode, stored: CfgNode | None = None) -> tuple[list[Dataset], list[Dataset], BandSpec]:
@@ -216,6 +217,12 @@ def _pooled_statistics(datasets: list[Dataset], bands: BandSpec):
 def _labelled(cfg: CfgNode, count: int) -> np.ndarray:
     """(count,) bool: which training tiles, of all data sets in order, are labelled."""
     return choose_labelled(count, cfg.DATASETS.LABEL_SHARE, max(cfg.SEED, 0))
+
+
+def _labelled_parts(cfg: CfgNode, train: list[Dataset]) -> list[Dataset]:
+    """The training data without the tiles that are not labelled."""
+    flags = iter(_labelled(cfg, sum(len(dataset.tiles) for dataset in train)))
+    return [replace(dataset, tiles=[t for t in dataset.tiles if next(flags)]) for dataset in train]
 
 
 def training_records(cfg: CfgNode) -> list[dict]:

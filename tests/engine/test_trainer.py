@@ -281,6 +281,20 @@ def test_statistics_of_bands_come_from_all_tiles_and_of_heights_from_labelled_on
     assert cfg.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M != all_labels.MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M
 
 
+def test_heights_are_asked_for_on_labelled_tiles_alone(ten_tiles):
+    """One tile is told to have heights, and it is not among the labelled ones."""
+    chosen = labelled_ids(few(ten_tiles, 0.3))
+    tiles = copy.deepcopy(engine.catalog.load_split(str(ten_tiles / "annotations" / "train.json")).tiles)
+    kept = next(tile.id for tile in tiles if tile.buildings and tile.id not in chosen)
+    for building in (b for tile in tiles if tile.id != kept for b in tile.buildings):
+        building.height_m = None
+    write_tiles(ten_tiles, "train", tiles)
+    dense = ("MODEL.DENSE_HEADS.NAMES", "['DenseHeight']")
+    assert few(ten_tiles, 1.0, *dense).MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M != 8
+    with pytest.raises(InputError, match="height"):
+        few(ten_tiles, 0.3, *dense)
+
+
 def test_a_batch_has_as_many_tiles_of_either_kind_as_the_config_says(ten_tiles):
     cfg = few(ten_tiles, 0.3, *PAINTED, "DATALOADER.UNLABELLED_PER_BATCH", "3", "DATALOADER.NUM_WORKERS", "0")
     loader = FusionTrainer.build_train_loader(cfg)
