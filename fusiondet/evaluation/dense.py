@@ -183,9 +183,11 @@ def painted(
     height_m, footprint = np.zeros(size, np.float32), np.zeros(size, bool)
     shown = (record for record in records if record["score"] >= score_threshold)
     for record in sorted(shown, key=lambda record: record["score"]):
-        mask = mask_api.decode(record["segmentation"]).astype(bool)
-        footprint |= mask
-        height_m[mask] = record.get("height_m") or 0.0
+        x, y, width, height = mask_api.toBbox(record["segmentation"]).astype(int)
+        window = np.s_[y : y + height, x : x + width]
+        mask = mask_api.decode(record["segmentation"])[window].astype(bool)
+        footprint[window] |= mask
+        height_m[window][mask] = record.get("height_m") or 0.0
     return height_m, footprint
 
 
