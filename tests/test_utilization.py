@@ -396,6 +396,14 @@ def test_a_network_that_knows_no_modalities_is_refused(city):
         analyze(path, str(city / "annotations" / "val.json"))
 
 
+def test_a_network_without_instances_is_refused(city):
+    overrides = ["MODEL.META_ARCHITECTURE", "FusionDense", "MODEL.DENSE_HEADS.NAMES", "['Footprint']"]
+    overrides += ["MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False", "TEST.BEST_METRIC", "dense/dice"]
+    path = checkpoint(city, "dense", *overrides)
+    with pytest.raises(InputError, match="FusionDense finds no instances"):
+        analyze(path, str(city / "annotations" / "val.json"))
+
+
 def test_an_unknown_data_set_is_refused_before_anything_is_made(dual, tmp_path):
     with pytest.raises(InputError, match="unknown data set .synthcity_tset"):
         analyze_to_dir(dual, "synthcity_tset", tmp_path / "report")

@@ -132,7 +132,8 @@ class DenseDecoder(nn.Module):
         steps = range(decoder_steps(input_shape, in_features)) if steps is None else steps
         self.first = in_features[-1] if steps and steps[0] == 0 else None
         by_stride = {input_shape[name].stride: name for name in in_features}
-        self.skips, self.steps = [], nn.ModuleList()
+        # Named by their number, so that weights of a decoder shared up to another step find their place.
+        self.skips, self.steps = [], nn.ModuleDict()
         for step in steps:
             stride = coarsest.stride >> (step + 1)
             channels = coarsest.channels if step == 0 else decoder_channels(dim, 2 * stride)
@@ -140,8 +141,8 @@ class DenseDecoder(nn.Module):
             self.skips.append(skip)
             seen = input_shape[skip].channels if skip else 0
             picture = image_channels + 1 if skips and stride < 4 and not skip else 0
-            self.steps.append(
-                _Step(channels, decoder_channels(dim, stride), stride, upsample, norm, seen, picture)
+            self.steps[str(step)] = _Step(
+                channels, decoder_channels(dim, stride), stride, upsample, norm, seen, picture
             )
         read = {name for name in (self.first, *self.skips) if name} if attention else ()
         self.attentions = nn.ModuleDict({n: TaskAttention(input_shape[n].channels) for n in sorted(read)})
@@ -155,7 +156,7 @@ class DenseDecoder(nn.Module):
         valid = picture[:, -1:]
         features = {**features, **{n: a(features[n], valid) for n, a in self.attentions.items()}}
         x = start if self.first is None else features[self.first]
-        for skip, step in zip(self.skips, self.steps):
+        for skip, step in zip(self.skips, self.steps.values()):
             x = step(x, features.get(skip), picture)
         return x
 

@@ -258,6 +258,11 @@ def _network(weights: Path, dataset_name: str, device: str | None):
         raise InputError(
             f"{weights}: {cfg.MODEL.META_ARCHITECTURE} is no FusionRCNN, so its bands have no modality."
         )
+    if model.roi_heads is None:
+        raise InputError(
+            f"{weights}: {cfg.MODEL.META_ARCHITECTURE} finds no instances, and how much of each modality is used is "
+            "measured by them. Analyze a FusionRCNN or LateFusionRCNN."
+        )
     load_model(model, checkpoint["model"], weights)
     return stored, cfg, model
 

@@ -82,7 +82,7 @@ def wake(module):
 def test_every_step_doubles_the_map(skips, upsample):
     decoder = DenseDecoder(SHAPES, list(SHAPES), BANDS, 32, skips, upsample)
     seen = []
-    for step in decoder.steps:
+    for step in decoder.steps.values():
         step.register_forward_hook(lambda module, args, result: seen.append(tuple(result.shape[1:])))
     features, image = scene(height=64, width=96)
     decoder(features, picture_of(image))
@@ -109,8 +109,8 @@ def test_a_decoder_in_two_parts_is_one_decoder():
     torch.manual_seed(1)
     whole = DenseDecoder(SHAPES, list(SHAPES), BANDS, 32)
     first, rest = (DenseDecoder(SHAPES, list(SHAPES), BANDS, 32, steps=range(*s)) for s in ((2,), (2, 5)))
-    first.steps.load_state_dict(whole.steps[:2].state_dict())
-    rest.steps.load_state_dict(dict(zip(rest.steps.state_dict(), whole.steps[2:].state_dict().values())))
+    for part in (first, rest):
+        part.load_state_dict({name: whole.state_dict()[name] for name in part.state_dict()})
     picture = picture_of(image)
     assert torch.equal(rest(features, picture, first(features, picture)), whole(features, picture))
 
