@@ -1,5 +1,7 @@
 """Scenes in which a modality or an angle is missing, in whole or for some pixels."""
 
+from pathlib import Path
+
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import SensorGeometry
 from fusiondet.config import load_config
@@ -337,7 +339,7 @@ def test_angles_that_are_lacking_idle_or_untrained_are_said(oracle, rasters):
     ]
 
 
-def test_the_tool_passes_angles_on(load_tool, monkeypatch, capsys):
+def test_the_tool_passes_angles_and_outputs_on(load_tool, monkeypatch, capsys):
     import fusiondet.inference
 
     tool, passed = load_tool("predict_scene"), {}
@@ -347,9 +349,11 @@ def test_the_tool_passes_angles_on(load_tool, monkeypatch, capsys):
         return fusiondet.inference.ScenePrediction([], "EPSG:32631", 0.5, ["one note"])
 
     monkeypatch.setattr(fusiondet.inference, "predict_to_file", fake)
-    words = "--weights w.pth --rgb a.tif --out b.gpkg --sun-azimuth 150 --sun-elevation 40 --look-azimuth 80"
+    outputs = "--out b.gpkg --height-raster h.tif --height-source both"
+    words = f"--weights w.pth --rgb a.tif {outputs} --sun-azimuth 150 --sun-elevation 40 --look-azimuth 80"
     monkeypatch.setattr(
         "sys.argv", ["predict_scene.py", *words.split(), *"--incidence 35 --off-nadir 5".split()]
     )
     tool.main()
+    assert (passed["height_path"], passed["height_source"]) == (Path("h.tif"), "both")
     assert passed["sensor"] == SENSOR and "note: one note" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusiondet.cli import run
 from fusiondet.data.coco import read_coco, read_predictions
+from fusiondet.data.labels import HEIGHT_SOURCES
 from fusiondet.evaluation.dense import building_delta1
 from fusiondet.evaluation.instances import matched_heights
 from fusiondet.evaluation.resampling import tile_scores
@@ -46,6 +47,11 @@ def parse_arguments(argv=None) -> argparse.Namespace:
         command.add_argument(
             "--annotations", type=Path, required=True, metavar="A.json", help="COCO file of the split"
         )
+        command.add_argument(
+            "--height-labels",
+            choices=("auto", *HEIGHT_SOURCES),
+            help="draw heights per pixel instead of outlines: true ones from this source, predicted ones painted",
+        )
         command.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     for command, tiles in ((dataset, 6), (predictions, 4)):
         command.add_argument(
@@ -72,7 +78,9 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def draw_dataset(arguments) -> list[Path]:
     out = _picture(arguments, "overview.png")
-    save_figure(dataset_overview(read_coco(arguments.annotations), arguments.tiles, arguments.image), out)
+    dataset = read_coco(arguments.annotations)
+    figure = dataset_overview(dataset, arguments.tiles, arguments.image, arguments.height_labels)
+    save_figure(figure, out)
     return [out]
 
 
@@ -94,9 +102,8 @@ def draw_predictions(arguments) -> list[Path]:
     )
     dataset, records = read_coco(arguments.annotations), read_predictions(arguments.predictions)
     scatter = height_scatter(*matched_heights(dataset, records).T)
-    save_figure(
-        prediction_overview(dataset, records, arguments.tiles, arguments.image, arguments.min_score), overview
-    )
+    chosen = arguments.tiles, arguments.image, arguments.min_score, arguments.height_labels
+    save_figure(prediction_overview(dataset, records, *chosen), overview)
     save_figure(scatter, heights)
     return [overview, heights]
 

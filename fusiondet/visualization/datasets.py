@@ -14,6 +14,7 @@ from fusiondet.data.coco import (
 )
 from fusiondet.data.imagery import read_tile
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import painted, tile_truth
 from fusiondet.evaluation.instances import compressed_rle
 from fusiondet.evaluation.matching import mask_iou, match_greedily
 from fusiondet.polygons.contour import mask_to_polygon_px
@@ -27,37 +28,63 @@ from shapely.geometry.base import BaseGeometry
 MAX_TILES = 60
 
 
-def dataset_overview(dataset: Dataset, n: int = 6, name: str | None = None) -> Figure:
-    """Tiles of `dataset`: image panels and true buildings.
+def dataset_overview(
+    dataset: Dataset, n: int = 6, name: str | None = None, height_labels: str | None = None
+) -> Figure:
+    """Tiles of `dataset`: image panels and true buildings, or true heights per pixel.
 
     Args:
         n: number of tiles, spread evenly over the dataset, tiles with buildings first.
         name: only the tile with this file name (or its last part), drawn large.
+        height_labels: draw heights per pixel from this source, see INPUT.HEIGHT_LABELS; None: outlines.
 
     Raises:
         InputError: no such tile, an empty dataset, n outside 1...60, or a raster that cannot be read.
     """
     tiles = _wanted(dataset, n, name, [t.buildings for t in dataset.tiles])
-    views = [TileView(tile, read_tile(dataset, tile), dataset.bands) for tile in tiles]
+    views = []
+    for tile in tiles:
+        truth_m = None if height_labels is None else tile_truth(dataset, tile, height_labels)[0]
+        views.append(TileView(tile, read_tile(dataset, tile), dataset.bands, truth_map_m=truth_m))
     return tile_figure(views[0]) if name else overview_figure(views)
 
 
 def prediction_overview(
-    dataset: Dataset, records: Sequence[dict], n: int = 4, name: str | None = None, min_score: float = 0.5
+    dataset: Dataset,
+    records: Sequence[dict],
+    n: int = 4,
+    name: str | None = None,
+    min_score: float = 0.5,
+    height_labels: str | None = None,
 ) -> Figure:
-    """Truth beside predictions: as `dataset_overview`, with predicted heights and what matched.
+    """Truth beside predictions: as `dataset_overview`, with predicted heights and what matched, or errors per pixel.
 
     Args:
         records: COCO results, see `fusiondet.data.coco.prediction_record`; those of other images are left out.
         min_score: predictions below this score are not drawn (and do not match).
+        height_labels: draw heights per pixel: true ones from this source, predicted ones painted; None: outlines.
     """
     per_image = records_by_image([r for r in records if r["score"] >= min_score])
     tiles = _wanted(dataset, n, name, [t.buildings or per_image.get(t.id) for t in dataset.tiles])
     views = []
     for tile in tiles:
+        if height_labels is not None:
+            views.append(_painted_view(dataset, tile, per_image.get(tile.id, []), height_labels))
+            continue
         predictions, matches = _drawable(tile, per_image.get(tile.id, []))
         views.append(TileView(tile, read_tile(dataset, tile), dataset.bands, predictions, matches))
     return tile_figure(views[0], panel_in=3.2) if name else overview_figure(views)
+
+
+def _painted_view(dataset: Dataset, tile: Tile, records: Sequence[dict], height_labels: str) -> TileView:
+    """Heights per pixel of `tile`, true ones and those of `records`, as the evaluation sees them."""
+    size = tile.height, tile.width
+    records = [{**r, "segmentation": compressed_rle(r["segmentation"], *size)} for r in records]
+    image, (truth_m, _) = read_tile(dataset, tile), tile_truth(dataset, tile, height_labels)
+    height_m, _ = painted(records, size, score_threshold=0.0)
+    unseen = np.isnan(image).all(axis=0)
+    truth_m, height_m = (np.where(unseen, np.nan, m) for m in (truth_m, height_m))
+    return TileView(tile, image, dataset.bands, truth_map_m=truth_m, height_map_m=height_m)
 
 
 def _wanted(dataset: Dataset, n: int, name: str | None, content: Sequence) -> list[Tile]:

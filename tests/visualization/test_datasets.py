@@ -99,6 +99,21 @@ def test_prediction_overview_draws_confident_predictions_only(annotations):
     assert all(not ax.collections for ax in nothing.axes if ax.get_title().startswith("prediction"))
 
 
+def test_heights_per_pixel_stand_beside_painted_predictions(annotations):
+    dataset = read_coco(annotations)
+    truth = dataset_overview(dataset, n=3, height_labels="instances")
+    assert [ax.get_title() for ax in truth.axes][2:3] == ["true height"]
+    figure = prediction_overview(dataset, RECORDS, name="0.tif", height_labels="instances")
+    panels = {ax.get_title(): np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.get_title()}
+    true, predicted, error = list(panels.values())[2:]
+    assert (predicted[10, 10] == true[10, 10]).all() and error[10, 10].min() > 230, "6 m are 6 m"
+    assert predicted[50, 50].max() < 30 < 60 < true[50, 50].max(), "a score of 0.2 is not shown"
+    red, _, blue = error[50, 50].astype(int)
+    assert blue > red, "a missed building is too low"
+    with pytest.raises(InputError, match="lidar"):
+        dataset_overview(dataset, height_labels="lidar")
+
+
 def test_the_best_score_takes_the_building(annotations):
     tile = read_coco(annotations).tiles[0]
     best_first = sorted(RECORDS[:4], key=lambda r: -r["score"])
@@ -206,6 +221,23 @@ def test_tool_draws_predictions_beside_other_files_and_needs_overwrite(tool, ann
     with pytest.raises(InputError, match="--overwrite"):
         tool.main(arguments)
     tool.main([*arguments, "--overwrite"])
+
+
+def test_tool_draws_heights_per_pixel(tool, annotations, tmp_path):
+    out = ["--image", "0.tif", "--out", str(tmp_path / "o")]
+    tool.main(["dataset", "--annotations", str(annotations), "--height-labels", "auto", *out])
+    (tmp_path / "p.json").write_text(json.dumps(RECORDS))
+    words = [
+        "--annotations",
+        str(annotations),
+        "--predictions",
+        str(tmp_path / "p.json"),
+        *out,
+        "--overwrite",
+    ]
+    tool.main(["predictions", *words, "--height-labels", "instances"])
+    with Image.open(tmp_path / "o" / "overview.png") as picture:
+        assert picture.size[0] > 5 * 3.2 * 120, "optical, SAR, truth, prediction, error"
 
 
 @pytest.mark.parametrize(
