@@ -249,6 +249,14 @@ def test_small_gradients_do_not_vanish_in_float16():
     assert module.task_weights.tolist() == pytest.approx([1.5, 0.5], rel=1e-2)
 
 
+def test_bfloat16_needs_no_scaling():
+    module = GradNormWeighting(TWO, alpha=0.0, rate=1.0)
+    x = torch.ones(1, 4, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    module({"loss_mask": x.float().sum() * 1e-20, "loss_footprint": x.float().sum() * 3e-20}, [x])
+    module.update()
+    assert module.task_weights.tolist() == pytest.approx([1.5, 0.5], rel=1e-2)
+
+
 def test_large_gradients_do_not_overflow_in_float16():
     module = GradNormWeighting(TWO, alpha=0.0, rate=1.0)
     x = torch.ones(1, 4, 1, 1, dtype=torch.float16, requires_grad=True)
