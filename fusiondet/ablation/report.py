@@ -14,7 +14,7 @@ _ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")
 # Counts, and what has its best value in between.
 NEITHER_IS_BETTER = (
     *("height/n", "match/n_truth", "height/bias_m", "height/median_error_m", "height/slope"),
-    "height/interval_coverage",
+    *("height/interval_coverage", "dense/normalizer_m", "painted/normalizer_m"),
 )
 CSV_COLUMNS = ("row", "label", "column", "metric", "seeds", "mean", "std", "difference", "low", "high")
 _COST_COLUMNS = ("parameters", "gflops", "step_s", "inference_s")

@@ -38,7 +38,7 @@ from fusiondet.engine.checkpoint import (
 from fusiondet.engine.trainer import FusionTrainer, complete_config, settle_data
 from fusiondet.errors import InputError
 from fusiondet.evaluation.regions import region_by_name
-from fusiondet.evaluation.resampling import SUMMARY_KEYS, TileScores, tile_scores
+from fusiondet.evaluation.resampling import TileScores, tile_scores
 from fusiondet.files import atomic_dir, atomic_path, read_json, write_json
 
 import numpy as np
@@ -48,12 +48,15 @@ from detectron2.config import CfgNode
 
 @dataclass(frozen=True)
 class Scoring:
-    """One condition of a run: file of the data set, overrides, regions, and what the scores follow from."""
+    """One condition of a run: file of the data set, overrides, regions, metrics that the tables show, and what the
+    scores follow from.
+    """
 
     name: str
     dataset: str
     overrides: tuple
     regions: tuple[str, ...]
+    metrics: tuple[str, ...]
     depends_on: dict
 
 
@@ -89,14 +92,20 @@ class Run:
         return read_json(self.trained_file) if self.trained_file.is_file() else None
 
     def scored(self, scoring: Scoring) -> dict | None:
-        """Content of the scores.json of `scoring`; None when there is none that follows from today's inputs."""
+        """Content of the scores.json of `scoring`; None when there is none that follows from today's inputs, or it was
+        written by a version that did not have a metric yet.
+        """
+        content = self.predicted(scoring)
+        columns = content["columns"].values() if content else ()
+        return content if all(column["score"].keys() >= set(scoring.metrics) for column in columns) else None
+
+    def predicted(self, scoring: Scoring) -> dict | None:
+        """Content of the scores.json of `scoring` if the predictions beside it follow from today's inputs."""
         path, trained = self.folder / scoring.name / "scores.json", self.trained()
         if trained is None or not path.is_file():
             return None
         content = read_json(path)
-        # Scores that this version has and the one that wrote the file had not are computed anew.
-        complete = all(set(SUMMARY_KEYS) <= column["score"].keys() for column in content["columns"].values())
-        return content if complete and content["depends_on"] == _with_weights(scoring, trained) else None
+        return content if content["depends_on"] == _with_weights(scoring, trained) else None
 
     def parts_left(self) -> list[str]:
         """Names of what is still to do, in order: "training", then conditions."""
@@ -134,21 +143,21 @@ def _run(spec: Spec, out: Path, row: Row, seed: int, file_of: Callable, hashes: 
         depends_on["MODEL.WEIGHTS (content)"] = sha256(Path(cfg.MODEL.WEIGHTS))
     cfg.OUTPUT_DIR = str(folder)
     scorings = tuple(
-        _scoring(condition, file_of(condition.dataset), hashes)
+        _scoring(condition, file_of(condition.dataset), hashes, spec.shown_metrics)
         for condition in spec.conditions.values()
         if condition.holds_for(row)
     )
     return Run(row.name, seed, folder, cfg.dump(), depends_on, scorings)
 
 
-def _scoring(condition: Condition, path: str, hashes: dict) -> Scoring:
+def _scoring(condition: Condition, path: str, hashes: dict, metrics: tuple[str, ...]) -> Scoring:
     depends_on = {
         "dataset": hashes[condition.dataset],
         "overrides": [str(word) for word in condition.overrides],
         "regions": list(condition.regions),
         "draws": DRAWS,
     }
-    return Scoring(condition.name, path, condition.overrides, condition.regions, depends_on)
+    return Scoring(condition.name, path, condition.overrides, condition.regions, metrics, depends_on)
 
 
 def check_data(plan: Sequence[Run]) -> None:
@@ -275,7 +284,10 @@ def _keep_chosen_weights(folder: Path, cfg: CfgNode) -> dict:
 
 
 def _score(run: Run, scoring: Scoring) -> None:
-    """Predict and score one condition."""
+    """Predict and score one condition; only score it where the predictions are there."""
+    if run.predicted(scoring) is not None:
+        _write_scores(run, scoring, run.folder / scoring.name)
+        return
     with atomic_dir(run.folder / scoring.name) as folder:
         cfg, model = load_trained(run, [*scoring.overrides, "DATASETS.TEST", [scoring.dataset]])
         cfg.OUTPUT_DIR = str(folder)
@@ -284,9 +296,14 @@ def _score(run: Run, scoring: Scoring) -> None:
         for path in written.iterdir():
             path.rename(folder / path.name)
         written.rmdir(), written.parent.rmdir()
-        columns = _columns(scoring, folder / "predictions.json")
-        content = {"depends_on": _with_weights(scoring, run.trained()), "columns": columns}
-        write_json(content, folder / "scores.json")
+        _write_scores(run, scoring, folder)
+
+
+def _write_scores(run: Run, scoring: Scoring, folder: Path) -> None:
+    columns = _columns(scoring, folder / "predictions.json")
+    write_json(
+        {"depends_on": _with_weights(scoring, run.trained()), "columns": columns}, folder / "scores.json"
+    )
 
 
 def load_trained(run: Run, overrides: Sequence = ()) -> tuple[CfgNode, torch.nn.Module]:

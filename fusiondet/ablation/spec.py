@@ -129,6 +129,11 @@ class Spec:
         """Columns of all conditions, in order."""
         return [column for condition in self.conditions.values() for column in condition.columns]
 
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """Those of tables and claims, each once."""
+        return tuple(dict.fromkeys((*self.metrics, *(claim.metric for claim in self.claims))))
+
     def condition_of(self, column: str) -> Condition:
         """The condition that `column` belongs to."""
         return self.conditions[column.partition("/")[0]]
@@ -338,7 +343,7 @@ def _check(spec: Spec) -> None:
         raise InputError(
             f"{spec.path}: compare_to: {unknown_name('reference row', spec.compare_to, spec.rows)}"
         )
-    for metric in (*spec.metrics, *(claim.metric for claim in spec.claims)):
+    for metric in spec.shown_metrics:
         if metric not in SUMMARY_KEYS:
             raise InputError(f"{spec.path}: {unknown_name('metric', metric, SUMMARY_KEYS)}")
     for name in spec.data:

@@ -175,12 +175,25 @@ def test_networks_with_and_without_instances_meet_in_one_table(write_spec, place
     assert "| Maps alone | – | " in (place / "maps" / "results.md").read_text()
 
 
-def test_scores_that_came_later_are_computed_anew(finished, monkeypatch, place):
-    spec, out = finished
-    plan = runs.plan(spec, out)
-    assert not any(run.parts_left() for run in plan)
-    monkeypatch.setattr(runs, "SUMMARY_KEYS", (*runs.SUMMARY_KEYS, "dense/new"))
-    assert {part for run in plan for part in run.parts_left()} == {"clear", "no_sar"}
+def test_scores_that_came_later_are_computed_from_the_predictions(finished, write_spec, place):
+    _, out = finished
+    later = shutil.copytree(out, place / "later")
+    for path in later.glob("runs/*/*/*/scores.json"):
+        content = read_json(path)
+        for column in content["columns"].values():
+            del column["score"]["dense/dice"], column["drawn"]["dense/dice"]
+        write_json(content, path)
+    assert not any(run.parts_left() for run in runs.plan(finished[0], later))
+    asked = read_spec(write_spec(name="later.yaml", metrics="[segm/AP50, dense/dice]"))
+    rgb, early = runs.plan(asked, later)
+    assert (rgb.parts_left(), early.parts_left()) == (["clear"], ["clear", "no_sar"])
+    before = times(later)
+    assert list(runs.work(rgb)) == ["clear"] and rgb.parts_left() == []
+    folder = rgb.folder / "clear"
+    assert [p for p, time_ns in times(later).items() if before[p] != time_ns] == [folder / "scores.json"]
+    assert read_json(folder / "scores.json") == read_json(
+        out / "runs" / "rgb" / "seed1" / "clear" / "scores.json"
+    )
 
 
 def test_changed_configs_are_refused_and_nothing_is_touched(finished, write_spec):
