@@ -283,13 +283,16 @@ class DenseHead(nn.Module):
 _MOST_HEIGHT_M = 2000.0
 # What the untrained head says everywhere: between the ground, which most pixels are, and a building.
 _UNTRAINED_HEIGHT_M = 1.0
+# The last layer counts in log(1 + 20 m): Adam moves weights by its rate whatever the gradient, and with a few channels
+# it takes hundreds of steps to a number of 3 that counts in 1.
+_LOG_UNIT = math.log1p(20.0)
 
 
 @DENSE_HEAD_REGISTRY.register()
 class DenseHeight(DenseHead):
     """Height of buildings per pixel, metres above ground, exactly 0 outside.
 
-    The last layer predicts z = log(1 + height); the map is exp(z) - 1 with z clipped to [0, log(1 + 2000 m)]. The loss
+    The last layers predict z = log(1 + height); the map is exp(z) - 1 with z clipped to [0, log(1 + 2000 m)]. The loss
     is the mean |log(1 + predicted) - log(1 + true)| over pixels of known height: relative where it is high, in metres
     near the ground, and its best answer to an undecided pixel is a median, so that the ground comes out as 0 itself
     (some scores ask for that). The clip lets gradients through: else a head that once says 0 everywhere, the first
@@ -319,7 +322,7 @@ class DenseHeight(DenseHead):
         if from_footprint:
             self.informed = nn.Conv2d(in_channels + 1, in_channels, 3, padding=1)
             weight_init.c2_msra_fill(self.informed)
-        self.predictor = _predictor(in_channels, 1, bias=math.log1p(_UNTRAINED_HEIGHT_M))
+        self.predictor = _predictor(in_channels, 1, bias=math.log1p(_UNTRAINED_HEIGHT_M) / _LOG_UNIT)
 
     @classmethod
     def from_config(cls, cfg, in_channels, image_channels):
@@ -337,7 +340,7 @@ class DenseHeight(DenseHead):
         if self.informed is not None:
             probability = maps.footprint.detach().sigmoid().to(decoded.dtype)
             decoded = F.relu(self.informed(torch.cat([decoded, probability], dim=1)))
-        z = self.predictor(decoded).float()
+        z = self.predictor(decoded).float() * _LOG_UNIT
         z = z + (z.clamp(0.0, math.log1p(_MOST_HEIGHT_M)) - z).detach()
         height_m = z.expm1()
         return height_m * (maps.footprint.detach() > 0) if self.refine else height_m
@@ -415,7 +418,8 @@ class Reconstruction(DenseHead):
 
 def _predictor(in_channels: int, channels: int, bias: float = 0.0) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, channels, kernel_size=1)
-    nn.init.normal_(conv.weight, std=0.01)
+    # Small beside what it will say, yet not so small that what is below it learns nothing at first.
+    nn.init.normal_(conv.weight, std=0.3 * in_channels**-0.5)
     nn.init.constant_(conv.bias, bias)
     return conv
 

