@@ -150,7 +150,10 @@ class Predictor:
                 [], *(nothing if h in heads else None for h in ("DenseHeight", "Footprint"))
             )
         x = {"image": torch.from_numpy(np.ascontiguousarray(image)), "gsd_m": gsd_m, "sensor": sensor or {}}
-        output = self.model.outputs([x], do_postprocess=False)[0]
+        if hasattr(self.model, "outputs"):
+            output = self.model.outputs([x], do_postprocess=False)[0]
+        else:  # Detectron2's own architectures
+            output = {"instances": self.model.inference([x], do_postprocess=False)[0]}
         found = buildings_from_instances(output["instances"].to("cpu")) if "instances" in output else []
         kept = [_on_data(b, nodata) for b in found]
         maps = (_map_on_data(output.get(name), nodata) for name in ("height_map_m", "footprint_map"))
