@@ -293,10 +293,11 @@ class DenseHeight(DenseHead):
     """Height of buildings per pixel, metres above ground, exactly 0 outside.
 
     The last layers predict z = log(1 + height); the map is exp(z) - 1 with z clipped to [0, log(1 + 2000 m)]. The loss
-    is the mean |log(1 + predicted) - log(1 + true)| over pixels of known height: relative where it is high, in metres
-    near the ground, and its best answer to an undecided pixel is a median, so that the ground comes out as 0 itself
-    (some scores ask for that). The clip lets gradients through: else a head that once says 0 everywhere, the first
-    thing that most pixels teach, would stay there.
+    is |log(1 + predicted) - log(1 + true)|, relative where it is high and in metres near the ground: the mean over
+    building pixels and the mean over ground, half each. Over all pixels alike, ground would outvote buildings: the best
+    answer to a pixel that is a building with less than even odds would be 0. A median of the halves still makes the
+    ground come out as 0 itself (some scores ask for that). The clip lets gradients through: else a head that once says
+    0 everywhere would stay there.
 
     `refine` multiplies with argmax(footprint), 0 or 1, before the loss (P2, equation 16): the height then learns only
     where a footprint is predicted, from false ones, too. `from_footprint` shows the footprint's probability to the last
@@ -346,9 +347,10 @@ class DenseHeight(DenseHead):
         return height_m * (maps.footprint.detach() > 0) if self.refine else height_m
 
     def loss(self, maps, targets):
-        """Mean absolute difference of log(1 + metres)."""
+        """Mean absolute difference of log(1 + metres), of buildings and of ground half each."""
         predicted, truth_m = _known(maps.height_m, targets.height_m)
-        return _mean((predicted.log1p() - truth_m.log1p()).abs())
+        difference, building = (predicted.log1p() - truth_m.log1p()).abs(), truth_m > 0
+        return (_mean(difference[building]) + _mean(difference[~building])) / 2
 
 
 @DENSE_HEAD_REGISTRY.register()

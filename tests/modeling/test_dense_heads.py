@@ -193,6 +193,15 @@ def test_loss_of_heights_by_hand():
     assert loss.item() == pytest.approx((1 + math.log(2)) / 2)
 
 
+def test_buildings_and_ground_have_one_half_of_the_loss_of_heights_each():
+    maps = DenseMaps(height_m=torch.tensor([[[[3.0, 1.0, 0.0, 0.0]]]]))
+    loss = DenseHeight(in_channels=8).loss(maps, targets(height_m=[[[7.0, 0.0, 0.0, 0.0]]]))
+    assert loss.item() == pytest.approx((math.log(8 / 4) + math.log(2) / 3) / 2)
+    # A tile without buildings has the ground's half alone.
+    loss = DenseHeight(in_channels=8).loss(maps, targets(height_m=[[[NAN, 0.0, 0.0, 0.0]]]))
+    assert loss.item() == pytest.approx(math.log(2) / 3 / 2)
+
+
 def test_loss_of_footprints_by_hand():
     """Probabilities 3/4 and 1/2 on a building pixel and one beside it."""
     maps = DenseMaps(footprint=torch.tensor([[[[math.log(3.0), 0.0, 9.0]]]]))
