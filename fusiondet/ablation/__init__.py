@@ -222,6 +222,7 @@ def write_results(spec: Spec, out: Path, plan: list[Run], current: list[Run]) ->
     """Write results.json, .csv, .md and .png; returns the path of results.md. Arguments as of `collect`."""
     found = collect(spec, out, plan, current)
     write_json(found, out / "results.json", indent=1)
+    found = report.worth_showing(found)
     for suffix, text in (("csv", report.as_csv(found)), ("md", report.markdown(found))):
         with atomic_path(out / f"results.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -39,6 +39,14 @@ _NOTES = {
 }
 
 
+def worth_showing(results: dict) -> dict:
+    """`results` without the rows that have no score yet, but for the one compared with, and without claims on them."""
+    scored = {line["row"] for line in results["table"]} | {results["compare_to"]}
+    rows = {name: row for name, row in results["rows"].items() if name in scored}
+    claims = [claim for claim in results["claims"] if claim["from"][0] in rows and claim["to"][0] in rows]
+    return {**results, "rows": rows, "claims": claims}
+
+
 def markdown(results: dict) -> str:
     """All of `results` as Markdown: what was done, an overview with costs, a table per metric, claims."""
     parts = ["\n".join(_head(results)), "## Overview", _overview(results)]

@@ -222,6 +222,17 @@ def test_markdown_says_every_number_once_rounded(found):
     assert "one seed" in text and "**Not finished**: a, seed 1: no_sar." in text
 
 
+def test_rows_without_a_score_are_left_out_of_what_is_shown_with_the_claims_on_them(found):
+    row = {**found["rows"]["a"], "label": "Not yet"}
+    claim = {**found["claims"][0], "claim": "too early", "from": ["later", "clear"]}
+    begun = {**found, "rows": {**found["rows"], "later": row}, "claims": [*found["claims"], claim]}
+    shown = report.worth_showing(begun)
+    assert shown == found
+    assert "Not yet" not in report.markdown(shown)
+    nothing = {**begun, "table": []}
+    assert list(report.worth_showing(nothing)["rows"]) == [found["compare_to"]]
+
+
 def test_rows_chosen_by_another_score_are_named(found):
     assert "the checkpoint with the best segm/AP50 on v." in report.markdown(found)
     found["rows"]["c"] = {"label": "C", "best_metric": "dense/delta1_building", "seeds": {}}
