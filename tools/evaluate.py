@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate_instances(args) -> tuple[dict, str]:
+    from fusiondet.evaluation.dense import require_instances
     from fusiondet.evaluation.instances import METRICS, evaluate_instances
 
     if args.region or args.compare:
@@ -34,6 +35,7 @@ def evaluate_instances(args) -> tuple[dict, str]:
             raise unknown_name("metric", name, (*METRICS, "dense"))
     metrics, numbers = tuple(name for name in asked if name != "dense"), {}
     if metrics or not asked:
+        require_instances(args.predictions)
         numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
     if "dense" in asked:
         numbers |= evaluate_maps(args)
@@ -59,7 +61,9 @@ def evaluate_by_tile(args) -> tuple[dict, str]:
 
     dataset = read_coco(args.annotations)
     region = region_by_name(args.region, dataset) if args.region else None
+    files = [path for path in (args.predictions, args.compare) if path]
     options = {"region": region, **_tile_options(args)}
+    options["height_labels"] = resampling.common_height_labels(files, args.height_labels)
     tiles = resampling.tile_scores(dataset, args.predictions, **options)
     if not args.compare:
         scores = resampling.summarize(tiles)

@@ -7,7 +7,7 @@ from pathlib import Path
 from fusiondet.cli import run
 from fusiondet.data.coco import read_coco, read_predictions
 from fusiondet.data.labels import HEIGHT_SOURCES
-from fusiondet.evaluation.dense import building_delta1
+from fusiondet.evaluation.dense import building_delta1, require_instances
 from fusiondet.evaluation.instances import matched_heights
 from fusiondet.evaluation.resampling import tile_scores
 from fusiondet.files import require_new
@@ -47,12 +47,11 @@ def parse_arguments(argv=None) -> argparse.Namespace:
         command.add_argument(
             "--annotations", type=Path, required=True, metavar="A.json", help="COCO file of the split"
         )
-        command.add_argument(
-            "--height-labels",
-            choices=("auto", *HEIGHT_SOURCES),
-            help="draw heights per pixel instead of outlines: true ones from this source, predicted ones painted",
-        )
         command.add_argument("--overwrite", action="store_true", help="replace existing pictures")
+    drawn = "draw heights per pixel instead of outlines: true ones from this source, predicted ones painted"
+    scored = "true heights that count (default: what dense heads were scored against, else auto)"
+    for command, what in ((dataset, drawn), (predictions, drawn), (delta1, scored)):
+        command.add_argument("--height-labels", choices=("auto", *HEIGHT_SOURCES), help=what)
     for command, tiles in ((dataset, 6), (predictions, 4)):
         command.add_argument(
             "--tiles", type=int, default=tiles, metavar="N", help=f"tiles to draw, 1 to {MAX_TILES}"
@@ -86,7 +85,10 @@ def draw_dataset(arguments) -> list[Path]:
 
 def draw_delta1(arguments) -> list[Path]:
     out, dataset = _picture(arguments, "delta1.png"), read_coco(arguments.annotations)
-    scores = [building_delta1(tile.dense) for tile in tile_scores(dataset, arguments.predictions)]
+    scores = [
+        building_delta1(tile.dense)
+        for tile in tile_scores(dataset, arguments.predictions, height_labels=arguments.height_labels)
+    ]
     save_figure(tile_map_figure(dataset.tiles, scores, "δ1 of heights on building pixels"), out)
     return [out]
 
@@ -101,6 +103,7 @@ def draw_predictions(arguments) -> list[Path]:
         require_new(arguments.out / name, arguments.overwrite) for name in ("overview.png", "heights.png")
     )
     dataset, records = read_coco(arguments.annotations), read_predictions(arguments.predictions)
+    require_instances(arguments.predictions)
     scatter = height_scatter(*matched_heights(dataset, records).T)
     chosen = arguments.tiles, arguments.image, arguments.min_score, arguments.height_labels
     save_figure(prediction_overview(dataset, records, *chosen), overview)

@@ -277,14 +277,22 @@ class DenseScores:
     instances: bool
     tiles: Mapping[int | str, Mapping[str, DenseCounts]]
 
-    def counts(self, image_id: int | str, part: str) -> DenseCounts:
-        """Those of one tile or a part of it; InputError if it was not scored."""
-        if part not in self.tiles.get(image_id, {}):
+    def counts(self, image_id: int | str, part: str, truth_footprint: np.ndarray) -> DenseCounts:
+        """Those of one tile or a part of it; InputError if it was not scored, or the id was another tile's.
+
+        Args:
+            truth_footprint: (H, W) bool of the whole tile. Ids of another split are the same, its buildings are not.
+        """
+        parts, again = self.tiles.get(image_id, {}), "Evaluate the network again on these very tiles."
+        if part not in parts:
+            raise InputError(f"{DENSE_SCORES_FILE} has no counts of image {image_id!r}, {part}. {again}")
+        whole, expected = parts.get(ALL_OF_IT), (int(truth_footprint.sum()), truth_footprint.size)
+        if whole and (found := (whole.tp + whole.fn, whole.tp + whole.fn + whole.fp + whole.tn)) != expected:
             raise InputError(
-                f"{DENSE_SCORES_FILE} has no counts of image {image_id!r}, {part}. "
-                "Evaluate the network again on these very tiles."
+                f"{DENSE_SCORES_FILE} is of other tiles: in image {image_id!r} it counted {found[0]} of {found[1]} "
+                f"pixels as buildings, the annotations have {expected[0]} of {expected[1]}. {again}"
             )
-        return self.tiles[image_id][part]
+        return parts[part]
 
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
@@ -316,3 +324,13 @@ class DenseScores:
                 f"{path}: not the scores of dense heads as this version writes them ({error!r}). "
                 "Evaluate the network again."
             ) from None
+
+
+def require_instances(predictions: Path) -> None:
+    """InputError where the network that wrote the file `predictions` finds no instances: it would count as blind."""
+    heads = DenseScores.beside(predictions)
+    if heads is not None and not heads.instances:
+        raise InputError(
+            f"{predictions}: of a network that predicts maps and no instances. "
+            "Its maps are scored by `tools/evaluate.py instances --metrics dense`."
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fusiondet.cli import progress
 from fusiondet.data.coco import Dataset, coco_document, read_predictions
+from fusiondet.data.labels import footprint_label
 from fusiondet.errors import InputError
 from fusiondet.evaluation import average_precision as ap
 from fusiondet.evaluation.dense import (
@@ -128,8 +129,9 @@ def tile_scores(
         raise InputError(f"score threshold {score_threshold}: expected a number in [0, 1].")
     document, heads = coco_document(dataset), None
     if isinstance(records, str | Path):
+        height_labels = common_height_labels([records], height_labels)
         heads, records = DenseScores.beside(Path(records)), read_predictions(records)
-    height_labels = _labels(height_labels, heads)
+    height_labels = height_labels or "auto"
     images = {image.image_id: image for image in scored_images(document, records, max_detections)}
     with_heights = not records or any(record.get("height_m") is not None for record in records)
     tiles = []
@@ -144,18 +146,31 @@ def tile_scores(
                 height_m if with_heights else None, truth[0], footprint, truth[1], inside
             )
         part = region.name if region else ALL_OF_IT
-        scores.dense = heads.counts(image.image_id, part) if heads is not None else scores.painted
+        scores.dense = scores.painted
+        if heads is not None:
+            scores.dense = heads.counts(image.image_id, part, footprint_label(tile))
         tiles.append(scores)
     return tiles
 
 
-def _labels(asked: str | None, heads: DenseScores | None) -> str:
-    if heads is not None and asked not in (None, heads.height_labels):
-        raise InputError(
-            f"dense heads were scored against {heads.height_labels!r} heights, not {asked!r}. Ask for the same, or "
-            "evaluate the network again with INPUT.HEIGHT_LABELS."
-        )
-    return asked or (heads.height_labels if heads else "auto")
+def common_height_labels(predictions: Sequence[str | Path], asked: str | None = None) -> str:
+    """What maps of all files of `predictions` can be scored against, as INPUT.HEIGHT_LABELS.
+
+    Args:
+        asked: what somebody wants; None: what dense heads beside the files were scored against, "auto" without any.
+
+    Raises:
+        InputError: dense heads of one of them were scored against something else.
+    """
+    for path in predictions:
+        heads = DenseScores.beside(Path(path))
+        if heads is not None and asked not in (None, heads.height_labels):
+            raise InputError(
+                f"{path}: dense heads were scored against {heads.height_labels!r} heights, not {asked!r}. Ask for the "
+                "same, or evaluate the network again with INPUT.HEIGHT_LABELS."
+            )
+        asked = asked or (heads.height_labels if heads else None)
+    return asked or "auto"
 
 
 def _tile_scores(image: ScoredImage, inside: np.ndarray | None) -> TileScores:

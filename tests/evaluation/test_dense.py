@@ -254,12 +254,12 @@ def test_scores_of_heads_come_back_from_their_file(tmp_path):
     scores = DenseScores("ndsm", False, {7: {"all": six_pixels(), "under_cloud": DenseCounts(0, 0, 0, 6)}})
     scores.write(tmp_path / "dense_scores.json")
     again = DenseScores.beside(tmp_path / "predictions.json")
-    assert again == scores and again.counts(7, "all") == six_pixels()
+    assert again == scores and again.counts(7, "all", OUTLINES) == six_pixels()
     assert read_json(tmp_path / "dense_scores.json")["tiles"][0]["parts"]["all"]["building_abs_m"] == 17
     assert DenseScores.beside(tmp_path / "others.json") is None
     for image_id, part in ((8, "all"), (7, "in_the_clear")):
         with pytest.raises(InputError, match=f"no counts of image {image_id}, {part}"):
-            again.counts(image_id, part)
+            again.counts(image_id, part, OUTLINES)
 
 
 @pytest.mark.parametrize(

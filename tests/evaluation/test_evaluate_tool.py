@@ -192,6 +192,38 @@ def test_maps_of_dense_heads_are_scored_from_their_counts(files, tmp_path, load_
         load_tool("evaluate").main(arguments_of(files, "--metrics", "dense", "--height-labels", "ndsm"))
 
 
+def test_two_networks_are_compared_against_one_truth(files, tmp_path, load_tool):
+    # The height raster says 3 m, the annotations 6: dense heads were scored on these, and so is the detector.
+    truth = read_coco(files[0])
+    write_raster(tmp_path / "h.tif", np.full((1, 64, 64), 3, np.float32))
+    truth.tiles[0].building_height_file_name = "h.tif"
+    write_coco(truth, files[0])
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "predictions.json"
+    other.write_text(files[1].read_text())
+    counts = DenseCounts(100, 0, 120, 3876, 100, 200.0, 400.0, 0, 0, 100, tallest_m=6.0)
+    DenseScores("instances", True, {1: {"all": counts}}).write(tmp_path / "dense_scores.json")
+    for first, second in ((files[1], other), (other, files[1])):
+        out = tmp_path / "difference.json"
+        words = ("--compare", second, "--draws", 3, "--out", out, "--overwrite")
+        load_tool("evaluate").main(arguments_of((files[0], first), *words))
+        found = json.loads(out.read_text())
+        sides = {name: found[f"dense/mae_m_building/{name}"] for name in "ab"}
+        assert sides == ({"a": 0.5, "b": 2} if second == other else {"a": 2, "b": 0.5})
+    DenseScores("auto", True, {1: {"all": counts}}).write(other.with_name("dense_scores.json"))
+    with pytest.raises(InputError, match="scored against 'auto' heights, not 'instances'"):
+        load_tool("evaluate").main(arguments_of((files[0], files[1]), "--compare", other))
+
+
+def test_a_network_without_instances_is_not_scored_as_a_blind_detector(files, tmp_path, load_tool):
+    files[1].write_text("[]")
+    counts = DenseCounts(100, 0, 120, 3876)
+    DenseScores("auto", False, {1: {"all": counts}}).write(tmp_path / "dense_scores.json")
+    with pytest.raises(InputError, match="maps and no instances.*--metrics dense"):
+        load_tool("evaluate").main(arguments_of(files))
+    load_tool("evaluate").main(arguments_of(files, "--metrics", "dense"))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -233,6 +233,9 @@ def test_counts_of_dense_heads_lie_beside_the_predictions(tmp_path):
     assert drawn["painted/dice"].difference == 0 and "dense/normalizer_m" not in drawn
     with pytest.raises(InputError, match="no counts of image 1, left_half"):
         tile_scores(dataset, tmp_path / "predictions.json", region=left_half)
+    another = city(Building(LEFT, 6.0), Building(RIGHT, 6.0))  # of another split, whose ids begin at 1 too
+    with pytest.raises(InputError, match="of other tiles: in image 1 it counted 100 of 2304.* have 200 of"):
+        tile_scores(another, tmp_path / "predictions.json")
 
 
 def test_a_network_without_instances_has_no_scores_of_them(tmp_path):

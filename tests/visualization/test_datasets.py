@@ -15,6 +15,7 @@ from fusiondet.data.coco import (
     write_coco,
 )
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import DenseScores
 from fusiondet.visualization import (
     building_from_prediction,
     dataset_overview,
@@ -282,3 +283,10 @@ def test_tool_draws_delta1_of_the_tiles(tool, annotations, tmp_path, capsys):
         picture.load()
     with pytest.raises(InputError, match="already exists"):
         tool.main([*arguments, "--out", str(tmp_path)])
+    with pytest.raises(InputError, match="scored against 'ndsm' heights, not 'instances'"):
+        (tmp_path / "predictions.json").write_text("[]")
+        DenseScores("ndsm", False, {}).write(tmp_path / "dense_scores.json")
+        arguments[-1] = str(tmp_path / "predictions.json")
+        tool.main([*arguments, "--height-labels", "instances", "--out", str(tmp_path / "other.png")])
+    with pytest.raises(InputError, match="maps and no instances"):
+        tool.main(["predictions", *arguments[1:], "--out", str(tmp_path / "o")])
