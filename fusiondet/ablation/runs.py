@@ -286,7 +286,8 @@ def _keep_chosen_weights(folder: Path, cfg: CfgNode) -> dict:
 def _score(run: Run, scoring: Scoring) -> None:
     """Predict and score one condition; only score it where the predictions are there."""
     if run.predicted(scoring) is not None:
-        _write_scores(run, scoring, run.folder / scoring.name)
+        cfg = load_config(_config_file(run), list(scoring.overrides))
+        _write_scores(run, scoring, run.folder / scoring.name, cfg.INPUT.HEIGHT_LABELS)
         return
     with atomic_dir(run.folder / scoring.name) as folder:
         cfg, model = load_trained(run, [*scoring.overrides, "DATASETS.TEST", [scoring.dataset]])
@@ -296,11 +297,11 @@ def _score(run: Run, scoring: Scoring) -> None:
         for path in written.iterdir():
             path.rename(folder / path.name)
         written.rmdir(), written.parent.rmdir()
-        _write_scores(run, scoring, folder)
+        _write_scores(run, scoring, folder, cfg.INPUT.HEIGHT_LABELS)
 
 
-def _write_scores(run: Run, scoring: Scoring, folder: Path) -> None:
-    columns = _columns(scoring, folder / "predictions.json")
+def _write_scores(run: Run, scoring: Scoring, folder: Path, height_labels: str) -> None:
+    columns = _columns(scoring, folder / "predictions.json", height_labels)
     write_json(
         {"depends_on": _with_weights(scoring, run.trained()), "columns": columns}, folder / "scores.json"
     )
@@ -318,14 +319,14 @@ def load_trained(run: Run, overrides: Sequence = ()) -> tuple[CfgNode, torch.nn.
     return cfg, model.eval()
 
 
-def _columns(scoring: Scoring, predictions: Path) -> dict[str, dict]:
+def _columns(scoring: Scoring, predictions: Path, height_labels: str) -> dict[str, dict]:
     """Column -> its scores, over drawn tiles too, and the counts of every tile that they follow from."""
     dataset = catalog.load_split(scoring.dataset)
     regions = {scoring.name: None}
     regions |= {f"{scoring.name}/{name}": region_by_name(name, dataset) for name in scoring.regions}
     columns = {}
     for column, region in regions.items():
-        tiles = tile_scores(dataset, predictions, region=region)
+        tiles = tile_scores(dataset, predictions, region=region, height_labels=height_labels)
         columns[column] = {**drawn_scores(tiles), "tiles": [_plain(tile) for tile in tiles]}
     return columns
 
