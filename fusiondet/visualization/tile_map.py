@@ -98,7 +98,8 @@ def _label_axes(ax: Axes, crs: str | None, width_in: float, height_in: float) ->
     for axis, length_in in (("x", width_in), ("y", height_in)):
         ax.locator_params(axis=axis, nbins=max(1, int(length_in / 1.5)))
     ax.tick_params(labelsize=7, color=FAINT, labelcolor=FAINT)
-    ax.tick_params(axis="y", labelrotation=90)
+    for label in ax.get_yticklabels():  # from its tick upwards: the lowest one is not written over those of x
+        label.set(rotation=90, verticalalignment="bottom")
     ax.set_xlabel(crs if len(crs) <= 40 else "map coordinates", fontsize=8, color=FAINT)
 
 
