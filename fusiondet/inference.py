@@ -362,6 +362,8 @@ def predict_to_file(
             for a network that finds buildings, or given for one that does not.
     """
     _check_outputs(out, height_path, (rgb_path, sar_path), overwrite)
+    if options.get("height_source") and height_path is None:
+        raise InputError("--height-source says what is written with --height-raster, which is missing.")
     for path in (rgb_path, sar_path):
         if path is not None:
             with open_raster(path, allow_vrt=True) as raster:

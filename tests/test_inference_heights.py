@@ -240,6 +240,8 @@ def test_outputs_are_checked_before_the_network_is_built(tmp_path):
         predict_to_file(nowhere, path, None, None, height_path=tmp_path / "h.png")
     with pytest.raises(InputError, match="pan.tif: is an image to predict from"):
         predict_to_file(nowhere, path, None, None, height_path=path, overwrite=True)
+    with pytest.raises(InputError, match="--height-source says what is written with --height-raster"):
+        predict_to_file(nowhere, path, None, tmp_path / "b.gpkg", height_source="dense")
     with pytest.raises(InputError, match="no such checkpoint"):
         predict_to_file(nowhere, path, None, None, height_path=tmp_path / "h.tif")
 

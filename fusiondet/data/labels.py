@@ -36,7 +36,7 @@ GROUND_TOLERANCE_M = 3.0
 
 
 def choose_source(source: str, building_height: object, ndsm: object) -> str:
-    """The one of `HEIGHT_SOURCES` that "auto" means for a tile whose rasters' names are given, None where it has none.
+    """The one of `HEIGHT_SOURCES` that `source` means for a tile, of whose rasters the names are given or None.
 
     Raises:
         InputError: a `source` that is neither "auto" nor one of them.

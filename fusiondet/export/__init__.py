@@ -3,7 +3,7 @@
 from fusiondet.export.layers import FORMATS, check_output, read_buildings, write_buildings
 from fusiondet.export.rasters import (
     HEIGHT_BANDS,
-    HeightRaster,
+    HeightRasterWriter,
     check_height_raster,
     height_raster,
     paint_heights,
@@ -12,7 +12,7 @@ from fusiondet.export.rasters import (
 __all__ = [
     "FORMATS",
     "HEIGHT_BANDS",
-    "HeightRaster",
+    "HeightRasterWriter",
     "check_height_raster",
     "check_output",
     "height_raster",

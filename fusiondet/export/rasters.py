@@ -76,7 +76,7 @@ def height_raster(
     tags: dict[str, str] | None = None,
     grid_shape: tuple[int, int] | None = None,
 ):
-    """Yield a `HeightRaster`, all nodata; at the end of the block it appears as `path`, on any error nothing does.
+    """Yield a `HeightRasterWriter`, all nodata; at the end of the block it is `path`, on any error nothing is.
 
     Args:
         shape, transform, crs: (H, W) of the raster and its place on the map.
@@ -109,12 +109,12 @@ def height_raster(
                 dataset.set_band_description(band, HEIGHT_BANDS[source])
             dataset.units = ["m"] * len(sources)
             dataset.update_tags(**(tags or {}), zero="no building", nodata="NaN: the images have no data")
-            yield HeightRaster(dataset, path, sources, zoom)
+            yield HeightRasterWriter(dataset, path, sources, zoom)
         with _told(path):
             _publish(draft, temporary)
 
 
-class HeightRaster:
+class HeightRasterWriter:
     """A raster of heights being filled; see `height_raster`.
 
     Heights come in pixels of a grid over the same extent, which may be finer or coarser: every pixel of the raster
