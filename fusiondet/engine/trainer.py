@@ -1,6 +1,7 @@
 """Training as Detectron2 users know it, for any number of bands: what a config leaves open, the trainer, one step."""
 
 import contextlib
+import copy
 import itertools
 import logging
 import math
@@ -460,7 +461,9 @@ class FusionTrainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         self.sampler = loader.sampler
         self._samples_per_step = loader.batch_size * comm.get_world_size() * cfg.SOLVER.ACCUMULATE_STEPS
-        parallel = defaults.create_ddp_model(model, broadcast_buffers=False)
+        # Dense heads alone may read some levels of the pyramid only, and other processes would wait for the rest.
+        unread = cfg.MODEL.META_ARCHITECTURE == "FusionDense"
+        parallel = defaults.create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread)
         self._trainer = StepTrainer(
             parallel,
             loader,
@@ -716,7 +719,11 @@ def load_weights(model: nn.Module, cfg: CfgNode) -> None:
         _log.info("MODEL.WEIGHTS is empty: starting from random weights")
         return
     if is_own_checkpoint(path) and not network_differences(stored_config(path), cfg):
+        # Weights between tasks belong to a training, see `modeling.weights`: a new one has its own.
+        fresh = {m: copy.deepcopy(m.state_dict()) for m in model.modules() if isinstance(m, TaskWeighting)}
         FusionCheckpointer(model).load(path, checkpointables=[])
+        for weighting, state in fresh.items():
+            weighting.load_state_dict(state)
         return
     load_pretrained(
         model,

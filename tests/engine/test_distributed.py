@@ -50,7 +50,15 @@ def _joint(folder) -> dict:
         "joint_parameters": [float(p.detach().double().sum()) for p in trainer.model.parameters()],
         "labelled": [x.get("labelled", True) for x in trainer._trainer.last_batch],
         "joint_consumed": trainer.sampler.consumed,
+        "dense_parameters": _dense_alone(folder),
     }
+
+
+def _dense_alone(folder) -> list[float]:
+    """Two steps of dense heads that read the coarsest level of the pyramid alone."""
+    trainer = FusionTrainer(dense_config(folder))
+    trainer.train()
+    return [float(p.detach().double().sum()) for p in trainer.model.parameters()]
 
 
 def joint_config(root):
@@ -59,6 +67,18 @@ def joint_config(root):
         *("MODEL.DENSE_HEADS.NAMES", "['Footprint', 'Reconstruction']", "MODEL.DENSE_HEADS.DIM", "8"),
         *("MODEL.TASK_WEIGHTING.NAME", "gradnorm", "DATASETS.LABEL_SHARE", "0.7"),
         *("DATALOADER.UNLABELLED_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(root / "joint")),
+        train="few",
+        test="",
+    )
+
+
+def dense_config(root):
+    return config(
+        root,
+        *("MODEL.META_ARCHITECTURE", "FusionDense", "MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False"),
+        *("MODEL.DENSE_HEADS.NAMES", "['Footprint']", "MODEL.DENSE_HEADS.DIM", "8"),
+        *("MODEL.DENSE_HEADS.SKIPS", "False", "TEST.BEST_METRIC", "dense/dice", "SOLVER.MAX_ITER", "2"),
+        *("SOLVER.ACCUMULATE_STEPS", "2", "OUTPUT_DIR", str(root / "dense")),
         train="few",
         test="",
     )
@@ -126,6 +146,12 @@ def test_tasks_have_the_same_weights_in_all_processes(ranks):
     assert first["weights"] == second["weights"] and len({*first["weights"]}) == 4
     assert sum(first["weights"]) == pytest.approx(4) and first["first_losses"] == second["first_losses"]
     assert first["joint_parameters"] == second["joint_parameters"]
+
+
+def test_dense_heads_that_leave_levels_unread_train_in_all_processes(ranks):
+    first, second = ranks
+    assert first["dense_parameters"] == second["dense_parameters"]
+    assert np.isfinite(first["dense_parameters"]).all()
 
 
 def test_every_process_has_tiles_of_either_kind(ranks):

@@ -600,6 +600,11 @@ def test_weights_of_tasks_go_on_bit_for_bit_and_are_logged(root, name, extra):
     logged = json.loads((root / "whole" / "metrics.json").read_text().splitlines()[-1])
     tasks = ["dense_height", "footprint", "reconstruction"] + ["instances", "height"] * (name == "gradnorm")
     assert {k for k in logged if k.startswith("task_")} >= {f"task_weight/{t}" for t in tasks}
+    another = complete(root, *settings, "MODEL.WEIGHTS", str(root / "whole" / "model_final.pth"), test="")
+    another = FusionTrainer(another)
+    another.resume_or_load(False)
+    assert {float(w.detach()) for w in another.model.task_weighting._weights()} == {1.0}, "a new training"
+    assert same(another.model.dense_heads.state_dict(), whole.model.dense_heads.state_dict())
 
 
 def test_the_checkpoint_alone_rebuilds_the_network(root):
