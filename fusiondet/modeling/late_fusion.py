@@ -137,9 +137,10 @@ class LateFusionRCNN(FusionRCNN):
         for name in MODALITIES:
             part = self.channels[name]
             unseen = torch.isnan(images.tensor[:, part]).all(dim=1, keepdim=True)
-            asked = [torch.where(unseen, torch.nan, x) for x in (targets.height_m, targets.footprint)]
-            own = DenseTargets(*asked, targets.image[:, part])
-            losses |= self._named(name, self.dense_heads[name].losses(maps[name], own))
+            # Nor to reconstruct what was dropped: where it sees nothing, a branch could only learn to guess.
+            own = (targets.height_m, targets.footprint, targets.image[:, part])
+            asked = DenseTargets(*(torch.where(unseen, torch.nan, x) for x in own))
+            losses |= self._named(name, self.dense_heads[name].losses(maps[name], asked))
         return losses
 
     def _named(self, modality: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:

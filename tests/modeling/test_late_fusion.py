@@ -447,6 +447,12 @@ def test_a_branch_has_its_own_bands_and_is_asked_where_they_have_data(dense_cfg,
     assert torch.equal(~asked["sar"].image[0, 0].isnan(), known["sar"])
 
 
+def test_a_branch_whose_modality_is_dropped_is_asked_nothing(dense_cfg, make_input):
+    dense_cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 1.0
+    losses, _ = train_losses(built(dense_cfg), [labelled(make_input(2))])
+    assert all(losses[f"sar/{name}"].item() == 0 < losses[f"optical/{name}"].item() for name in DENSE)
+
+
 def test_maps_are_averaged_where_both_have_data_and_one_branchs_where_it_alone_has(dense_cfg, make_input):
     class Says(torch.nn.Module):
         def __init__(self, height_m, probability):
