@@ -130,7 +130,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_HEADS.SKIPS = True
     # How maps grow twofold: "resize" (bilinear, then convolution) or "transposed" (convolution).
     cfg.MODEL.DENSE_HEADS.UPSAMPLE = "resize"
-    # Normalisation of the decoders: "", "GN", "BN", ...
+    # Normalisation of the decoders: "", "GN", "BN" or "SyncBN".
     cfg.MODEL.DENSE_HEADS.NORM = "GN"
     # Leading steps of the decoders of height and footprint that are one and the same; 0: apart from the start.
     cfg.MODEL.DENSE_HEADS.SHARED_STEPS = 0
@@ -146,7 +146,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_HEADS.RECONSTRUCTION = CN()
     # Of the mean absolute difference per pixel and band, in standard deviations.
     cfg.MODEL.DENSE_HEADS.RECONSTRUCTION.LOSS_WEIGHT = 0.1
-    # Every task (instances, and each dense head) looks at the shared feature maps through an attention of its own.
+    # Every task (instances, and each dense head) looks at the shared feature maps through an attention of its own; in
+    # the SHARED_STEPS height and footprint have one between them.
     cfg.MODEL.TASK_ATTENTION = False
     # How the losses of tasks are weighted against each other, on top of their LOSS_WEIGHTs; modeling/task_weighting.py.
     cfg.MODEL.TASK_WEIGHTING = CN()
@@ -329,8 +330,7 @@ _NOT_NEGATIVE = (
     "MODEL.FUSION.BALANCE.TOLERANCE",
     "MODEL.FUSION.CROSS_ATTENTION.WINDOW", "MODEL.FUSION.SAR_RESNETS.STEM_OUT_CHANNELS",
     "MODEL.FUSION.SAR_RESNETS.RES2_OUT_CHANNELS", "MODEL.FUSION.SAR_RESNETS.WIDTH_PER_GROUP",
-    "MODEL.DENSE_HEADS.HEIGHT.LOSS_WEIGHT", "MODEL.DENSE_HEADS.FOOTPRINT.LOSS_WEIGHT",
-    "MODEL.DENSE_HEADS.RECONSTRUCTION.LOSS_WEIGHT", "MODEL.TASK_WEIGHTING.ALPHA", "DATALOADER.UNLABELLED_PER_BATCH",
+    "MODEL.TASK_WEIGHTING.ALPHA", "DATALOADER.UNLABELLED_PER_BATCH",
 )  # fmt: skip
 _DEPTHS = (18, 34, 50, 101, 152)
 _PAIRS = (

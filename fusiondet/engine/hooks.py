@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 class WeighTasks(HookBase):
     """After every step, lets the weights of tasks follow what the step showed, and logs both.
 
-    Logged: `task_weight/<task>` that the step was trained with, `task_loss/<task>` without it. Comes before the
-    checkpoints, so that they hold the weights of the next step.
+    Logged: `task_weight/<task>` that the step was trained with (those learned by the optimizer: as it left them), and
+    `task_loss/<task>` without it. Comes before the checkpoints, so that they hold the weights of the next step.
     """
 
     def __init__(self, weighting: TaskWeighting):

@@ -524,7 +524,7 @@ def build_dense_heads(cfg, input_shape: dict[str, ShapeSpec], image_channels: in
 
 
 def check_dense_heads(cfg) -> None:
-    """InputError when a key of MODEL.DENSE_HEADS means nothing, or would be ignored."""
+    """InputError when a key of MODEL.DENSE_HEADS means nothing, or asks for what none of the heads has."""
     keys = cfg.MODEL.DENSE_HEADS
     for name in keys.NAMES:
         if name not in DENSE_HEAD_REGISTRY:
@@ -548,7 +548,17 @@ def check_dense_heads(cfg) -> None:
         weight = keys[section].LOSS_WEIGHT
         if not weight >= 0:
             raise InputError(f"MODEL.DENSE_HEADS.{section}.LOSS_WEIGHT is {weight}, expected 0 or more.")
+    _check_skips(keys)
     _check_both_heads(keys)
+
+
+def _check_skips(keys) -> None:
+    """InputError when skips are switched off and no head would have any."""
+    heads = [DENSE_HEAD_REGISTRY.get(name) for name in keys.NAMES]
+    if heads and not keys.SKIPS and not any(head.sees_details for head in heads):
+        raise InputError(
+            f"MODEL.DENSE_HEADS.SKIPS is False, but of NAMES {list(keys.NAMES)} none ever has skips. Leave it at True."
+        )
 
 
 def _check_both_heads(keys) -> None:

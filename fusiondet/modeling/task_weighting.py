@@ -62,7 +62,7 @@ class TaskWeighting(nn.Module):
 
         Returns:
             What is worth logging, averaged over all micro-batches and processes: "task_loss/<task>", unweighted, and
-            "task_weight/<task>" as they were; {} when nothing was seen.
+            "task_weight/<task>" as they were when it was called; {} when nothing was seen.
         """
         logged = {f"task_weight/{task}": float(w) for task, w in zip(self.tasks, self._weights())}
         means = self._means()

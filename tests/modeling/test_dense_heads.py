@@ -475,6 +475,7 @@ def test_heads_learn_one_map_by_heart(cfg):
         ({"NAMES": ["DenseHeight"], "HEIGHT__FROM_FOOTPRINT": True}, "Add Footprint"),
         ({"NAMES": ["Footprint"], "HEIGHT__REFINE": True}, "Add DenseHeight"),
         ({"NAMES": ["Footprint"], "SHARED_STEPS": 1}, "Add DenseHeight"),
+        ({"NAMES": ["Reconstruction"], "SKIPS": False}, "none ever has skips"),
         ({"UPSAMPLE": "rezise"}, "Did you mean 'resize'"),
         ({"NORM": "LN"}, "Known: BN, GN, SyncBN"),
         ({"DIM": 30}, "multiple of 4"),
