@@ -307,17 +307,18 @@ def _check_rasters(name: str, tiles: list[tuple[Tile, str, Path]], samples: int)
 
 
 def _refuse_sentinels(looks: list[_Look]) -> None:
-    for look in looks:
-        values = look.all_m
-        beyond, counts = np.unique(values[(values < _LOWEST_M) | (values > _HIGHEST_M)], return_counts=True)
-        # One number again and again; elevations and other units are many.
-        if 0 < len(beyond) <= 2 and counts.max() > 1:
-            number = f"{beyond[counts.argmax()]:.6g}"
-            raise InputError(
-                f"{look.path}: {counts.max()} of its pixels are {number}, which is no height in metres and not "
-                f"declared as no data. Declare it: `gdal_edit.py -a_nodata {number} FILE`, or make the data again from "
-                "a raster that does."
-            )
+    values = np.concatenate([look.all_m for look in looks] or [np.zeros(0)])
+    beyond, counts = np.unique(values[(values < _LOWEST_M) | (values > _HIGHEST_M)], return_counts=True)
+    # One number or two again and again, in all tiles: elevations are many, and so are flat roofs in centimetres.
+    if counts.max(initial=0) < 2 or np.sort(counts)[-2:].sum() < 0.9 * counts.sum():
+        return
+    number = beyond[counts.argmax()]
+    first = next(look for look in looks if (look.all_m == number).any())
+    raise InputError(
+        f"{first.path}: {np.count_nonzero(first.all_m == number)} of its pixels are {number:.6g}, which is no height "
+        f"in metres and not declared as no data. Declare it: `gdal_edit.py -a_nodata {number:.6g} FILE`, or make "
+        "the data again from a raster that does. Where it is a height in another unit, make metres of it."
+    )
 
 
 def _refuse_elevations(looks: list[_Look]) -> None:

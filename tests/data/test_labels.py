@@ -274,9 +274,15 @@ def test_what_is_no_height_is_refused_with_advice(town, values, message):
         checked(town, [values] * 3)
 
 
+def test_flat_roofs_in_centimetres_are_not_taken_for_no_data(town):
+    # One number again and again in every tile, but another one in each.
+    with pytest.raises(InputError, match="above 1000.*centimetres"):
+        checked(town, [heights(0, 1200), heights(0, 1300), heights(0, 1520)])
+
+
 def test_a_single_odd_tile_or_pixel_is_no_reason_to_refuse(town):
     odd = heights()
-    odd[0, 0] = 4000
+    odd[0, 0], odd[0, 7] = 4000, -300
     assert checked(town, [heights(), heights(), heights(20), odd], buildings=(UNKNOWN,)) == []
 
 
