@@ -27,8 +27,8 @@ def parse_args():
         "--height-raster",
         type=Path,
         metavar="TIF",
-        help="also write heights as GeoTIFF: metres above ground on the pixels of --rgb, 0 = no building, "
-        "NaN = no data",
+        help="also write heights as GeoTIFF: metres above ground on the pixels of --rgb, 0 = no building "
+        "(about 0 where heights come per pixel), NaN = no data",
     )
     parser.add_argument(
         "--height-source",

@@ -1,8 +1,9 @@
 """Buildings as a raster of heights: painted from their outlines, and as a GeoTIFF that is filled window by window.
 
 Such a GeoTIFF is cloud optimised (tiles of 512 pixels, DEFLATE with the predictor for floats, overviews), with a band
-per source of `HEIGHT_BANDS`, float32 metres above ground. 0 is no building. NaN is nodata, declared as such: the
-images have none there. It is NaN since no number of metres can be taken for it, by no software.
+per source of `HEIGHT_BANDS`, float32 metres above ground. 0 is no building; what a network says per pixel is
+about 0 there. NaN is nodata, declared as such: the images have none there. It is NaN since no number of metres can be
+taken for it, by no software.
 """
 
 import contextlib
