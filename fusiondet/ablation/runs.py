@@ -286,7 +286,8 @@ def _keep_chosen_weights(folder: Path, cfg: CfgNode) -> dict:
 def _score(run: Run, scoring: Scoring) -> None:
     """Predict and score one condition; only score it where the predictions are there."""
     if run.predicted(scoring) is not None:
-        cfg = load_config(_config_file(run), list(scoring.overrides))
+        cfg = config_from_yaml_text(run.config_yaml, str(run.folder))
+        cfg.merge_from_list(list(scoring.overrides))
         _write_scores(run, scoring, run.folder / scoring.name, cfg.INPUT.HEIGHT_LABELS)
         return
     with atomic_dir(run.folder / scoring.name) as folder:
