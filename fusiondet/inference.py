@@ -376,9 +376,9 @@ def predict_to_file(
     if out is None and predictor.has_instances:
         raise InputError(f"{weights}: finds buildings. Pass --out for them, with or without --height-raster.")
     if out is not None and not predictor.has_instances:
-        raise InputError(
-            f"{weights}: finds no buildings, only heights per pixel. Pass --height-raster instead of --out."
-        )
+        heights = "only heights per pixel. Pass --height-raster instead of --out."
+        nothing = "and says no heights: it can be trained on and scored, but has nothing to write."
+        raise InputError(f"{weights}: finds no buildings, {heights if predictor.height_sources else nothing}")
     result = predict_scene(predictor, rgb_path, sar_path, height_path=height_path, **options)
     if out is not None:
         write_buildings(result.buildings, result.crs, out, metadata=result.metadata, overwrite=overwrite)

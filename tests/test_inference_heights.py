@@ -23,12 +23,14 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """weights("joint", "dense" or "rgb") -> file of an untrained network for one optical band in metres, at 0.5 m."""
+    """weights("joint", "dense", "rgb" or "footprints") -> file of an untrained network for one optical band in metres, at 0.5 m."""
     made = {}
 
     def get(kind):
         if kind not in made:
-            cfg = load_config(ROOT / "configs" / "synthetic" / f"{kind}_r18_small.yaml", SMALL)
+            config = kind.replace("footprints", "dense")
+            heads = ["MODEL.DENSE_HEADS.NAMES", ["Footprint"]] if kind == "footprints" else []
+            cfg = load_config(ROOT / "configs" / "synthetic" / f"{config}_r18_small.yaml", [*SMALL, *heads])
             cfg.INPUT.MODALITIES, cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = ["optical"], ["pan"], []
             cfg.INPUT.GSD_RANGE_M, cfg.INPUT.SAR_SCALE = [GSD_M, GSD_M], ""
             cfg.MODEL.FUSION.OPTICAL_CHANNELS = 1
@@ -212,6 +214,13 @@ def test_a_network_without_heights_has_no_raster(echo, tmp_path):
     path, _ = scene(tmp_path, (30, 30))
     with pytest.raises(InputError, match="model.pth: predicts no heights, so there is nothing to write"):
         predict_scene(echo, path, height_path=tmp_path / "h.tif")
+
+
+def test_a_network_of_footprints_per_pixel_alone_has_nothing_to_write(weights, tmp_path):
+    path, _ = scene(tmp_path, (40, 40))
+    with pytest.raises(InputError, match="finds no buildings, and says no heights.*nothing to write"):
+        predict_to_file(weights("footprints"), path, None, tmp_path / "b.gpkg")
+    assert not list(tmp_path.glob("b.*"))
 
 
 def test_a_network_that_finds_buildings_writes_them_and_another_does_not(weights, tmp_path):
