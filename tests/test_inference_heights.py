@@ -23,7 +23,10 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """weights("joint", "dense", "rgb" or "footprints") -> file of an untrained network for one optical band in metres, at 0.5 m."""
+    """weights("joint", "dense", "rgb" or "footprints") -> file of an untrained network.
+
+    It takes one optical band in metres, at 0.5 m.
+    """
     made = {}
 
     def get(kind):
