@@ -4,13 +4,13 @@ import csv
 import io
 from collections.abc import Sequence
 
+from fusiondet.evaluation import is_error
 from fusiondet.visualization.canvas import FAINT, INK, axes_in, new_figure
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 NOTHING = "–"
-_ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")
 # Counts, and what has its best value in between.
 NEITHER_IS_BETTER = (
     *("height/n", "match/n_truth", "height/bias_m", "height/median_error_m", "height/slope"),
@@ -86,12 +86,7 @@ def is_better(line: dict) -> bool | None:
     excludes_zero = line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
     if not excludes_zero or line["metric"] in NEITHER_IS_BETTER:
         return None
-    return (line["low"] > 0) != _is_error(line["metric"])
-
-
-def _is_error(metric: str) -> bool:
-    """Whether less of `metric` is better."""
-    return metric.rpartition("/")[2].startswith(_ERRORS)
+    return (line["low"] > 0) != is_error(line["metric"])
 
 
 def number(metric: str, value: float | None, sign: bool = False) -> str:

@@ -12,6 +12,7 @@ from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
 from fusiondet.errors import InputError
+from fusiondet.evaluation import is_error
 from fusiondet.modeling.task_weighting import TaskWeighting
 
 import torch
@@ -94,10 +95,6 @@ def calibrate_heights(model, batches) -> float | None:
     return float(width)
 
 
-# Metrics of maps, of which less is better: dense/mae_norm_all, say.
-_ERRORS = ("mae_", "mse_", "rmse_")
-
-
 class BestCheckpoint(HookBase):
     """Writes `model_best.pth` whenever an evaluation beats all before, also across `--resume`.
 
@@ -156,7 +153,7 @@ class BestCheckpoint(HookBase):
                 )
             self._missing_reported = True
             return
-        smaller_is_better = self.metric.endswith("_m") or self.metric.rpartition("/")[2].startswith(_ERRORS)
+        smaller_is_better = self.metric.endswith("_m") or is_error(self.metric)
         if self.best is not None and (value >= self.best if smaller_is_better else value <= self.best):
             return
         before = "" if self.best is None else f", before {self.best:.4g}"

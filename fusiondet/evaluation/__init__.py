@@ -39,3 +39,10 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
 tiles again for the intervals of scores and of differences.
 `instances` scores COCO results against annotations, `dense` maps, `vectors` one GIS layer against another.
 """
+
+_ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")
+
+
+def is_error(key: str) -> bool:
+    """Whether less of the score `key` is better."""
+    return key.rpartition("/")[2].startswith(_ERRORS)
