@@ -20,7 +20,7 @@ from fusiondet.benchmarking.turns import (
     TASKS,
     Contestant,
     Settings,
-    count_flops,
+    costs,
     headline,
     paired_ratio,
     random_inputs,
@@ -32,7 +32,6 @@ from fusiondet.benchmarking.turns import (
 from fusiondet.config import check_fusion, check_names, check_values
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY, MODALITIES
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -145,10 +144,9 @@ def benchmark_fusion(cfg: CfgNode, settings: Settings) -> dict:
     s, table = settings, list(rows())
     contestants = _contestants(cfg, table, s)
     seconds = take_turns(contestants, s.rounds, s.warmup, s.seed, TASKS)
-    networks = {title: _costs(c, s.seed) for title, c in contestants.items()}
-    for task, of in seconds.items():
-        for title, values in of.items():
-            networks[title][f"{task}_s"] = float(np.median(values))
+    networks = costs(contestants, seconds)
+    for title, c in contestants.items():
+        networks[title] |= _costs_of_step(c, s.seed)
     return {
         "settings": s.describe(cfg),
         "networks": networks,
@@ -257,10 +255,8 @@ def _see_features(model: nn.Module, features: dict[int, dict[str, Tensor]]) -> N
     model.backbone.register_forward_hook(hook)
 
 
-def _costs(c: Contestant, seed: int) -> dict:
+def _costs_of_step(c: Contestant, seed: int) -> dict:
     return {
-        "parameters": c.parameters,
-        "flops": count_flops(c.model, c.inputs[:1]),
         "step_flops": c.step_flops(seed),
         **{f"{task}_bytes": c.peak_bytes(task, seed) for task in ("step", "inference")},
     }
@@ -268,11 +264,11 @@ def _costs(c: Contestant, seed: int) -> dict:
 
 def _ratios(row: Row, networks: dict, seconds: dict) -> dict:
     ours, theirs = networks[row.title], networks[REFERENCE]
-    costs = ("parameters", "flops", "step_flops", "step_bytes", "inference_bytes")
+    names = ("parameters", "flops", "step_flops", "step_bytes", "inference_bytes")
     times = {task: paired_ratio(of[row.title], of[REFERENCE]) for task, of in seconds.items()}
     return {
         "title": row.title,
-        **{name: ours[name] / theirs[name] for name in costs},
+        **{name: ours[name] / theirs[name] for name in names},
         **{task: dataclasses.asdict(ratio) for task, ratio in times.items()},
         "limits": row.limits,
         "verdicts": {task: verdict(times[task], limit) for task, limit in row.limits.items()},

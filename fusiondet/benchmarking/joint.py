@@ -12,7 +12,7 @@ from fusiondet.benchmarking.fusion import Row, row_config
 from fusiondet.benchmarking.turns import (
     Contestant,
     Settings,
-    count_flops,
+    costs,
     headline,
     paired_ratio,
     random_inputs,
@@ -88,14 +88,7 @@ def benchmark_joint(cfg: CfgNode, settings: Settings) -> dict:
     s = settings
     contestants = _contestants(cfg, s)
     seconds = take_turns(contestants, s.rounds, s.warmup, s.seed, TASKS)
-    networks = {
-        name: {
-            "parameters": c.parameters,
-            "flops": count_flops(c.model, c.inputs[:1]),
-            **{f"{task}_s": float(np.median(seconds[task][name])) for task in TASKS},
-        }
-        for name, c in contestants.items()
-    }
+    networks = costs(contestants, seconds)
     return {
         "settings": s.describe(cfg),
         "networks": networks,
@@ -158,13 +151,13 @@ def _copy_weights(source: nn.Module, target: nn.Module) -> None:
 
 def _ratios(comparison: Comparison, networks: dict, seconds: dict) -> dict:
     ours, others = comparison.network, comparison.others
-    costs = {k: networks[ours][k] / sum(networks[o][k] for o in others) for k in ("parameters", "flops")}
+    sizes = {k: networks[ours][k] / sum(networks[o][k] for o in others) for k in ("parameters", "flops")}
     times = {
         task: paired_ratio(of[ours], np.sum([of[o] for o in others], axis=0)) for task, of in seconds.items()
     }
     return {
         **dataclasses.asdict(comparison),
-        **costs,
+        **sizes,
         **{task: dataclasses.asdict(ratio) for task, ratio in times.items()},
         "verdict": "" if comparison.limit is None else verdict(times["inference"], comparison.limit),
     }

@@ -16,7 +16,7 @@ from fusiondet.benchmarking.turns import (
     SAR_STD_DB,
     Contestant,
     Settings,
-    count_flops,
+    costs,
     headline,
     paired_ratio,
     random_inputs,
@@ -24,7 +24,6 @@ from fusiondet.benchmarking.turns import (
     tame,
 )
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -73,20 +72,14 @@ def benchmark_training(cfg: CfgNode, settings: Settings) -> dict:
     for name, model in _networks(cfg, s.sar_bands, s.device, s.seed).items():
         own_inputs = inputs if "early fusion" in name else [{**x, "image": x["image"][:3]} for x in inputs]
         contestants[name] = Contestant(model, own_inputs, s.device, s.precision)
-    seconds = take_turns(contestants, s.rounds, s.warmup, s.seed)["step"]
-    networks = {
-        name: {
-            "parameters": c.parameters,
-            "flops": count_flops(c.model, c.inputs[:1]),
-            "step_flops": c.step_flops(s.seed),
-            "step_s": float(np.median(seconds[name])),
-        }
-        for name, c in contestants.items()
-    }
+    seconds = take_turns(contestants, s.rounds, s.warmup, s.seed)
+    networks = costs(contestants, seconds)
+    for name, c in contestants.items():
+        networks[name]["step_flops"] = c.step_flops(s.seed)
     return {
         "settings": s.describe(cfg),
         "networks": networks,
-        "rows": [_row(c, networks, seconds) for c in COMPARISONS],
+        "rows": [_row(c, networks, seconds["step"]) for c in COMPARISONS],
     }
 
 

@@ -246,6 +246,22 @@ def paired_ratio(ours_s, theirs_s, seed: int = 0, draws: int = 4000) -> Ratio:
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
+def costs(contestants: dict[str, Contestant], seconds: dict) -> dict[str, dict]:
+    """Title -> parameters, flops (multiply-adds of one inference of one image) and the median <task>_s of each task.
+
+    Args:
+        seconds: of `take_turns`.
+    """
+    return {
+        title: {
+            "parameters": c.parameters,
+            "flops": count_flops(c.model, c.inputs[:1]),
+            **{f"{task}_s": float(np.median(of[title])) for task, of in seconds.items()},
+        }
+        for title, c in contestants.items()
+    }
+
+
 def ratio_text(ratio: dict) -> str:
     """A `Ratio` as a dict, for a table."""
     return f"{ratio['median']:.3f} ({ratio['low']:.3f} .. {ratio['high']:.3f})"

@@ -240,27 +240,19 @@ def test_passes_without_gradients_are_not_seen():
         assert module.update() == {}
 
 
-def test_small_gradients_do_not_vanish_in_float16():
-    """A gradient of 1e-8 per cell is 0 in float16."""
+@pytest.mark.parametrize(
+    ("dtype", "gradient"),
+    [
+        pytest.param(torch.float16, 1e-8, id="0 in float16 unless it is scaled"),
+        pytest.param(torch.float16, 20.0, id="infinite in float16 when it is scaled"),
+        pytest.param(torch.bfloat16, 1e-20, id="bfloat16 needs no scaling"),
+    ],
+)
+def test_gradients_of_any_size_are_measured_in_half_precision(dtype, gradient):
+    """Per cell, and three times as large of the other task."""
     module = GradNormWeighting(TWO, alpha=0.0, rate=1.0)
-    x = torch.ones(1, 4, 1, 1, dtype=torch.float16, requires_grad=True)
-    module({"loss_mask": x.float().sum() * 1e-8, "loss_footprint": x.float().sum() * 3e-8}, [x])
-    module.update()
-    assert module.task_weights.tolist() == pytest.approx([1.5, 0.5], rel=1e-2)
-
-
-def test_bfloat16_needs_no_scaling():
-    module = GradNormWeighting(TWO, alpha=0.0, rate=1.0)
-    x = torch.ones(1, 4, 1, 1, dtype=torch.bfloat16, requires_grad=True)
-    module({"loss_mask": x.float().sum() * 1e-20, "loss_footprint": x.float().sum() * 3e-20}, [x])
-    module.update()
-    assert module.task_weights.tolist() == pytest.approx([1.5, 0.5], rel=1e-2)
-
-
-def test_large_gradients_do_not_overflow_in_float16():
-    module = GradNormWeighting(TWO, alpha=0.0, rate=1.0)
-    x = torch.ones(1, 4, 1, 1, dtype=torch.float16, requires_grad=True)
-    module({"loss_mask": x.float().sum() * 20, "loss_footprint": x.float().sum() * 60}, [x])
+    x = torch.ones(1, 4, 1, 1, dtype=dtype, requires_grad=True)
+    module({"loss_mask": x.float().sum() * gradient, "loss_footprint": x.float().sum() * 3 * gradient}, [x])
     module.update()
     assert module.task_weights.tolist() == pytest.approx([1.5, 0.5], rel=1e-2)
 
