@@ -132,6 +132,10 @@ class Tile:
         sensor: sun and look geometry.
         buildings: outlines in this tile's pixels.
         id: integer identifier, unique in the dataset; None before writing.
+        window, sar_window: (x0, y0, width, height), the part of `file_name` and of `sar_file_name` that is the tile, in
+            the pixels of that raster; None: all of it. The size is the tile's: nothing is resampled.
+        indexes, sar_indexes: numbers, from 1, of the dataset's bands in `file_name` and in `sar_file_name`; None: the
+            first ones, in order.
     """
 
     file_name: str
@@ -147,6 +151,10 @@ class Tile:
     buildings: list[Building] = field(default_factory=list)
     id: int | None = None
     cloud_file_name: str | None = None
+    window: tuple[int, int, int, int] | None = None
+    sar_window: tuple[int, int, int, int] | None = None
+    indexes: tuple[int, ...] | None = None
+    sar_indexes: tuple[int, ...] | None = None
 
 
 def pixel_to_map(polygon_px: BaseGeometry, transform) -> BaseGeometry:

@@ -11,6 +11,7 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
 from fusiondet.data.coco import Dataset, annotation_record, image_root, read_coco
+from fusiondet.data.imagery import tile_rasters
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import safe_join
 
@@ -112,18 +113,19 @@ def record(tile: Tile, dataset: Dataset) -> dict:
     """Detectron2's dict of one tile.
 
     Returns:
-        file_name (absolute, the tile's first raster), optical_file_name and sar_file_name (None where there is none),
+        file_name (absolute, the tile's first raster), optical_raster and sar_raster (`TileRaster`, None where there is
+        none), sar_file_name (absolute or None),
         image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict(), azimuths in image axes),
         bands (BandSpec of the files), nodata, building_height_file_name and ndsm_file_name (absolute or None), crs and
         transform (as in `Tile`), and annotations: bbox in XYWH pixels, category_id 0, segmentation (polygons, or RLE
         and then the exact outline_px too), height_m (metres or None).
     """
-    sar_only = not dataset.bands.optical
-    optical, sar = (None, tile.file_name) if sar_only else (tile.file_name, tile.sar_file_name)
+    optical, sar = tile_rasters(dataset, tile)
     return {
         "file_name": _full(dataset, tile.file_name),
-        "optical_file_name": _full(dataset, optical),
-        "sar_file_name": _full(dataset, sar),
+        "optical_raster": optical,
+        "sar_raster": sar,
+        "sar_file_name": None if sar is None else str(sar.path),
         "image_id": tile.id,
         "height": tile.height,
         "width": tile.width,

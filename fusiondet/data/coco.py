@@ -6,8 +6,10 @@ keys below are additions, and unknown is always null, never NaN.
     bands          BandSpec.to_dict(): names in channel order and the SAR scale of the files
     nodata         number that means "no data" in rasters that declare none, or null
     images[]       id, file_name, width, height, sar_file_name, ndsm_file_name, building_height_file_name, gsd_m,
-                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}; cloud_file_name where the
-                   clouds are known
+                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}; where known, cloud_file_name;
+                   of a tile that is a part of its rasters, window and sar_window (x0, y0, width, height); where it is
+                   not the first bands, indexes and sar_indexes. Plain COCO tools read such a raster as a whole: for
+                   them tiles are cut out (`tools/prepare_dataset.py ... --cut`)
     annotations[]  id, image_id, category_id 1, bbox (x, y, w, h) px, area px², iscrowd 0, segmentation (polygons, or
                    RLE where the building has holes or would become two by rasterising), height_m, height_source,
                    height_stat, height_datum, outline, source_id
@@ -16,8 +18,12 @@ Predictions are COCO results with `height_m, height_p16_m, height_p84_m`; see `p
 """
 
 import dataclasses
+import itertools
+import json
 import math
+import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,7 +31,7 @@ from pathlib import Path
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
 from fusiondet.data.bands import BandSpec
 from fusiondet.errors import InputError
-from fusiondet.files import read_json, safe_join, write_json
+from fusiondet.files import atomic_path, read_json, safe_join
 
 import numpy as np
 import shapely
@@ -43,6 +49,9 @@ RASTER_KEYS = (
 )
 # Masks of an image are made in memory: a larger one has to be cut into tiles.
 MAX_SIDE_PX = 32768
+# Few data sets have something to say here, so that null is left out.
+_RARE_KEYS = ("cloud_file_name", "window", "sar_window", "indexes", "sar_indexes")
+_TUPLE_KEYS = ("transform", "window", "sar_window", "indexes", "sar_indexes")
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
 
 
@@ -64,31 +73,107 @@ class Dataset:
 
 def write_coco(dataset: Dataset, path: Path) -> None:
     """Write `dataset` as `path`, whole or not at all. Tiles without an id are numbered from 1 on, in order."""
-    document = coco_document(dataset)
-    validate_coco(document, path)
-    write_json(document, path)
+    with CocoWriter(path, dataset.bands, dataset.info, dataset.nodata) as writer:
+        for image, annotations in _numbered(dataset):
+            writer.add(image, annotations)
 
 
 def coco_document(dataset: Dataset) -> dict:
     """`dataset` as the document that `write_coco` writes. Annotations are numbered from 1 on, in order."""
     images, annotations = [], []
-    taken = {tile.id for tile in dataset.tiles if tile.id is not None}
-    free = iter(i for i in range(1, len(dataset.tiles) + len(taken) + 1) if i not in taken)
-    for tile in dataset.tiles:
-        image_id = tile.id if tile.id is not None else next(free)
-        images.append({**_image_record(tile), "id": image_id})
-        for building in tile.buildings:
-            record = annotation_record(building, tile.height, tile.width)
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **record})
+    for image, of_image in _numbered(dataset):
+        images.append(image)
+        for record in of_image:
+            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **record})
     return {
-        "info": dataset.info,
-        "licenses": [],
-        "bands": dataset.bands.to_dict(),
-        "nodata": dataset.nodata,
-        "categories": CATEGORIES,
+        **_head(dataset.bands, dataset.info, dataset.nodata),
         "images": images,
         "annotations": annotations,
     }
+
+
+def tile_records(tile: Tile) -> tuple[dict, list[dict]]:
+    """(image record, its annotation records without `id` and `image_id`) of `tile`: what `CocoWriter.add` takes."""
+    return _image_record(tile), [annotation_record(b, tile.height, tile.width) for b in tile.buildings]
+
+
+class CocoWriter:
+    """Write a data set tile by tile in constant memory, whole or not at all: a context manager.
+
+    The file appears at the end of the block; on any error there is none.
+    """
+
+    def __init__(self, path: Path, bands: BandSpec, info: dict | None = None, nodata: float | None = None):
+        """Args are those of `Dataset`. `info` may be filled until the end of the block."""
+        self.path, self.info = Path(path), {} if info is None else info
+        self._bands, self._nodata = bands, nodata
+        self._ids: set = set()
+        self._free, self._images, self._annotations = 1, 0, 0
+        self._files = ExitStack()
+
+    def __enter__(self):
+        self._target = self._files.enter_context(atomic_path(self.path))
+        self._parts = {
+            name: self._files.enter_context(open(self._target.with_name(name), "w+", encoding="utf-8"))
+            for name in ("images", "annotations")
+        }
+        return self
+
+    def add(self, image: dict, annotations: list[dict]) -> int | str:
+        """Append one tile, as `tile_records` makes it; its id: the record's own, else the next free number.
+
+        Raises:
+            InputError: see `validate_coco`.
+        """
+        image = {**image}
+        if image.get("id") is None:
+            while self._free in self._ids:
+                self._free += 1
+            image["id"] = self._free
+        _validate_image(image, self.path, self._ids)
+        self._append("images", image, self._images)
+        self._images += 1
+        for record in annotations:
+            record = {"id": self._annotations + 1, "image_id": image["id"], **record}
+            _validate_annotation(record, self.path, self._ids)
+            self._append("annotations", record, self._annotations)
+            self._annotations += 1
+        return image["id"]
+
+    def _append(self, name: str, record: dict, before: int) -> None:
+        self._parts[name].write((", " if before else "") + json.dumps(record, allow_nan=False))
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            with open(self._target, "w", encoding="utf-8") as target:
+                head = json.dumps(_head(self._bands, self.info, self._nodata), allow_nan=False)
+                target.write(head[:-1])
+                for name, part in self._parts.items():
+                    target.write(f', "{name}": [')
+                    part.seek(0)
+                    shutil.copyfileobj(part, target)
+                    target.write("]")
+                target.write("}")
+        return self._files.__exit__(kind, error, trace)
+
+
+def _head(bands: BandSpec, info: dict, nodata: float | None) -> dict:
+    return {
+        "info": info,
+        "licenses": [],
+        "bands": bands.to_dict(),
+        "nodata": nodata,
+        "categories": CATEGORIES,
+    }
+
+
+def _numbered(dataset: Dataset) -> Iterable[tuple[dict, list[dict]]]:
+    """`tile_records` of every tile; those without an id get the numbers from 1 on that no tile has."""
+    taken = {tile.id for tile in dataset.tiles if tile.id is not None}
+    free = (i for i in itertools.count(1) if i not in taken)
+    for tile in dataset.tiles:
+        image, annotations = tile_records(tile)
+        yield {**image, "id": next(free) if tile.id is None else tile.id}, annotations
 
 
 def read_coco(path: Path) -> Dataset:
@@ -144,41 +229,68 @@ def validate_coco(document: dict, path: Path) -> None:
     for key, kind in (("bands", dict), ("info", dict), ("nodata", int | float)):
         if not isinstance(document.get(key), kind | None):
             raise InputError(f"{path}: {key!r} is {str(document[key])[:40]!r}, which it cannot be.")
-    ids = set()
+    ids: set = set()
     for image in document["images"]:
-        where = f"{path}: image {image.get('id')!r}"
-        for key in ("id", "file_name", "width", "height"):
-            if image.get(key) is None:
-                raise InputError(f"{where}: {key!r} is missing.")
-        for key in ("width", "height"):
-            if not isinstance(image[key], int) or not 0 < image[key] <= MAX_SIDE_PX:
-                raise InputError(
-                    f"{where}: {key!r} is {image[key]!r}, expected pixels from 1 to {MAX_SIDE_PX}."
-                )
-        if not isinstance(image["id"], Integral | str):
-            raise InputError(f"{where}: expected a number or text as id.")
-        if image["id"] in ids:
-            raise InputError(f"{where}: this id occurs twice.")
-        ids.add(image["id"])
-        for key in RASTER_KEYS:
-            if image.get(key) is not None:
-                if not isinstance(image[key], str):
-                    raise InputError(f"{where}: {key!r} is {image[key]!r}, expected a file name.")
-                safe_join(image_root(path), image[key])
-        _validate_geometry(image, where)
+        _validate_image(image, path, ids)
     for annotation in document["annotations"]:
-        where = f"{path}: annotation {annotation.get('id')!r}"
-        if not isinstance(annotation.get("image_id"), Integral | str) or annotation["image_id"] not in ids:
+        _validate_annotation(annotation, path, ids)
+
+
+def _validate_image(image: dict, path: Path, ids: set) -> None:
+    """Check one image record, and put its id among `ids`."""
+    where = f"{path}: image {image.get('id')!r}"
+    for key in ("id", "file_name", "width", "height"):
+        if image.get(key) is None:
+            raise InputError(f"{where}: {key!r} is missing.")
+    for key in ("width", "height"):
+        if not isinstance(image[key], int) or not 0 < image[key] <= MAX_SIDE_PX:
+            raise InputError(f"{where}: {key!r} is {image[key]!r}, expected pixels from 1 to {MAX_SIDE_PX}.")
+    if not isinstance(image["id"], Integral | str):
+        raise InputError(f"{where}: expected a number or text as id.")
+    if image["id"] in ids:
+        raise InputError(f"{where}: this id occurs twice.")
+    ids.add(image["id"])
+    for key in RASTER_KEYS:
+        if image.get(key) is not None:
+            if not isinstance(image[key], str):
+                raise InputError(f"{where}: {key!r} is {image[key]!r}, expected a file name.")
+            safe_join(image_root(path), image[key])
+    for key in ("window", "sar_window"):
+        window = image.get(key)
+        if window is not None and not (
+            isinstance(window, list | tuple)
+            and len(window) == 4
+            and all(isinstance(v, int) and v >= 0 for v in window)
+            and tuple(window[2:]) == (image["width"], image["height"])
+        ):
             raise InputError(
-                f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list."
+                f"{where}: {key} is {str(window)[:60]}, expected [x0, y0, width, height] in pixels of the raster, with "
+                f"the image's own size, {image['width']} x {image['height']}."
             )
-        if not isinstance(annotation.get("segmentation"), (list, dict)):
-            raise InputError(f"{where}: 'segmentation' is neither polygons nor RLE.")
-        height_m = annotation.get("height_m")
-        if height_m is not None and (isinstance(height_m, str) or clean_height_m(height_m)[1]):
-            raise InputError(
-                f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
-            )
+    for key in ("indexes", "sar_indexes"):
+        indexes = image.get(key)
+        if indexes is not None and not (
+            isinstance(indexes, list | tuple)
+            and indexes
+            and all(isinstance(i, int) and i > 0 for i in indexes)
+        ):
+            raise InputError(f"{where}: {key} is {str(indexes)[:60]}, expected numbers of bands, from 1.")
+    _validate_geometry(image, where)
+
+
+def _validate_annotation(annotation: dict, path: Path, image_ids: set) -> None:
+    where = f"{path}: annotation {annotation.get('id')!r}"
+    if not isinstance(annotation.get("image_id"), Integral | str) or annotation["image_id"] not in image_ids:
+        raise InputError(
+            f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list."
+        )
+    if not isinstance(annotation.get("segmentation"), (list, dict)):
+        raise InputError(f"{where}: 'segmentation' is neither polygons nor RLE.")
+    height_m = annotation.get("height_m")
+    if height_m is not None and (isinstance(height_m, str) or clean_height_m(height_m)[1]):
+        raise InputError(
+            f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
+        )
 
 
 # What an angle can be, and its words. Level light casts no shadow that ends, and a radar that looks straight down no
@@ -407,18 +519,19 @@ def _image_record(tile: Tile) -> dict:
         for f in dataclasses.fields(Tile)
         if f.name not in ("buildings", "sensor")
     }
-    if tile.cloud_file_name is None:
-        del record["cloud_file_name"]  # few data sets know their clouds
+    for name in _RARE_KEYS:
+        if record[name] is None:
+            del record[name]
     record["gsd_m"] = _plain(tile.gsd_m)
     record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
     return {**record, "sensor": tile.sensor.to_dict()}
 
 
 def _tile(image: dict) -> Tile:
-    names = {f.name for f in dataclasses.fields(Tile)} - {"buildings", "sensor", "gsd_m", "transform"}
+    names = {f.name for f in dataclasses.fields(Tile)} - {"buildings", "sensor", "gsd_m", *_TUPLE_KEYS}
     return Tile(
         gsd_m=float("nan") if image.get("gsd_m") is None else float(image["gsd_m"]),
-        transform=None if image.get("transform") is None else tuple(image["transform"]),
+        **{key: None if image.get(key) is None else tuple(image[key]) for key in _TUPLE_KEYS},
         sensor=SensorGeometry.from_dict(image.get("sensor")),
         **{name: image.get(name) for name in names},
     )

@@ -153,8 +153,8 @@ class FusionDatasetMapper:
         window, target = None, None
         if self.is_train:
             window, target = self._draw_window(height, width, rng)
-        paths = record["optical_file_name"], record["sar_file_name"]
-        image = read_tile_image(*paths, bands, record["bands"], record["nodata"], window)
+        rasters = record["optical_raster"], record["sar_raster"]
+        image = read_tile_image(*rasters, bands, record["bands"], record["nodata"], window)
         if image.shape[1:] != ((window[3], window[2]) if window else (height, width)):
             raise InputError(
                 f"{record['file_name']}: {image.shape[2]} x {image.shape[1]} px, but its annotations are for "
@@ -164,8 +164,8 @@ class FusionDatasetMapper:
             outlines = aug.crop_outlines(outlines, *window)
         sensor = SensorGeometry.from_dict(record["sensor"])
         in_db = bands.sar_scale != "stretched_uint8"
-        rasters = self._read_heights(record, window)
-        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db, rasters)
+        heights = self._read_heights(record, window)
+        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db, heights)
         return sample if target is None else aug.resize(sample, *target)
 
     def _height_source(self, record: dict) -> str:

@@ -85,7 +85,11 @@ def test_the_record_says_all_that_the_mapper_needs(root):
     write_tiles(root / "town", "val", [tile], nodata=0.0)
     catalog.ensure_registered("town_val")
     (record,) = DatasetCatalog.get("town_val")
-    assert record["file_name"] == record["optical_file_name"] == str((root / "town" / "rgb.tif").resolve())
+    assert (
+        record["file_name"]
+        == str(record["optical_raster"].path)
+        == str((root / "town" / "rgb.tif").resolve())
+    )
     assert record["sar_file_name"].endswith("sar.tif")
     assert (record["height"], record["width"], record["gsd_m"], record["nodata"]) == (16, 32, 0.5, 0.0)
     assert record["sensor"]["sar_look_azimuth_deg"] == 90 and record["bands"] == BANDS
@@ -121,7 +125,7 @@ def test_the_record_says_where_the_heights_are(root):
 def test_a_sar_only_data_set_has_no_optical_file(root):
     write_split(root / "radar", "val", (1,), bands=BandSpec((), ("VV", "VH"), "linear_power"))
     record = catalog.records(catalog.load_split("radar_val"))[0]
-    assert record["optical_file_name"] is None and record["sar_file_name"] == record["file_name"]
+    assert record["optical_raster"] is None and record["sar_file_name"] == record["file_name"]
 
 
 def test_a_plain_coco_file_has_unknown_heights_and_gsd(root):

@@ -15,13 +15,14 @@ before memory is taken.
 from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, gsd_m_of, metric_crs, warp_valid
 from fusiondet.data.imagery.rasters import BandReader, PixelWindow, open_raster, resolve_bands
 from fusiondet.data.imagery.scenes import Scene, SceneReader, read_scene
-from fusiondet.data.imagery.tiles import band_statistics, read_tile, read_tile_image
+from fusiondet.data.imagery.tiles import TileRaster, band_statistics, read_tile, read_tile_image, tile_rasters
 
 __all__ = [
     "BandReader",
     "PixelWindow",
     "Scene",
     "SceneReader",
+    "TileRaster",
     "axis_gsd_m",
     "band_statistics",
     "crs_text",
@@ -32,5 +33,6 @@ __all__ = [
     "read_tile",
     "read_tile_image",
     "resolve_bands",
+    "tile_rasters",
     "warp_valid",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import Tile
@@ -14,30 +15,60 @@ from fusiondet.files import safe_join
 import numpy as np
 
 
+@dataclass(frozen=True)
+class TileRaster:
+    """A raster of a tile, and what of it is the tile.
+
+    Attributes:
+        path: the file.
+        window: (x0, y0, width, height) in its pixels; None: all of it.
+        indexes: numbers of the dataset's bands of its modality, from 1; None: the first ones, in order.
+    """
+
+    path: Path
+    window: PixelWindow | None = None
+    indexes: tuple[int, ...] | None = None
+
+    def part(self, window: PixelWindow | None) -> PixelWindow | None:
+        """`window` of the tile in the raster's pixels; both None for all of it."""
+        if self.window is None or window is None:
+            return window or self.window
+        x0, y0, width, height = window
+        if x0 < 0 or y0 < 0 or x0 + width > self.window[2] or y0 + height > self.window[3]:
+            raise InputError(f"{self.path}: window {window} is not inside the tile {self.window}.")
+        return self.window[0] + x0, self.window[1] + y0, width, height
+
+
+def tile_rasters(dataset: Dataset, tile: Tile) -> tuple[TileRaster | None, TileRaster | None]:
+    """(optical, SAR) raster of a tile, None where it has none; names are joined safely to the dataset's root."""
+
+    def raster(name, window, indexes):
+        return None if name is None else TileRaster(safe_join(dataset.root, name), window, indexes)
+
+    first = raster(tile.file_name, tile.window, tile.indexes)
+    if not dataset.bands.optical and tile.sar_file_name is None:
+        return None, first
+    return first, raster(tile.sar_file_name, tile.sar_window, tile.sar_indexes)
+
+
 def read_tile(dataset: Dataset, tile: Tile, bands: BandSpec | None = None, window: PixelWindow | None = None):
-    """`read_tile_image` of one tile of a dataset, its names joined safely to the dataset's root."""
-
-    def path(name):
-        return None if name is None else safe_join(dataset.root, name)
-
-    optical, sar = path(tile.file_name), path(tile.sar_file_name)
-    if not dataset.bands.optical and sar is None:
-        optical, sar = None, optical
-    return read_tile_image(optical, sar, bands or dataset.bands, dataset.bands, dataset.nodata, window)
+    """`read_tile_image` of one tile of a dataset."""
+    rasters = tile_rasters(dataset, tile)
+    return read_tile_image(*rasters, bands or dataset.bands, dataset.bands, dataset.nodata, window)
 
 
 def read_tile_image(
-    optical_path: Path | None,
-    sar_path: Path | None,
+    optical: TileRaster | Path | None,
+    sar: TileRaster | Path | None,
     bands: BandSpec,
     file_bands: BandSpec,
     nodata: float | None = None,
     window: PixelWindow | None = None,
 ) -> np.ndarray:
-    """The stacked image of one tile whose files are on one grid.
+    """The stacked image of one tile whose rasters are on one grid.
 
     Args:
-        optical_path, sar_path: None when the tile lacks that modality: its channels are NaN.
+        optical, sar: a path is all of that file; None when the tile lacks that modality: its channels are NaN.
         bands: the bands wanted, in channel order.
         file_bands: the bands that the files hold, in the files' order; its `sar_scale` says how to get to dB.
         nodata: number that means "no data" in files that declare none.
@@ -52,17 +83,19 @@ def read_tile_image(
     """
     file_bands.select(bands.optical, bands.sar)
     parts = []
-    for path, wanted, known, scale in (
-        (optical_path, bands.optical, file_bands.optical, None),
-        (sar_path, bands.sar, file_bands.sar, file_bands.sar_scale),
+    for raster, wanted, known, scale in (
+        (optical, bands.optical, file_bands.optical, None),
+        (sar, bands.sar, file_bands.sar, file_bands.sar_scale),
     ):
-        if path is None or not wanted:
-            parts.append((path, len(wanted), None))
+        if raster is None or not wanted:
+            parts.append((None, len(wanted), None))
             continue
-        with open_raster(path) as source:
-            _check_band_count(source, known, path)
-            band = Bands(source, [known.index(name) + 1 for name in wanted], nodata, scale)
-            parts.append((path, len(wanted), band.read_final(window)))
+        raster = raster if isinstance(raster, TileRaster) else TileRaster(raster)
+        with open_raster(raster.path) as source:
+            indexes = raster.indexes or range(1, len(known) + 1)
+            _check_band_count(source, known, indexes, raster.path)
+            band = Bands(source, [indexes[known.index(name)] for name in wanted], nodata, scale)
+            parts.append((raster.path, len(wanted), band.read_final(raster.part(window))))
     return _stack_tile(parts)
 
 
@@ -108,8 +141,12 @@ def band_statistics(dataset: Dataset, bands: BandSpec | None = None, max_tiles: 
     return mean, np.where(std > 1e-6, std, 1.0)
 
 
-def _check_band_count(source, known: Sequence[str], path) -> None:
-    if source.count < len(known):
+def _check_band_count(source, known: Sequence[str], indexes: Sequence[int], path) -> None:
+    if len(indexes) != len(known):
+        raise InputError(
+            f"{path}: the dataset has the bands {', '.join(known)}, but {len(indexes)} numbers of bands for this file."
+        )
+    if source.count < max(indexes, default=0):
         raise InputError(
             f"{path}: has {source.count} band{'s' * (source.count != 1)} ({band_names(source)}), but the dataset says "
             f"{len(known)}: {', '.join(known)}."
