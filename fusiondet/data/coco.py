@@ -97,6 +97,24 @@ def tile_records(tile: Tile) -> tuple[dict, list[dict]]:
     return _image_record(tile), [annotation_record(b, tile.height, tile.width) for b in tile.buildings]
 
 
+def tile_from_records(image: dict, annotations: Iterable[dict]) -> Tile:
+    """Inverse of `tile_records`; crowds and outlines without area are left out.
+
+    Raises:
+        InputError: see `building_from_annotation`.
+    """
+    tile = _tile(image)
+    for annotation in annotations:
+        _add_building(tile, annotation)
+    return tile
+
+
+def _add_building(tile: Tile, annotation: dict) -> None:
+    building = building_from_annotation(annotation, tile.height, tile.width)
+    if building is not None and not annotation.get("iscrowd"):
+        tile.buildings.append(building)
+
+
 class CocoWriter:
     """Write a data set tile by tile in constant memory, whole or not at all: a context manager.
 
@@ -190,13 +208,10 @@ def read_coco(path: Path) -> Dataset:
     validate_coco(document, path)
     tiles = {image["id"]: _tile(image) for image in document["images"]}
     for annotation in document["annotations"]:
-        tile = tiles[annotation["image_id"]]
         try:
-            building = building_from_annotation(annotation, tile.height, tile.width)
+            _add_building(tiles[annotation["image_id"]], annotation)
         except (InputError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"{path}: annotation {annotation.get('id')!r}: {error}") from None
-        if building is not None and not annotation.get("iscrowd"):
-            tile.buildings.append(building)
     bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
     return Dataset(
         list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path)

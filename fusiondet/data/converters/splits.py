@@ -1,5 +1,8 @@
 """Spatial splits: whole blocks of ground go to one split, and no ground is in two of them."""
 
+import math
+
+from fusiondet.data.imagery import PixelWindow
 from fusiondet.errors import InputError
 
 import numpy as np
@@ -74,6 +77,33 @@ def conflicts(grounds: np.ndarray, split: np.ndarray) -> dict[int, list[int]]:
 def leaked_area(grounds: np.ndarray, split: np.ndarray) -> float:
     """Ground that tiles of two different splits share, in the CRS's square units."""
     return float(sum(area for _, _, area in _shared(grounds, split)))
+
+
+def clear_of(window: PixelWindow, others: list[shapely.Polygon], min_side_px: int) -> PixelWindow | None:
+    """The largest window left of `window` by cutting off sides until it shares no ground with `others`.
+
+    Args:
+        window: (x0, y0, width, height) in pixels of an image. others: outlines in pixels of that image.
+        min_side_px: None is returned when it would be narrower.
+    """
+    left, top = window[:2]
+    right, bottom = left + window[2], top + window[3]
+    for other in others:
+        shared = other.intersection(shapely.box(left, top, right, bottom))
+        if shared.area < 1e-3:
+            continue
+        a, b, c, d = shared.bounds
+        a, b, c, d = math.floor(a + 1e-3), math.floor(b + 1e-3), math.ceil(c - 1e-3), math.ceil(d - 1e-3)
+        choices = [
+            (c, top, right, bottom),
+            (left, top, a, bottom),
+            (left, d, right, bottom),
+            (left, top, right, b),
+        ]
+        left, top, right, bottom = max(choices, key=lambda r: max(0, r[2] - r[0]) * max(0, r[3] - r[1]))
+        if right - left < min_side_px or bottom - top < min_side_px:
+            return None
+    return left, top, right - left, bottom - top
 
 
 def _blocks(grounds, tile_side, block_side, wanted: int) -> np.ndarray:

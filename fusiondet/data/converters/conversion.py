@@ -1,0 +1,763 @@
+"""From the tiles of a source to a data set on disk: in several processes, in constant memory, resumable.
+
+A `Source` says where its tiles are, and makes one of them when asked; it knows the layout of one kind of data and
+nothing else. `convert` does the rest: work is dealt out to processes, finished tiles are kept when a run is stopped and
+not made again, splits are dealt out by ground, and the ground that two splits share is measured. What is wrong with
+the data is counted and named, and stops a conversion only where that was asked for.
+
+In memory there are the places of the tiles (below 1 KB each), never their labels or pixels.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+from fusiondet import __version__, cli
+from fusiondet.buildings import Tile, map_to_pixel
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import CocoWriter, Dataset, tile_from_records, tile_records
+from fusiondet.data.converters.splits import assign_blocks, clear_of, conflicts, leaked_area, parse_split
+from fusiondet.data.imagery import PixelWindow, metric_crs
+from fusiondet.errors import InputError
+from fusiondet.files import atomic_path, read_json, require_new_dir, write_json
+
+import numpy as np
+import shapely
+from affine import Affine
+from pyproj import Transformer
+
+# Beside the annotations: what was asked for, and what happened.
+RECORD_FILE = "conversion.json"
+# Tiles that a process makes at a time; what a stopped run loses.
+CHUNK = 16
+# Of one kind of problem, so many are named; all of them are counted.
+MAX_NAMED = 50
+# Tiles with labels that `Source.finish` gets to see.
+SAMPLE = 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile is, before its labels and pixels are read.
+
+    Attributes:
+        name: for messages and file names; unique in its source, together with the window.
+        image: which image of its source, as the source counts them.
+        window: (x0, y0, width, height) in pixels of the image.
+        transform: pixel of the *image* -> map as six numbers; None when it has no georeference.
+        crs: "EPSG:n" or WKT; None when unknown.
+        split: the one that the data prescribe; None: splits are dealt out.
+        group: what has to stay in one split where there is no ground to go by, e.g. a city.
+    """
+
+    name: str
+    image: int
+    window: PixelWindow
+    transform: tuple[float, ...] | None = None
+    crs: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+    def ground(self, crs: str | None) -> shapely.Polygon:
+        """Its outline on the map, in `crs` where that is given and differs from its own.
+
+        Raises:
+            ValueError: it has no georeference.
+        """
+        if self.transform is None:
+            raise ValueError(f"{self.name} is nowhere on the map")
+        x0, y0, width, height = self.window
+        moved = crs is not None and self.crs is not None and self.crs != crs
+        # In another CRS an edge is bent, so that it goes there in steps.
+        steps = np.linspace(0, 1, 11)[:-1] if moved else np.zeros(1)
+        sides = (
+            (steps, 0 * steps),
+            (0 * steps + 1, steps),
+            (1 - steps, 0 * steps + 1),
+            (0 * steps, 1 - steps),
+        )
+        u, v = np.concatenate(sides, axis=1)
+        x, y = Affine(*self.transform) * (x0 + u * width, y0 + v * height)
+        if moved:
+            x, y = _transformer(self.crs, crs).transform(x, y)
+        return shapely.Polygon(np.column_stack([x, y]))
+
+
+class Problems:
+    """What is wrong with the data: counted by kind, the first of each kind named.
+
+    Attributes:
+        counts: kind -> how many. named: kind -> messages, `MAX_NAMED` at most.
+    """
+
+    def __init__(self, strict: bool = False):
+        """Args: `strict` makes the first problem an InputError."""
+        self.strict = strict
+        self.counts: Counter = Counter()
+        self.named: dict[str, list[str]] = {}
+
+    def add(self, kind: str, message: str) -> None:
+        """Note one problem.
+
+        Args:
+            kind: in the plural, as in "3 labels without an image".
+            message: names the file, what was expected and what was found.
+
+        Raises:
+            InputError: `message`, where this is strict.
+        """
+        if self.strict:
+            raise InputError(message)
+        self.counts[kind] += 1
+        if len(self.named.setdefault(kind, [])) < MAX_NAMED:
+            self.named[kind].append(message)
+
+    def lines(self) -> list[str]:
+        """Text for the user, a line for each kind and one for each named problem."""
+        found = []
+        for kind, count in self.counts.items():
+            found.append(f"problem: {count} {kind}")
+            found += [f"  {message}" for message in self.named[kind]]
+            if count > len(self.named[kind]):
+                found.append(f"  ... and {count - len(self.named[kind])} more")
+        return found
+
+
+@dataclass
+class Made:
+    """One tile, or why there is none.
+
+    Attributes:
+        tile: its file names relative to the data set's folder; None: left out, `counts` say why.
+        counts: "tiles", "labels", "heights", "unknown_heights" or a heading of the source's own -> what -> how many.
+        notes: sentences for the user; the same sentence is shown once.
+    """
+
+    tile: Tile | None
+    counts: dict[str, Counter] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """What a converter has to know: one kind of data. It is sent to other processes, so it holds nothing open.
+
+    Attributes:
+        bands: of the data set. nodata: number that means no data where a raster declares none, or None.
+    """
+
+    bands: BandSpec
+    nodata: float | None
+
+    def files(self) -> Iterable[Path]:
+        """Files that the result depends on: when one of them changes, the conversion is not up to date."""
+        ...
+
+    def places(self, problems: Problems) -> list[Place]:
+        """Where the tiles are, always in the same order. Called once, first."""
+        ...
+
+    def make(self, place: Place, out: Path, problems: Problems) -> Made:
+        """The tile at `place`, whose window may be smaller than `places` said. Rasters of its own go under `out`.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        ...
+
+    def finish(self, sample: Dataset) -> list[str]:
+        """Notes on the finished data set, of which `sample` has some tiles with buildings, or an InputError."""
+        ...
+
+    def info(self) -> dict:
+        """Facts for `info` of the annotation files: licence, source, what outlines and heights are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert, whatever the source.
+
+    Attributes:
+        split: words "train=80"; None: all in "train". Not for sources that prescribe their splits.
+        block_m: side of the blocks of ground that are dealt out; None: up to 4 tiles.
+        min_side_px: what is left of a tile that gives way to another split is at least so wide.
+        seed: of the split.
+        workers: processes.
+        strict: the first problem stops the conversion. skip_invalid: tiles that cannot be made are left out; else all
+            of them are named, and nothing is written.
+        overwrite: replace what is there.
+    """
+
+    split: list[str] | None = None
+    block_m: float | None = None
+    min_side_px: int = 32
+    seed: int = 0
+    workers: int = 1
+    strict: bool = False
+    skip_invalid: bool = False
+    overwrite: bool = False
+
+
+def add_arguments(parser, skips: bool = False) -> None:
+    """`--out` and the options of `Options` that a user sets, `--split` and `--block-m` among them.
+
+    Args:
+        skips: whether tiles that cannot be made are left out by default, as for a published archive; else they stop the
+            conversion, and `--skip-invalid` leaves them out.
+    """
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        metavar="NAME=SHARE",
+        help="deal out blocks of ground, e.g. train=80 val=10 test=10",
+    )
+    parser.add_argument(
+        "--block-m", type=float, metavar="M", help="side of these blocks, metres (default: up to 4 tiles)"
+    )
+    parser.add_argument(
+        "--workers", type=cli.positive, default=1, metavar="N", help="processes (default: %(default)s)"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first problem with the data")
+    if skips:
+        parser.set_defaults(skip_invalid=True)
+    else:
+        parser.add_argument(
+            "--skip-invalid", action="store_true", help="leave out unusable images, and name them"
+        )
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    cli.seed_argument(parser)
+
+
+def options_from(args, **changes) -> Options:
+    """`Options` of a command line with `add_arguments`."""
+    names = {f.name for f in dataclasses.fields(Options)}
+    return Options(**{**{name: value for name, value in vars(args).items() if name in names}, **changes})
+
+
+@dataclass
+class Report:
+    """What happened, for the user and for `conversion.json`. Counters: what -> how many.
+
+    Attributes:
+        tiles, labels, heights, unknown_heights: of the tiles of all splits. more: headings of the source's own.
+        splits: name -> {"tiles", "buildings", "known heights"}. leaked_m2: ground that two splits share.
+        problems: kind -> how many. named: kind -> messages.
+        unchanged: the data set was there already, from the same files and options.
+    """
+
+    tiles: Counter = field(default_factory=Counter)
+    labels: Counter = field(default_factory=Counter)
+    heights: Counter = field(default_factory=Counter)
+    unknown_heights: Counter = field(default_factory=Counter)
+    more: dict[str, Counter] = field(default_factory=dict)
+    splits: dict[str, dict] = field(default_factory=dict)
+    leaked_m2: float | None = 0.0
+    problems: Counter = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    unchanged: bool = False
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        problems = Problems()
+        problems.counts, problems.named = self.problems, self.named
+        leak = "not measured, no georeference" if self.leaked_m2 is None else f"{self.leaked_m2:.1f} m2"
+        return [
+            *(
+                f"{heading}: {counted(counts)}"
+                for heading, counts in self.more.items()
+                if heading != COMPARED
+            ),
+            f"tiles: {counted(self.tiles)}",
+            f"labels: {counted(self.labels)}",
+            f"heights: {counted(self.heights)}",
+            *([f"unknown heights: {counted(self.unknown_heights)}"] if self.unknown_heights else []),
+            *([_compared(self.more[COMPARED])] if COMPARED in self.more else []),
+            *(f"{name}: {counted(counts)}" for name, counts in self.splits.items()),
+            *([f"ground in two splits: {leak}"] if len(self.splits) > 1 else []),
+            *(f"note: {note}" for note in self.notes),
+            *problems.lines(),
+        ]
+
+    def add(self, counts: dict[str, dict]) -> None:
+        """Add the counts of one tile."""
+        for heading, of_tile in counts.items():
+            known = heading in ("tiles", "labels", "heights", "unknown_heights")
+            total = getattr(self, heading) if known else self.more.setdefault(heading, Counter())
+            total.update(of_tile)
+
+
+# Heading of the sums that compare two heights of the same building: n, their difference, its absolute value.
+COMPARED = "compared"
+
+
+def _compared(sums: dict) -> str:
+    n = sums["n"]
+    return (
+        f"height raster against the height field: n = {n}, MAE {sums['abs_m'] / n:.2f} m, "
+        f"bias {sums['sum_m'] / n:+.2f} m"
+    )
+
+
+def counted(counts) -> str:
+    """Text such as "3 kept, 1 dropped on no data"."""
+    return ", ".join(f"{n:,} {what}".replace(",", " ") for what, n in counts.items() if n) or "none"
+
+
+def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report:
+    """Make a data set at `out`: `annotations/<split>.json`, and the rasters that the source writes.
+
+    It appears whole or not at all. A run that is stopped leaves a hidden folder beside `out`, from which the same
+    command goes on; when `out` is there already from the same files and options, nothing is done.
+
+    Args:
+        recipe: what the user asked the source for, plain values; another recipe is another data set.
+
+    Raises:
+        InputError: a source refuses; a problem, where `strict`; unusable tiles, unless `skip_invalid`; no tile is left
+            or a split gets none; `out` exists, was made in another way and is not to be overwritten.
+    """
+    out = Path(out)
+    problems = Problems(options.strict)
+    recipe = _plain(
+        {**recipe, **{k: v for k, v in vars(options).items() if k not in ("workers", "overwrite")}}
+    )
+    print_ = _fingerprint(source, recipe)
+    if not options.overwrite and (known := _finished(out, print_)) is not None:
+        return known
+    require_new_dir(out, "annotations", options.overwrite)
+    places = source.places(problems)
+    _refuse_unusable(problems, options)
+    if not places:
+        raise InputError("no tile is found in the data.")
+    work = _begin(out, print_)
+    try:
+        report = _convert(source, work, options, places, problems)
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    record = {"fingerprint": print_, "recipe": recipe, "report": _plain(vars(report))}
+    write_json(record, work / "made" / RECORD_FILE, indent=1)
+    _take_place(work, out)
+    return report
+
+
+# Kinds of problems that leave out a tile or an image.
+UNUSABLE = "unusable images"
+
+
+def _convert(source: Source, work: Path, options: Options, places: list[Place], problems: Problems) -> Report:
+    shards = Shards(work / "shards", places)
+    shards.make(source, work / "made", options, "tiles")
+    report = Report()
+    kept = []
+    for line in shards.lines():
+        if line.get("unusable"):
+            problems.add(UNUSABLE, line["unusable"])
+        elif line["image"] is not None:
+            kept.append(line["i"])
+    _refuse_unusable(problems, options)
+    if not kept:
+        raise InputError(
+            f"no tile is left of {len(places)} ({_why(shards) or 'unusable'}). See --max-nodata, where there is one."
+        )
+    names, split, smaller = _splits([places[i] for i in kept], options)
+    replaced = {kept[k]: place for k, place in smaller.items()}
+    shards.remake(source, work / "made", options, replaced)
+    split = dict(zip(kept, split.tolist(), strict=True))
+    grounds = _merge(source, shards, names, split, places, work / "made", problems, report)
+    report.leaked_m2 = _leaked(grounds)
+    report.problems, report.named = problems.counts, problems.named
+    return report
+
+
+def _why(shards: "Shards") -> str:
+    counts = sum(
+        (Counter(line["counts"].get("tiles", {})) for line in shards.lines() if "counts" in line), Counter()
+    )
+    return counted(counts) if counts else ""
+
+
+def _refuse_unusable(problems: Problems, options: Options) -> None:
+    found = problems.named.get(UNUSABLE, [])
+    if found and not options.skip_invalid:
+        if problems.counts[UNUSABLE] == 1:
+            raise InputError(found[0])
+        bad = "\n  ".join(found)
+        raise InputError(f"{problems.counts[UNUSABLE]} images cannot be used (see --skip-invalid):\n  {bad}")
+
+
+# ---- The hidden folder -----------------------------------------------------------------------------------
+
+
+def _plain(value):
+    """`value` as JSON would hand it back, with paths as text."""
+    return json.loads(json.dumps(value, default=lambda v: v if isinstance(v, dict) else _text(v)))
+
+
+def _text(value):
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+
+
+def _fingerprint(source: Source, recipe: dict) -> str:
+    """Changes with the recipe, with any input file, and with the version of this package."""
+    digest = hashlib.sha256(json.dumps([__version__, recipe], sort_keys=True).encode())
+    for path in source.files():
+        try:
+            state = path.stat()
+            digest.update(f"{path.absolute()} {state.st_size} {state.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{path.absolute()} missing\n".encode())
+    return digest.hexdigest()
+
+
+def _finished(out: Path, print_: str) -> Report | None:
+    """The report of a conversion that is there already and would come out the same; None otherwise."""
+    if not (out / RECORD_FILE).is_file():
+        return None
+    record = read_json(out / RECORD_FILE)
+    if not isinstance(record, dict) or record.get("fingerprint") != print_:
+        return None
+    report = Report(**record["report"])
+    for name in ("tiles", "labels", "heights", "unknown_heights", "problems"):
+        setattr(report, name, Counter(getattr(report, name)))
+    report.unchanged = True
+    return report
+
+
+def _begin(out: Path, print_: str) -> Path:
+    """The hidden folder of a conversion to `out`: that of a stopped run of the same, else an empty one."""
+    work = out.absolute().with_name(f".{out.name}.unfinished")
+    mark = work / "fingerprint"
+    if not (mark.is_file() and mark.read_text(encoding="ascii") == print_):
+        shutil.rmtree(work, ignore_errors=True)
+        for name in ("shards", "made"):
+            (work / name).mkdir(parents=True)
+        mark.write_text(print_, encoding="ascii")
+    return work
+
+
+def _take_place(work: Path, out: Path) -> None:
+    """Move the finished data set to `out`, in the place of what may be there."""
+    if out.exists():
+        os.replace(out, work / "replaced")
+    try:
+        os.replace(work / "made", out)
+    except BaseException:
+        if (work / "replaced").exists():
+            os.replace(work / "replaced", out)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
+class Shards:
+    """Finished tiles on disk, in files of `CHUNK` tiles in the order of their places.
+
+    A line of a file is JSON: i (number of the place), and either unusable (message), or image (record, null when the
+    tile was left out), annotations, counts, problems [[kind, message]], notes.
+    """
+
+    def __init__(self, folder: Path, places: list[Place]):
+        """Args: `folder` may hold what a stopped run has finished."""
+        self.folder, self.places = folder, places
+        self._names: list[str] = []
+        self._remade: list[str] = []
+
+    def make(self, source: Source, out: Path, options: Options, label: str) -> None:
+        """Make what is not there yet."""
+        jobs = {
+            f"{first:09d}": [(i, self.places[i]) for i in range(first, min(first + CHUNK, len(self.places)))]
+            for first in range(0, len(self.places), CHUNK)
+        }
+        self._names = list(jobs)
+        self._run(source, out, options, jobs, label)
+
+    def remake(self, source: Source, out: Path, options: Options, replaced: dict[int, Place]) -> None:
+        """Make tiles anew at smaller places; what they had written before is removed."""
+        for line in self.lines():
+            if line["i"] in replaced:
+                _remove_own(out, line["image"])
+        pairs = sorted(replaced.items())
+        jobs = {f"remade{k:09d}": pairs[k : k + CHUNK] for k in range(0, len(pairs), CHUNK)}
+        self._remade = list(jobs)
+        self._run(source, out, options, jobs, "tiles at splits")
+
+    def lines(self) -> Iterator[dict]:
+        """Every tile as it was made first."""
+        return (line for name in self._names for line in self._read(name))
+
+    def remade(self) -> Iterator[dict]:
+        """Tiles that were made anew."""
+        return (line for name in self._remade for line in self._read(name))
+
+    def _read(self, name: str) -> Iterator[dict]:
+        with open(self.folder / f"{name}.jsonl", encoding="utf-8") as f:
+            yield from map(json.loads, f)
+
+    def _run(self, source: Source, out: Path, options: Options, jobs: dict, label: str) -> None:
+        left = [
+            (self.folder / f"{name}.jsonl", job, out, options.strict)
+            for name, job in jobs.items()
+            if not (self.folder / f"{name}.jsonl").exists()
+        ]
+        bar = functools.partial(cli.progress, total=len(left), label=label, unit=f"{CHUNK} tiles")
+        workers = min(options.workers, len(left))
+        if workers <= 1:
+            for work in bar(left):
+                _make_shard(source, *work)
+            return
+        # A fork would inherit open files and threads of GDAL.
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _hold, (source,))
+        try:
+            for _ in bar(pool.map(_make_shard_here, left)):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_held: Source | None = None
+
+
+def _hold(source: Source) -> None:
+    global _held
+    _held = source
+
+
+def _make_shard_here(work) -> None:
+    _make_shard(_held, *work)
+
+
+def _make_shard(source: Source, path: Path, job: list[tuple[int, Place]], out: Path, strict: bool) -> None:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        for i, place in job:
+            f.write(json.dumps({"i": i, **_make_line(source, place, out, strict)}, allow_nan=False) + "\n")
+
+
+def _make_line(source: Source, place: Place, out: Path, strict: bool) -> dict:
+    problems = Problems(strict)
+    try:
+        made = source.make(place, out, problems)
+    except InputError as error:
+        if strict:
+            raise
+        return {"unusable": str(error)}
+    image, annotations = (None, []) if made.tile is None else tile_records(made.tile)
+    return {
+        "image": image,
+        "annotations": annotations,
+        "counts": made.counts,
+        "notes": made.notes,
+        "problems": [[kind, message] for kind, messages in problems.named.items() for message in messages],
+        "problem_counts": problems.counts,
+    }
+
+
+def _remove_own(out: Path, image: dict) -> None:
+    """Remove the rasters of a tile that were written for it; not what it refers to by a link."""
+    for name in (value for key, value in image.items() if key.endswith("file_name") and value):
+        path = out / name
+        if path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(out.resolve()):
+            path.unlink()
+
+
+def link(out: Path, name: str, target: Path) -> str:
+    """Make `out/name` a link to `target` (a raster or a folder of rasters), and return `name`.
+
+    Data sets refer to rasters by names below their own folder, so that a JSON from elsewhere cannot point anywhere.
+
+    Raises:
+        InputError: the file system knows no links.
+    """
+    path = out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.symlink_to(target.resolve())
+    except FileExistsError:  # another tile of the same raster, or another process
+        pass
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be made a link to {target} ({error.strerror}). Copy the pixels instead: --cut."
+        ) from None
+    return name
+
+
+# ---- Splits ----------------------------------------------------------------------------------------------
+
+
+def _splits(places: list[Place], options: Options) -> tuple[list[str], np.ndarray, dict[int, Place]]:
+    """(names, (N,) index of each place's split or -1, place -> the smaller one that takes its place).
+
+    Prescribed splits are taken as they are. Otherwise blocks of ground are dealt out, and a tile that reaches into the
+    ground of another split is cut back, or left out.
+    """
+    prescribed = [place.split for place in places]
+    if any(prescribed):
+        if options.split:
+            raise InputError("--split: these data prescribe their splits. Leave it out.")
+        names = list(dict.fromkeys(name for name in prescribed if name))
+        return names, np.array([names.index(name) if name else -1 for name in prescribed]), {}
+    shares = parse_split(options.split)
+    names = list(shares)
+    grounds = _grounds(places)
+    if grounds is None:
+        split = _by_group(places, shares, options.seed)
+    else:
+        x0, y0, x1, y1 = shapely.bounds(grounds).T
+        side = float(np.median(np.maximum(x1 - x0, y1 - y0)))
+        split = assign_blocks(grounds, shares, side, options.block_m, options.seed)
+    smaller = {}
+    for k, others in ({} if grounds is None or len(names) == 1 else conflicts(grounds, split)).items():
+        place = places[k]
+        around = [map_to_pixel(places[o].ground(place.crs), place.transform) for o in others]
+        window = clear_of(place.window, around, options.min_side_px)
+        if window is None:
+            split[k] = -1
+        else:
+            smaller[k] = dataclasses.replace(place, window=window)
+    for index, name in enumerate(names):
+        if not (split == index).any():
+            raise InputError(
+                f"split {name!r} gets no tile ({len(places)} tiles in all). Use fewer splits, smaller tiles, less "
+                "--overlap or another --block-m."
+            )
+    return names, split, smaller
+
+
+def _by_group(places: list[Place], shares: dict[str, float], seed: int) -> np.ndarray:
+    """Splits of tiles without georeference: groups, else single images, are dealt out."""
+    keys = {key: n for n, key in enumerate(dict.fromkeys(p.group or f"\0{p.image}" for p in places))}
+    rows = np.array([keys[p.group or f"\0{p.image}"] for p in places])
+    boxes = shapely.box(rows * 10.0, 0, rows * 10.0 + 1, 1)
+    return assign_blocks(boxes, shares, 1.0, 10.0, seed)
+
+
+def _grounds(places: list[Place]) -> np.ndarray | None:
+    """(N,) outlines in one CRS in metres; None when a place has no georeference."""
+    if any(place.transform is None for place in places):
+        return None
+    first = places[0]
+    crs = None
+    if first.crs is not None:
+        crs = metric_crs(first.crs, *first.ground(None).centroid.coords[0])
+    return np.array([place.ground(crs) for place in places])
+
+
+def _leaked(grounds: dict[str, list[Place]]) -> float | None:
+    places = [place for of_split in grounds.values() for place in of_split]
+    split = np.repeat(np.arange(len(grounds)), [len(of_split) for of_split in grounds.values()])
+    outlines = _grounds(places)
+    return None if outlines is None else leaked_area(outlines, split)
+
+
+def _merge(source, shards: Shards, names, split: dict, places, out: Path, problems, report) -> dict:
+    """Write the annotation files; split -> places of its tiles."""
+    remade = {line["i"]: line for line in shards.remade()}
+    sample = _Sample()
+    notes: dict[str, None] = {}
+    written: dict[str, list[Place]] = {name: [] for name in names}
+    infos: dict[str, dict] = {name: {} for name in names}
+    with contextlib.ExitStack() as files:
+        writers = [
+            files.enter_context(
+                CocoWriter(out / "annotations" / f"{name}.json", source.bands, infos[name], source.nodata)
+            )
+            for name in names
+        ]
+        for line in shards.lines():
+            i = line["i"]
+            if line.get("unusable"):
+                report.tiles["unusable"] += 1
+                continue
+            if i in remade:
+                line = remade[i]
+            _note_problems(line, problems)
+            if line.get("image") is None or split.get(i, -1) < 0:
+                if i in split:
+                    if line.get("image"):
+                        _remove_own(out, line["image"])
+                    report.tiles[
+                        "left out at another split" if split[i] < 0 or i in remade else "left out"
+                    ] += 1
+                else:
+                    report.add({"tiles": line["counts"].get("tiles", {})})
+                continue
+            name = names[split[i]]
+            report.tiles["cut back at another split"] += i in remade
+            writers[split[i]].add(line["image"], line["annotations"])
+            written[name].append(_placed(places[i], line["image"], i in remade, remade))
+            sample.offer(line)
+            notes.update(dict.fromkeys(line["notes"]))
+            _count(report, name, line)
+        report.notes += [
+            *notes,
+            *source.finish(Dataset(sample.tiles(), source.bands, nodata=source.nodata, root=out)),
+        ]
+        for name in names:
+            if not written[name]:
+                raise InputError(f"split {name!r} is left without any tile.")
+            infos[name].update({**source.info(), "split": name, **_plain(report.splits[name])})
+    return written
+
+
+def _placed(place: Place, image: dict, cut_back: bool, remade: dict) -> Place:
+    if not cut_back:
+        return place
+    # The tile's own transform says where the smaller window lies.
+    window = (0, 0, image["width"], image["height"])
+    return dataclasses.replace(place, window=window, transform=tuple(image["transform"]))
+
+
+def _note_problems(line: dict, problems: Problems) -> None:
+    for kind, message in line.get("problems", ()):
+        if len(problems.named.setdefault(kind, [])) < MAX_NAMED:
+            problems.named[kind].append(message)
+    problems.counts.update(line.get("problem_counts", {}))
+
+
+def _count(report: Report, name: str, line: dict) -> None:
+    report.add(line["counts"])
+    annotations = line["annotations"]
+    known = sum(a["height_m"] is not None for a in annotations)
+    report.tiles["written"] += 1
+    report.tiles["without buildings"] += not annotations
+    report.heights.update({"known": known, "unknown": len(annotations) - known})
+    of_split = report.splits.setdefault(name, {"tiles": 0, "buildings": 0, "known heights": 0})
+    for key, n in (("tiles", 1), ("buildings", len(annotations)), ("known heights", known)):
+        of_split[key] += n
+
+
+class _Sample:
+    """Some of the tiles with buildings, evenly spread."""
+
+    def __init__(self):
+        self._step, self._seen, self._lines = 1, 0, []
+        self._most = 2 * SAMPLE
+
+    def offer(self, line: dict) -> None:
+        if not line["annotations"]:
+            return
+        if self._seen % self._step == 0:
+            self._lines.append(line)
+            if len(self._lines) > self._most:  # twice as sparse from here on
+                self._lines, self._step = self._lines[::2], 2 * self._step
+        self._seen += 1
+
+    def tiles(self) -> list[Tile]:
+        return [tile_from_records(line["image"], line["annotations"]) for line in self._lines]
+
+
+@functools.lru_cache(maxsize=32)
+def _transformer(crs: str, to_crs: str) -> Transformer:
+    return Transformer.from_crs(crs, to_crs, always_xy=True)
