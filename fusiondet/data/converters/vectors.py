@@ -36,6 +36,8 @@ SIGNATURES = {
     b"\x1e": ("GeoJSONSeq",),
 }
 LOWEST_ROOF_M = -3.0
+# Attribute of a building whose height is unknown: why, in the words of `Layer.reasons`.
+UNKNOWN_HEIGHT = "unknown_height"
 ID_FIELDS = ("identificatie", "id", "Building_ID", "BuildingId", "OBJECTID", "osm_id")
 
 
@@ -115,9 +117,11 @@ def read_layer(
         building = Building(polygon, outline=outline, id=_identifier(attributes, number))
         if height_field is not None:
             building.height_m, reason = height_above_ground_m(attributes, height_field, ground_field, signed)
-            result.reasons.update([reason] if reason else [])
             if building.height_m is not None:
                 vars(building).update(common)
+            else:
+                building.attributes[UNKNOWN_HEIGHT] = reason
+                result.reasons[reason] += 1
         result.buildings.append(building)
     return result
 
