@@ -1,0 +1,51 @@
+"""Which file goes with which: rasters, masks and label files of the same place, told by their names."""
+
+import re
+from pathlib import Path
+
+from fusiondet.errors import InputError
+
+
+def pair(base: list[Path], others: list[Path], kind: str, notes: list[str]) -> list[Path | None]:
+    """The one of `others` that goes with each of `base`: the only one, else by name, else by order (noted).
+
+    Args:
+        kind: what `others` are, for messages, e.g. "SAR raster".
+
+    Raises:
+        InputError: neither one for all nor one for each.
+    """
+    if not others:
+        return [None] * len(base)
+    if len(others) == 1:
+        return others * len(base)
+    if len(others) != len(base):
+        raise InputError(f"{len(others)} {kind}s for {len(base)} images: pass one for all, or one for each.")
+    named = pair_by_name(base, others)
+    if named is None:
+        notes.append(f"{kind}s are paired with the images in the order given: their names do not tell.")
+    return named or others
+
+
+def pair_by_name(base: list[Path], others: list[Path]) -> list[Path] | None:
+    """Each of `base`'s partner among `others`, by the parts of the names in which the files of a list differ.
+
+    None when the names do not tell, as for lists of different length.
+    """
+    ours, theirs = distinct_parts(base), distinct_parts(others)
+    if len(set(theirs)) != len(theirs) or set(ours) != set(theirs):
+        return None
+    return [others[theirs.index(key)] for key in ours]
+
+
+def distinct_parts(paths: list[Path]) -> list[frozenset[str]]:
+    """Of each name the parts (letters and digits in a row, lower case) that not all names have."""
+    parts = [frozenset(re.split(r"[^0-9A-Za-z]+", p.stem.lower())) for p in paths]
+    common = frozenset.intersection(*parts) if parts else frozenset()
+    return [p - common for p in parts]
+
+
+def unique_stems(paths: list[Path]) -> list[str]:
+    """Names for files made from `paths`, without characters that need quoting; numbered where they would be equal."""
+    stems = [re.sub(r"[^0-9A-Za-z._-]", "_", p.stem) for p in paths]
+    return stems if len(set(stems)) == len(stems) else [f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
