@@ -3,10 +3,11 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fusiondet.data.bands import POLARISATIONS
+from fusiondet.data.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
+from fusiondet.data.imagery.calibration import check_not_db, stated_scale_factor
 from fusiondet.data.imagery.grids import crs_text, grid_in_pixels_of, warp_valid, whole_pixel_offset
 from fusiondet.errors import InputError
 
@@ -32,9 +33,6 @@ SIGNATURES = {
 MAX_READ_BYTES = 8 << 30
 # What a polarisation without any power becomes where another one has some.
 SAR_FLOOR_DB = -50.0
-
-# Share of negative numbers above which a file cannot be linear power or amplitude, whatever was declared.
-_MAX_NEGATIVE = 0.1
 
 # The directory of a training set holds thousands of files: GDAL must not list it at every open.
 GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_CACHEMAX": 64, "GDAL_NUM_THREADS": "1"}
@@ -93,19 +91,123 @@ def _driver(path: Path) -> str | None:
 
 
 class Bands:
-    """Chosen bands of one open raster: reads, validity, and the way between the file's numbers and the image's."""
+    """Channels of one modality, out of one raster or of several that count as one, their bands one after another.
 
-    def __init__(self, source, indexes, nodata, scale):
+    A channel is a band or, where its index is a tuple, the mean power of several. In a mean each polarisation counts
+    where it is known (positive power, finite, not the no-data number) and is left out where it is not: the mean is
+    then that of the others, not of them and zero. A pixel without any of them is no data.
+
+    Attributes:
+        files: `FileBands`: the bands that are read together, each file's on its own grid.
+    """
+
+    def __init__(self, sources, indexes: Sequence[int | tuple[int, ...]], nodata, scale, factor=None):
+        """Settle what is read; see `FileBands` for `nodata`, `scale` and `factor`.
+
+        Args:
+            sources: an open raster, or a list of them.
+            indexes: one for each channel, counted from 1 through the bands of all sources; tuples only for SAR with
+                power.
+
+        Raises:
+            InputError: the files' dtypes contradict the scale.
+        """
+        stack = band_stack(sources)
+        wanted = [(index,) if isinstance(index, int) else tuple(dict.fromkeys(index)) for index in indexes]
+        if any(len(members) > 1 for members in wanted):
+            check_averaging(scale)
+        groups = []  # bands that share their validity
+        for source in dict.fromkeys(stack[members[0] - 1][0] for members in wanted if len(members) == 1):
+            alone = (members[0] for members in wanted if len(members) == 1)
+            groups.append([index for index in alone if stack[index - 1][0] is source])
+        averaged = dict.fromkeys(i for members in wanted if len(members) > 1 for i in members)
+        groups += [[index] for index in averaged]
+        self.files = [
+            FileBands(stack[group[0] - 1][0], [stack[i - 1][1] for i in group], nodata, scale, factor)
+            for group in groups
+        ]
+        row = {}
+        for number, index in enumerate(index for group in groups for index in group):
+            # A band may stand for itself and take part in a mean: either reading of it serves a single channel only
+            # if no other band's no data is in it.
+            row[index, number >= len(row) and [index] in groups] = number
+        flat = [(index, len(group)) for group in groups for index in group]
+        alone, means = {}, {}
+        for number, (index, _) in enumerate(flat):
+            (alone if number < len(flat) - len(averaged) else means)[index] = number
+        self._rows = [
+            [alone[members[0]]] if len(members) == 1 else [means[i] for i in members] for members in wanted
+        ]
+
+    def read(self, read_file: Callable[["FileBands"], np.ndarray]) -> np.ndarray:
+        """(n, h, w) channels, NaN = no data, out of what `read_file` makes of each of `files`, all of one shape."""
+        parts = [read_file(file) for file in self.files]
+        if len(parts) == 1:
+            return parts[0]
+        members = np.concatenate(parts)
+        channels = [
+            members[rows[0]] if len(rows) == 1 else _mean_power_db(members[rows]) for rows in self._rows
+        ]
+        image = np.stack(channels)
+        image[:, np.isnan(image).any(axis=0)] = np.nan
+        return image
+
+    def read_final(self, window: PixelWindow | None = None) -> np.ndarray:
+        """(n, h, w) channels on the grid of the files, which is one."""
+        return self.read(lambda file: file.read_final(window))
+
+
+def band_stack(sources) -> list[tuple]:
+    """(source, its 1-based band) of all bands of an open raster or of a list of them."""
+    sources = sources if isinstance(sources, list | tuple) else [sources]
+    return [(source, i) for source in sources for i in range(1, source.count + 1)]
+
+
+def _mean_power_db(bands_db: np.ndarray) -> np.ndarray:
+    """(h, w) dB: the mean power of those of (m, h, w) that are not NaN; NaN where all are."""
+    power = np.power(np.float32(10), bands_db / 10)
+    count = np.isfinite(power).sum(axis=0)
+    mean = np.nansum(power, axis=0) / np.maximum(count, 1)
+    floor = np.full(mean.shape, SAR_FLOOR_DB / 10, np.float32)
+    return np.where(count, 10 * np.log10(mean, out=floor, where=mean > 0), np.nan).astype(np.float32)
+
+
+class FileBands:
+    """Single bands of one open raster: reads, validity, and the way between the file's numbers and the image's.
+
+    Attributes:
+        source, indexes, scale: as given. nodata: number of each band, None for none.
+        transform, crs: of the file; `SceneReader` may say otherwise. offset: of the file in a scene's grid, pixels.
+        factor: what amplitudes and complex numbers are multiplied by.
+    """
+
+    def __init__(self, source, indexes: Sequence[int], nodata, scale, factor: float | None = None):
+        """Look at the file's header only.
+
+        Args:
+            nodata: number that means "no data" where the file declares none.
+            scale: one of bands.SAR_SCALES, what the numbers are; None for what is not SAR.
+            factor: calibration of amplitudes and complex numbers; None: what the file states, else 1.
+
+        Raises:
+            InputError: the dtypes contradict the scale.
+        """
         self.source, self.indexes, self.scale = source, list(indexes), scale
         self.transform, self.crs = source.transform, source.crs
         declared = [source.nodatavals[i - 1] for i in self.indexes]
         self.nodata = [nodata] * len(declared) if all(n is None for n in declared) else declared
-        self.offset = None
+        self.offset, self.factor = None, 1.0
         dtypes = {source.dtypes[i - 1] for i in self.indexes}
-        if any(t.startswith("complex") for t in dtypes):
+        self._complex = any(t.startswith("complex") for t in dtypes)
+        if self._complex and scale != "complex":
             raise InputError(
-                f"{source.name}: holds complex numbers ({', '.join(dtypes)}). Detect it to intensity and bring it to a "
-                "map grid first, then pass --sar-scale linear_power."
+                f"{source.name}: holds complex numbers ({', '.join(dtypes)}). If it is a single-look SAR image on a map "
+                "grid, say so with --sar-scale complex: it is detected to power, and averaged where pixels get larger."
+            )
+        if scale == "complex" and not all(t.startswith("complex") for t in dtypes):
+            raise InputError(
+                f"{source.name}: is {', '.join(dtypes)}, but its SAR scale was declared complex. Say what it holds "
+                "with --sar-scale linear_power, amplitude or db."
             )
         if scale == "stretched_uint8" and dtypes != {"uint8"}:
             raise InputError(
@@ -116,9 +218,11 @@ class Bands:
                 f"{source.name}: is {', '.join(dtypes)}, which knows no negative numbers, so it is not in dB, as was "
                 "declared or trained on. Say what it holds with --sar-scale."
             )
+        if scale in ("complex", "amplitude"):
+            self.factor = factor or stated_scale_factor(source) or 1.0
 
     def _read(self, window: PixelWindow | None):
-        """float32 (n, h, w) in the file's numbers, and (h, w) bool validity."""
+        """float32 (n, h, w) in the file's numbers, complex ones squared, and (h, w) bool validity."""
         x0, y0, width, height = window or (0, 0, self.source.width, self.source.height)
         if x0 < 0 or y0 < 0 or x0 + width > self.source.width or y0 + height > self.source.height:
             raise InputError(
@@ -126,7 +230,7 @@ class Bands:
             )
         rows, columns = self.source.block_shapes[0]
         for shape in ((len(self.indexes), height, width), (1, rows, columns)):
-            check_size(shape, np.float32, self.source.name)
+            check_size(shape, np.complex64 if self._complex else np.float32, self.source.name)
         window = Window(x0, y0, width, height)
         try:
             with rasterio.Env(**GDAL_OPTIONS):
@@ -137,11 +241,28 @@ class Bands:
                 f"{self.source.name}: damaged or truncated, its pixels cannot be read ({error.__cause__ or error}). "
                 "Copy or download it again."
             ) from None
-        return raw.astype(np.float32), valid
+        if not self._complex:
+            return raw.astype(np.float32), valid
+        power = np.square(raw.real, dtype=np.float32) + np.square(raw.imag, dtype=np.float32)
+        return power, valid & np.isfinite(power).all(axis=0)
+
+    @property
+    def has_no_gaps(self) -> bool:
+        """Whether every pixel is valid by what the file declares: whole numbers, no nodata, no mask, no alpha."""
+        source = self.source
+        return (
+            all(np.dtype(source.dtypes[i - 1]).kind in "ui" for i in self.indexes)
+            and any(
+                n is None or not _fits(n, np.dtype(source.dtypes[self.indexes[0] - 1])) for n in self.nodata
+            )
+            and ColorInterp.alpha not in source.colorinterp
+            and MaskFlags.per_dataset not in source.mask_flag_enums[self.indexes[0] - 1]
+            and self.scale in (None, "stretched_uint8")
+        )
 
     def _validity(self, raw, window):
         valid = np.ones(raw.shape[1:], bool)
-        if raw.dtype.kind == "f":
+        if raw.dtype.kind in "fc":
             valid &= np.isfinite(raw).all(axis=0)
         if all(n is not None and _fits(n, raw.dtype) for n in self.nodata):
             valid &= ~np.all(
@@ -161,24 +282,19 @@ class Bands:
         values, valid = self._read(window)
         if self.scale == "db":
             values = np.power(10.0, values / 10.0, out=np.zeros_like(values), where=valid)
-        elif self.scale in ("linear_power", "amplitude"):
-            self._check_not_db(values[:, valid])
+        elif self.scale in LINEAR_SCALES:
+            if self.scale != "complex":
+                check_not_db(values[:, valid], self.scale, self.source.name)
             if self.scale == "amplitude":
                 values = values * np.abs(values)
+            if self.factor != 1:
+                values = values * np.float32(self.factor**2)
             valid = valid & (values > 0).any(axis=0)
         return values, valid
 
-    def _check_not_db(self, known):
-        negative = np.mean(known < 0) if known.size else 0
-        if negative > _MAX_NEGATIVE:
-            raise InputError(
-                f"{self.source.name}: {100 * negative:.0f} % of its values are negative, so it is not {self.scale}. "
-                "Is it in dB (--sar-scale db)?"
-            )
-
     def _to_final(self, values, valid):
         """Image channels from `read_linear`'s numbers: SAR power in dB, NaN where not valid."""
-        if self.scale in ("linear_power", "amplitude", "db"):
+        if self.scale in (*LINEAR_SCALES, "db"):
             floor = np.full_like(values, SAR_FLOOR_DB / 10)
             values = 10 * np.log10(values, out=floor, where=(values > 0) & valid)
         values[:, ~valid] = np.nan
@@ -186,7 +302,7 @@ class Bands:
 
     def read_final(self, window: PixelWindow | None = None) -> np.ndarray:
         """(n, h, w) image channels on the file's own grid."""
-        if self.scale in ("linear_power", "amplitude"):
+        if self.scale in LINEAR_SCALES:
             return self._to_final(*self.read_linear(window))
         values, valid = self._read(window)
         values[:, ~valid] = np.nan
@@ -229,7 +345,7 @@ class BandReader:
     def __init__(self, path: Path, band: int = 1, nodata: float | None = None, allow_vrt: bool = True):
         """Open `path`; a context manager that closes it. `allow_vrt` and errors are those of `open_raster`."""
         self._source = open_raster(path, allow_vrt)
-        self._bands = Bands(self._source, [band], nodata, None)
+        self._bands = FileBands(self._source, [band], nodata, None)
         self.transform, self.crs = self._source.transform, self._source.crs
         self.width, self.height = self._source.width, self._source.height
 
@@ -259,56 +375,106 @@ class BandReader:
 
 
 def resolve_bands(
-    source, wanted: Sequence[str], indexes: Sequence[int] | None, option: str, notes: list[str]
-):
-    """1-based band indexes of `source` for the `wanted` names.
+    sources,
+    wanted: Sequence[str],
+    indexes: Sequence[int | tuple[int, ...]] | None,
+    option: str,
+    notes: list[str],
+) -> list[int | tuple[int, ...]]:
+    """Numbers for the `wanted` names, from 1, among the bands of an open raster, or of a list of them in order.
 
-    `indexes` if given; else by band descriptions, colour interpretation or polarisation names; else the first ones,
-    with a note when the file has more.
+    `indexes` if given; else by band descriptions, colour interpretation, polarisation names, or the name of a file
+    with one band; else in order (one of each file where there are as many files as bands), with a note when there are
+    more. A name like "HH+VV" gets the tuple of its members, or the number of the band that is described so.
 
     Raises:
         InputError: fewer bands than wanted (naming both), bands of other polarisations, a wrong number of indexes or
-            one out of range, or a palette.
+            one out of range, a mean whose members cannot be told, or a palette.
     """
-    data = [i for i, c in enumerate(source.colorinterp, 1) if c != ColorInterp.alpha or indexes]
-    found = f"{source.name}: has {len(data)} band{'s' * (len(data) != 1)} ({band_names(source)})"
+    stack = band_stack(sources)
+    data = [
+        n
+        for n, (source, i) in enumerate(stack, 1)
+        if source.colorinterp[i - 1] != ColorInterp.alpha or indexes
+    ]
+    files = list(dict.fromkeys(source for source, _ in stack))
+    named = "; ".join(band_names(source) for source in files)
+    found = f"{', '.join(source.name for source in files)}: has {len(data)} band{'s' * (len(data) != 1)} ({named})"
     if indexes:
-        if len(indexes) != len(wanted) or not all(1 <= i <= source.count for i in indexes):
+        numbers = [n for index in indexes for n in ((index,) if isinstance(index, int) else index)]
+        if len(indexes) != len(wanted) or not all(1 <= n <= len(stack) for n in numbers):
+            given = " ".join(str(i) if isinstance(i, int) else "+".join(map(str, i)) for i in indexes)
             raise InputError(
-                f"{found}; {option} {' '.join(map(str, indexes))} must be {len(wanted)} of 1..{source.count}, one for "
-                f"each of {', '.join(wanted)}."
+                f"{found}; {option} {given} must be {len(wanted)} of 1..{len(stack)}, one for each of "
+                f"{', '.join(wanted)}."
             )
         return list(indexes)
-    if len(data) < len(wanted):
-        raise InputError(f"{found}, but {len(wanted)} are needed: {', '.join(wanted)}.")
-    if ColorInterp.palette in source.colorinterp:
+    if any(ColorInterp.palette in source.colorinterp for source in files):
         raise InputError(f"{found} with a colour table. Expand it first: gdal_translate -expand rgb IN OUT.")
-    named = [next((i for i in data if _is_band(source, i, name)), None) for name in wanted]
-    if None not in named and len(set(named)) == len(named):
-        return named
-    others = [p for p in POLARISATIONS if p not in wanted and any(_is_band(source, i, p) for i in data)]
-    lacking = [name for name, index in zip(wanted, named) if index is None and name in POLARISATIONS]
-    if lacking and others:
+
+    def find(name):
+        return next((n for n in data if _is_band(*stack[n - 1], name)), None)
+
+    whole = {name: find(name) for name in wanted if "+" in name and find(name)}
+    members = list(dict.fromkeys(m for name in wanted if name not in whole for m in sar_members(name)))
+    at = {name: find(name) for name in members}
+    if None in at.values() or len(set(at.values())) < len(at):
+        at = _in_order(stack, data, members, at, found, option, notes)
+    numbers = [
+        tuple(at[m] for m in sar_members(name)) if name not in whole else whole[name] for name in wanted
+    ]
+    return [n[0] if isinstance(n, tuple) and len(n) == 1 else n for n in numbers]
+
+
+def _in_order(stack, data, members, at, found, option, notes) -> dict[str, int]:
+    """Band numbers of `members`: polarisations where names tell them, the others in order among untold bands."""
+    if len(data) < len(members):
+        raise InputError(f"{found}, but {len(members)} are needed: {', '.join(members)}.")
+    told = {n: _polarisations(*stack[n - 1]) for n in data}
+    at = {name: n for name, n in at.items() if n is not None and name in POLARISATIONS}
+    rest = [name for name in members if name not in at]
+    free = [n for n in data if not told[n] and n not in at.values()]
+    if len(free) < len(rest):
         raise InputError(
-            f"{found}, but {', '.join(lacking)} is needed; no polarisation stands for another. Choose bands with "
+            f"{found}, but {', '.join(rest)} is needed; no polarisation stands for another. Choose bands with "
             f"{option} to take them all the same."
         )
-    if len(data) > len(wanted):
-        first = f"the first {len(wanted)} are" if len(wanted) > 1 else "the first is"
-        notes.append(
-            f"{found}, whose names do not tell; {first} taken as {', '.join(wanted)} (see {option})."
-        )
-    return data[: len(wanted)]
+    more = len(free) > len(rest)
+    sources = [stack[n - 1][0] for n in free]
+    if len(dict.fromkeys(sources)) == len(rest):
+        free = [n for i, n in enumerate(free) if sources.index(sources[i]) == i]
+    if more:
+        first = f"the first {len(rest)} are" if len(rest) > 1 else "the first is"
+        notes.append(f"{found}, whose names do not tell; {first} taken as {', '.join(rest)} (see {option}).")
+    return {**at, **dict(zip(rest, free))}
+
+
+def _polarisations(source, index: int) -> set[str]:
+    """The polarisations that a band's description names, or the name of a file whose only band it is."""
+    for text in _names(source, index):
+        found = set(re.findall(r"(?<![a-z])(hh|hv|vh|vv)(?![a-z])", text))
+        if found:
+            return {name.upper() for name in found}
+    return set()
+
+
+def _names(source, index: int) -> list[str]:
+    description = (source.descriptions[index - 1] or "").lower()
+    return [description, Path(source.name).stem.lower()] if source.count == 1 else [description]
 
 
 def _is_band(source, index: int, name: str) -> bool:
-    description = (source.descriptions[index - 1] or "").lower()
+    if "+" in name:  # of the description only: a file called hh+vv may hold both
+        return name.lower() in re.split(r"[^a-z+]+", _names(source, index)[0])
     if name.upper() in POLARISATIONS:
-        return re.search(rf"(?<![a-z]){name.lower()}(?![a-z])", description) is not None
+        return _polarisations(source, index) == {name.upper()}
+    description, *stem = _names(source, index)
     if description:
         return description == name.lower()
     color = source.colorinterp[index - 1].name
-    return color == name.lower() or (name == "pan" and color == "gray" and source.count == 1)
+    if color == name.lower() or (name == "pan" and color == "gray" and source.count == 1):
+        return True
+    return bool(stem) and name.lower() in re.split(r"[^a-z0-9]+", stem[0])
 
 
 def band_names(source) -> str:
@@ -331,7 +497,7 @@ def _fits(number: float, dtype) -> bool:
     """Whether `number` can occur in an array of `dtype` (NaN cannot be compared, and is found as not finite)."""
     if math.isnan(number):
         return False
-    if dtype.kind == "f":
+    if dtype.kind in "fc":
         return True
     info = np.iinfo(dtype)
     return float(number).is_integer() and info.min <= number <= info.max

@@ -9,6 +9,7 @@ from pathlib import Path
 from fusiondet.data.bands import SAR_SCALES, BandSpec
 from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, grid_in_pixels_of, whole_pixel_offset
 from fusiondet.data.imagery.rasters import Bands, PixelWindow, check_size, open_raster, resolve_bands
+from fusiondet.data.imagery.tiles import TileRaster
 from fusiondet.errors import InputError, unknown_name
 
 import numpy as np
@@ -181,6 +182,31 @@ class SceneReader:
         part = self._optical
         dtypes = [part.source.dtypes[i - 1] for i in part.indexes]
         return str(np.result_type(*dtypes)), part.nodata[0]
+
+    def in_file(self, modality: str, window: PixelWindow) -> TileRaster | None:
+        """`window` of the grid as a part of the file of "optical" or "sar": where its pixels can be had as they are.
+
+        None when there is no such file, or `window` is not wholly inside it; when it would be warped or resampled; and
+        when a reader of tiles could not take a window of it: VRT, or a format that is unpacked as a whole.
+        """
+        part = self._optical if modality == "optical" else self._sar
+        if part is None or part.offset is None:
+            return None
+        (dx, dy), source = part.offset, part.source
+        x0, y0, width, height = window[0] + dx, window[1] + dy, *window[2:]
+        if x0 < 0 or y0 < 0 or x0 + width > source.width or y0 + height > source.height:
+            return None
+        whole = (x0, y0, width, height) == (0, 0, source.width, source.height)
+        if source.driver == "VRT" or not (whole or source.driver == "GTiff"):
+            return None
+        first = part.indexes == list(range(1, len(part.indexes) + 1))
+        place = None if whole else (x0, y0, width, height)
+        return TileRaster(Path(source.name), place, None if first else tuple(part.indexes))
+
+    def has_no_gaps(self, modality: str) -> bool:
+        """Whether the file of "optical" or "sar" declares no pixel as no data, so that it need not be read to know."""
+        part = self._optical if modality == "optical" else self._sar
+        return part is not None and part.offset is not None and part.has_no_gaps
 
     def read(self, window: PixelWindow | None = None) -> Scene:
         """The pixels of `window` (x0, y0, width, height) of the grid, which may reach beyond it (NaN there)."""
