@@ -29,6 +29,7 @@ LAYERS = {
             "fusiondet.data.labels",
             "fusiondet.data.prepare",
             "fusiondet.data.synthetic.*",
+            "fusiondet.doctor.*",
             "fusiondet.evaluation.*",
             "fusiondet.export.*",
             "fusiondet.polygons.*",

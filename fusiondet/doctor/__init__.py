@@ -1,0 +1,16 @@
+"""The data doctor: what is wrong with a data set, before a training finds out. `tools/doctor.py data DIR`.
+
+    source.py        finds and reads the annotation files of a folder
+    annotations.py   counts, density, sizes, outlines: what the JSON alone says
+    ground.py        CRS, GSD, orientation, ground shared between splits
+    heights.py       heights or elevations, attributes and rasters
+    findings.py      verdict, what was found, what to do
+    examination.py   all of it in one go
+
+Checks give a `Finding` each; none of them changes the data.
+"""
+
+from fusiondet.doctor.examination import DEFAULT_SAMPLES, examine, report_data
+from fusiondet.doctor.findings import VERDICTS, Case, Finding, text, worst_first
+
+__all__ = ["DEFAULT_SAMPLES", "VERDICTS", "Case", "Finding", "examine", "report_data", "text", "worst_first"]
