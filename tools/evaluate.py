@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from fusiondet.cli import positive, run, seed_argument
-from fusiondet.errors import unknown_name
+from fusiondet.errors import InputError, unknown_name
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import require_new, write_json
 
@@ -16,6 +16,8 @@ def main(argv: list[str] | None = None) -> None:
         require_new(args.out, args.overwrite)
     metrics, text = args.evaluate(args)
     print(text)
+    if not metrics:
+        return
     if args.out:
         write_json(metrics, args.out, indent=2)
         print(f"wrote {len(metrics)} numbers to {args.out}")
@@ -26,17 +28,23 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate_instances(args) -> tuple[dict, str]:
     from fusiondet.evaluation.dense import require_instances
     from fusiondet.evaluation.instances import METRICS, evaluate_instances
+    from fusiondet.evaluation.spacenet import evaluate_spacenet
 
     if args.region or args.compare:
         return evaluate_by_tile(args)
-    asked = [name.strip() for name in args.metrics.split(",") if name.strip()]
+    asked, others = [name.strip() for name in args.metrics.split(",") if name.strip()], ("dense", "spacenet")
     for name in asked:
-        if name not in (*METRICS, "dense"):
-            raise unknown_name("metric", name, (*METRICS, "dense"))
-    metrics, numbers = tuple(name for name in asked if name != "dense"), {}
-    if metrics or not asked:
+        if name not in (*METRICS, *others):
+            raise unknown_name("metric", name, (*METRICS, *others))
+    metrics, numbers = tuple(name for name in asked if name not in others), {}
+    if set(asked) != {"dense"}:
         require_instances(args.predictions)
+    if metrics or not asked:
         numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
+    if "spacenet" in asked:
+        numbers |= evaluate_spacenet(
+            args.annotations, args.predictions, args.min_area_px, args.score_threshold
+        )
     if "dense" in asked:
         numbers |= evaluate_maps(args)
     return numbers, metrics_table(numbers)
@@ -94,6 +102,42 @@ def evaluate_vectors(args) -> tuple[dict, str]:
     return numbers, metrics_table(numbers)
 
 
+def evaluate_dfc2023(args) -> tuple[dict, str]:
+    from fusiondet.data.coco import read_predictions
+    from fusiondet.evaluation import dfc2023
+    from fusiondet.export import submission as zips
+
+    if (args.submission is None) == (args.predictions is None):
+        raise InputError("give either --submission, a zip, or --predictions, COCO results with height_m.")
+    if args.write_submission and not args.predictions:
+        raise InputError(
+            "--write-submission makes a zip of --predictions; give those instead of --submission."
+        )
+    if args.write_submission:
+        require_new(args.write_submission, args.overwrite)
+    # The contest's test split has neither outlines nor heights: there is a zip to write, and nothing to score.
+    truth = dfc2023.read_truth(args.annotations, args.heights, scored=not args.write_submission)
+    findings, notes = zips.Findings(str(args.submission or args.predictions), args.strict), []
+    if args.submission:
+        with zips.ZippedSubmission(args.submission, findings) as submission:
+            numbers = dfc2023.evaluate_dfc2023(truth, submission)
+        return numbers, dfc2023.dfc2023_table(numbers, findings)
+    records = read_predictions(args.predictions)
+    submission = zips.PaintedSubmission(
+        truth.document, records, truth.names, findings, truth.category_ids[0], args.score_threshold
+    )
+    if submission.without_height:
+        notes.append(f"{submission.without_height} instances have no height and are painted as 0")
+    if args.write_submission:
+        zips.write_submission(submission, truth.shapes, args.write_submission)
+        what = f"{len(truth.images)} tiles and {len(submission.records)} instances"
+        notes.append(f"wrote {what} to {args.write_submission}")
+        if not (truth.has_heights and truth.document["annotations"]):
+            return {}, "\n".join([*notes, "not scored: the annotations have no buildings or no true heights"])
+    numbers = dfc2023.evaluate_dfc2023(truth, submission)
+    return numbers, "\n".join([*notes, dfc2023.dfc2023_table(numbers, findings)])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = parser.add_subparsers(required=True, metavar="KIND")
@@ -110,15 +154,25 @@ def _parser() -> argparse.ArgumentParser:
     instances.add_argument(
         "--metrics",
         default="coco,height,joint",
-        help="any of coco,height,joint,dense; dense: of maps per pixel, those of the network's dense heads where "
-        "dense_scores.json lies beside predictions.json, else the painted instances (default: %(default)s)",
+        help="any of coco,height,joint,dense,spacenet; dense: of maps per pixel, those of the network's dense heads "
+        "where dense_scores.json lies beside predictions.json, else the painted instances; spacenet: F1 of outlines as "
+        "the SpaceNet challenges count it (default: %(default)s)",
+    )
+    instances.add_argument(
+        "--min-area-px",
+        type=float,
+        default=80.0,
+        metavar="A",
+        help="smaller outlines do not count in spacenet, square pixels; SpaceNet 6 takes 80, the earlier ones 20 "
+        "(default: %(default)g)",
     )
     instances.add_argument(
         "--score-threshold",
         type=float,
         default=0.5,
         metavar="S",
-        help="instances from this score on are painted into the map of dense (default: %(default)s)",
+        help="instances from this score on are painted into the map of dense, and are the proposals of spacenet "
+        "(default: %(default)s)",
     )
     instances.add_argument(
         "--height-labels",
@@ -175,11 +229,56 @@ def _parser() -> argparse.ArgumentParser:
         "--iou", type=float, default=0.5, help="smallest overlap of a pair, (0, 1] (default: %(default)s)"
     )
 
-    for command in (instances, vectors):
+    text = "Track 2 of the DFC2023 contest: AP50 and delta1 as its scorer computes them, and honest ones beside them"
+    contest = kinds.add_parser("dfc2023", help=text, description=text)
+    contest.set_defaults(evaluate=evaluate_dfc2023)
+    contest.add_argument(
+        "--annotations",
+        required=True,
+        type=Path,
+        metavar="JSON",
+        help="COCO annotations (truth): buildings_only_*.json of the contest, or ours",
+    )
+    contest.add_argument(
+        "--heights",
+        type=Path,
+        metavar="DIR",
+        help="true height rasters, named as the images (default: ndsm_file_name of the annotations)",
+    )
+    contest.add_argument(
+        "--submission", type=Path, metavar="ZIP", help="seg_results.json and height/<name of image>.tif"
+    )
+    contest.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="JSON",
+        help="COCO results with height_m instead: every instance is painted with its height, 0 elsewhere",
+    )
+    contest.add_argument(
+        "--write-submission",
+        type=Path,
+        metavar="ZIP",
+        help="write --predictions as a zip for the contest, too",
+    )
+    contest.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="predictions from this score on are painted; all are listed (default: %(default)s)",
+    )
+    contest.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a submission with missing tiles, wrong names or anything else amiss (default: count it, name it, "
+        "score the rest)",
+    )
+
+    for command in (instances, vectors, contest):
         command.add_argument(
             "--out", type=Path, metavar="JSON", help="where to write the numbers (default: nowhere)"
         )
-        command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+        command.add_argument("--overwrite", action="store_true", help="replace what is written if it exists")
     return parser
 
 
