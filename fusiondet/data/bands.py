@@ -1,13 +1,19 @@
-"""Which bands an image holds, in which order, and what their numbers mean. No raster library in here."""
+"""Which bands an image holds, in which order, and what their numbers mean. No raster library in here.
+
+A SAR band is one polarisation, "HH", or the mean power of several, "HH+VV": the name says how to make it, in a data
+set's JSON, in a config and in a checkpoint alike, and it can be made of any files that have the polarisations.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from fusiondet.errors import InputError, unknown_name
 
-# What a SAR file's numbers are. The network sees dB for the first three; stretched_uint8 stays as it is, because a
-# display stretch cannot be undone.
-SAR_SCALES = ("linear_power", "amplitude", "db", "stretched_uint8")
+# What a SAR file's numbers are. The network sees dB for all but stretched_uint8, which stays as it is, because a
+# display stretch cannot be undone. Complex numbers are those of single-look images (SLC).
+SAR_SCALES = ("linear_power", "amplitude", "db", "stretched_uint8", "complex")
+# What becomes dB on reading.
+LINEAR_SCALES = ("linear_power", "amplitude", "complex")
 POLARISATIONS = ("HH", "HV", "VH", "VV")
 
 
@@ -17,7 +23,7 @@ class BandSpec:
 
     Attributes:
         optical: names in order, e.g. ("red", "green", "blue"); () for SAR only. Values are linear in the file's dtype.
-        sar: names in order, usually polarisations, e.g. ("HH",); () for optical only.
+        sar: names in order, polarisations or means of their power, e.g. ("HH", "HV+VH"); () for optical only.
         sar_scale: one of SAR_SCALES: what the *file* holds; "" when `sar` is empty.
     """
 
@@ -26,9 +32,9 @@ class BandSpec:
     sar_scale: str = ""
 
     def __post_init__(self):
-        """Normalise sequences to tuples and refuse a SAR scale that is missing or unknown."""
+        """Normalise sequences to tuples and means to one spelling; refuse a SAR scale that is missing or unknown."""
         object.__setattr__(self, "optical", tuple(self.optical))
-        object.__setattr__(self, "sar", tuple(self.sar))
+        object.__setattr__(self, "sar", tuple("+".join(sar_members(name)) for name in self.sar))
         twice = [name for name in self.names if self.names.count(name) > 1]
         if twice:
             raise InputError(f"band {twice[0]!r} is named twice in {', '.join(self.names)}.")
@@ -47,12 +53,13 @@ class BandSpec:
         return self.optical + self.sar
 
     def to_dict(self) -> dict:
-        """Plain lists and strings, as stored in JSON."""
+        """Plain lists and strings, as stored in JSON; InputError for complex bands, which no data set holds."""
+        self._refuse_complex()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, d: dict) -> "BandSpec":
-        """Inverse of `to_dict`; InputError for unknown keys, and for names that are none."""
+        """Inverse of `to_dict`; InputError for unknown keys, names that are none, and complex bands."""
         extra = set(d) - {"optical", "sar", "sar_scale"}
         if extra:
             raise unknown_name("band key", min(map(str, extra)), ("optical", "sar", "sar_scale"))
@@ -60,20 +67,72 @@ class BandSpec:
             names = d.get(key, ())
             if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
                 raise InputError(f"{key} bands are {names!r}, expected a list of names.")
-        return cls(**d)
+        bands = cls(**d)
+        bands._refuse_complex()
+        return bands
+
+    def _refuse_complex(self):
+        # Training would crop and resample single looks; detection and averaging belong before the cut into tiles.
+        if self.sar_scale == "complex":
+            raise InputError(
+                "the tiles of a data set hold no complex SAR. Convert with --sar-scale complex: the tiles are then dB."
+            )
 
     def select(self, optical: Sequence[str] | None = None, sar: Sequence[str] | None = None) -> "BandSpec":
         """The spec reduced to the named bands (None: all of that modality, (): none).
 
+        A mean of polarisations, "HH+VV", is there where its members are.
+
         Raises:
-            InputError: a name is not in this spec.
+            InputError: a name is not in this spec, or a mean is asked for of numbers that are no power.
         """
+        optical = self.optical if optical is None else tuple(optical)
+        sar = self.sar if sar is None else tuple(sar)
+        band_numbers(optical, self.optical, "optical")
+        if any(isinstance(number, tuple) for number in band_numbers(sar, self.sar, "SAR")):
+            check_averaging(self.sar_scale)
+        return BandSpec(optical, sar, self.sar_scale if sar else "")
 
-        def pick(wanted, known, kind):
-            for name in wanted if wanted is not None else ():
-                if name not in known:
-                    raise unknown_name(f"{kind} band", name, known)
-            return known if wanted is None else tuple(wanted)
 
-        sar = pick(sar, self.sar, "SAR")
-        return BandSpec(pick(optical, self.optical, "optical"), sar, self.sar_scale if sar else "")
+def sar_members(name: str) -> tuple[str, ...]:
+    """The polarisations whose mean power a SAR band is, in alphabetical order; one for a band that is no mean.
+
+    Raises:
+        InputError: nothing on one side of a "+", or a polarisation twice.
+    """
+    members = tuple(sorted(part.strip() for part in name.split("+")))
+    if len(members) > 1 and ("" in members or len(set(members)) < len(members)):
+        raise InputError(f"SAR band {name!r}: a mean is written with each polarisation once, e.g. HH+VV.")
+    return members
+
+
+def band_numbers(wanted: Sequence[str], known: Sequence[str], kind: str) -> list[int | tuple[int, ...]]:
+    """Where the wanted bands are among the known ones, from 1; a tuple for a mean of several.
+
+    Args:
+        kind: "optical" or "SAR"; only SAR has means. A mean that is itself among the known bands is that band.
+
+    Raises:
+        InputError: a name is not among the known ones.
+    """
+    numbers = []
+    for name in wanted:
+        members = sar_members(name) if kind == "SAR" else (name,)
+        whole = "+".join(members)
+        for part in (whole,) if whole in known else members:
+            if part not in known:
+                raise unknown_name(f"{kind} band", part, known)
+        if whole in known:
+            numbers.append(known.index(whole) + 1)
+        else:
+            numbers.append(tuple(known.index(member) + 1 for member in members))
+    return numbers
+
+
+def check_averaging(sar_scale: str | None) -> None:
+    """InputError where bands of that scale have no power that could be averaged."""
+    if sar_scale is None or sar_scale == "stretched_uint8":
+        raise InputError(
+            f"a mean power is taken of SAR in {', '.join(s for s in SAR_SCALES if s != 'stretched_uint8')}; a display "
+            "stretch cannot be undone. Choose a single band."
+        )

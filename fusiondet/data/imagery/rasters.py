@@ -113,30 +113,23 @@ class Bands:
             InputError: the files' dtypes contradict the scale.
         """
         stack = band_stack(sources)
-        wanted = [(index,) if isinstance(index, int) else tuple(dict.fromkeys(index)) for index in indexes]
-        if any(len(members) > 1 for members in wanted):
+        wanted = [(i,) if isinstance(i, int) else tuple(dict.fromkeys(i)) for i in indexes]
+        alone = [members[0] for members in wanted if len(members) == 1]
+        averaged = list(dict.fromkeys(i for members in wanted if len(members) > 1 for i in members))
+        if averaged:
             check_averaging(scale)
-        groups = []  # bands that share their validity
-        for source in dict.fromkeys(stack[members[0] - 1][0] for members in wanted if len(members) == 1):
-            alone = (members[0] for members in wanted if len(members) == 1)
-            groups.append([index for index in alone if stack[index - 1][0] is source])
-        averaged = dict.fromkeys(i for members in wanted if len(members) > 1 for i in members)
-        groups += [[index] for index in averaged]
+        # Single bands of a file share their validity; in a mean each band has its own.
+        sources = dict.fromkeys(stack[i - 1][0] for i in alone)
+        groups = [[i for i in alone if stack[i - 1][0] is source] for source in sources]
+        row_alone = {i: row for row, i in enumerate(i for group in groups for i in group)}
+        row_averaged = {i: len(alone) + n for n, i in enumerate(averaged)}
+        self._rows = [
+            [row_alone[members[0]]] if len(members) == 1 else [row_averaged[i] for i in members]
+            for members in wanted
+        ]
         self.files = [
             FileBands(stack[group[0] - 1][0], [stack[i - 1][1] for i in group], nodata, scale, factor)
-            for group in groups
-        ]
-        row = {}
-        for number, index in enumerate(index for group in groups for index in group):
-            # A band may stand for itself and take part in a mean: either reading of it serves a single channel only
-            # if no other band's no data is in it.
-            row[index, number >= len(row) and [index] in groups] = number
-        flat = [(index, len(group)) for group in groups for index in group]
-        alone, means = {}, {}
-        for number, (index, _) in enumerate(flat):
-            (alone if number < len(flat) - len(averaged) else means)[index] = number
-        self._rows = [
-            [alone[members[0]]] if len(members) == 1 else [means[i] for i in members] for members in wanted
+            for group in groups + [[i] for i in averaged]
         ]
 
     def read(self, read_file: Callable[["FileBands"], np.ndarray]) -> np.ndarray:
@@ -201,8 +194,8 @@ class FileBands:
         self._complex = any(t.startswith("complex") for t in dtypes)
         if self._complex and scale != "complex":
             raise InputError(
-                f"{source.name}: holds complex numbers ({', '.join(dtypes)}). If it is a single-look SAR image on a map "
-                "grid, say so with --sar-scale complex: it is detected to power, and averaged where pixels get larger."
+                f"{source.name}: holds complex numbers ({', '.join(dtypes)}). If it is a single-look SAR image on a "
+                "map grid, say so with --sar-scale complex: it is detected to power."
             )
         if scale == "complex" and not all(t.startswith("complex") for t in dtypes):
             raise InputError(
@@ -276,6 +269,21 @@ class FileBands:
         elif MaskFlags.per_dataset in flags:
             valid &= self.source.read_masks(self.indexes[0], window=window) > 0
         return valid
+
+    def sample(self, count: int) -> np.ndarray:
+        """Some known numbers of the file, about `count` or more of them if it has as many, from all over it."""
+        source, found, size = self.source, [], 128
+        places = [(i + 0.5) / 3 for i in (1, 0, 2)]
+        for v, u in ((v, u) for v in places for u in places):
+            width, height = min(size, source.width), min(size, source.height)
+            corner = int(u * source.width) - width // 2, int(v * source.height) - height // 2
+            x0 = min(max(0, corner[0]), source.width - width)
+            y0 = min(max(0, corner[1]), source.height - height)
+            values, valid = self._read((x0, y0, width, height))
+            found.append(values[:, valid & (values != 0).all(axis=0)].ravel())
+            if sum(map(len, found)) >= count:
+                break
+        return np.concatenate(found)
 
     def read_linear(self, window: PixelWindow | None = None):
         """float32 (n, h, w) in units that may be averaged (SAR: power), and (h, w) bool validity."""

@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusiondet.data.bands import SAR_SCALES, BandSpec
+from fusiondet.data.imagery.calibration import MIN_SAMPLE, check_sar_scale
 from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, grid_in_pixels_of, whole_pixel_offset
-from fusiondet.data.imagery.rasters import Bands, PixelWindow, check_size, open_raster, resolve_bands
+from fusiondet.data.imagery.rasters import (
+    Bands,
+    FileBands,
+    PixelWindow,
+    check_size,
+    open_raster,
+    resolve_bands,
+)
 from fusiondet.data.imagery.tiles import TileRaster
 from fusiondet.errors import InputError, unknown_name
 
@@ -17,6 +25,9 @@ from affine import Affine
 
 # A raster is not resampled by more than this: the number was mistyped, and the grid would not fit anywhere.
 MAX_ZOOM = 100
+
+# One raster of a modality, or several that count as one, their bands one after another.
+Paths = Path | Sequence[Path]
 
 
 @dataclass
@@ -39,7 +50,7 @@ class Scene:
 
 
 def read_scene(
-    rgb_path: Path | None, sar_path: Path | None, bands: BandSpec, window=None, **options
+    rgb_path: Paths | None, sar_path: Paths | None, bands: BandSpec, window=None, **options
 ) -> Scene:
     """All of a scene (or a window of it) on its optical grid; see `SceneReader` for the arguments and errors."""
     with SceneReader(rgb_path, sar_path, bands, **options) as reader:
@@ -49,8 +60,9 @@ def read_scene(
 class SceneReader:
     """An RGB raster and, optionally, a SAR raster as one image on one grid, read window by window.
 
-    The grid is the optical raster's (the SAR raster's without an optical one), or that extent in square pixels of
-    `target_gsd_m`. SAR in another CRS, pixel size or origin is warped onto it; what is outside SAR is NaN.
+    The grid is the first optical raster's (the first SAR raster's without an optical one), or that extent in square
+    pixels of `target_gsd_m`. Rasters in another CRS, pixel size or origin are warped onto it, whether or not they have
+    as many pixels; what is outside them is NaN. SAR is averaged in power, which makes looks where pixels get larger.
 
     Attributes:
         width, height, transform, crs, gsd_m: of the grid. bands: what the channels are. notes: sentences for the user.
@@ -58,13 +70,14 @@ class SceneReader:
 
     def __init__(
         self,
-        rgb_path: Path | None,
-        sar_path: Path | None,
+        rgb_path: Paths | None,
+        sar_path: Paths | None,
         bands: BandSpec,
         *,
         rgb_bands: Sequence[int] | None = None,
-        sar_bands: Sequence[int] | None = None,
+        sar_bands: Sequence[int | tuple[int, ...]] | None = None,
         sar_scale: str | None = None,
+        sar_factor: float | None = None,
         nodata: float | None = None,
         gsd_m: float | None = None,
         target_gsd_m: float | None = None,
@@ -72,44 +85,59 @@ class SceneReader:
         """Open the files and settle bands and grid.
 
         Args:
-            rgb_path, sar_path: local rasters, VRT allowed; None: the channels of that modality are NaN.
-            bands: wanted bands.
-            rgb_bands, sar_bands: 1-based indexes in the files for the wanted bands; None: by band descriptions or
-                colour interpretation, else the first ones with a note.
+            rgb_path, sar_path: local rasters, VRT allowed; None: the channels of that modality are NaN. A list: their
+                bands count one after another, e.g. one file per band, each on its own grid.
+            bands: wanted bands; SAR ones may be means of polarisations ("HH+VV").
+            rgb_bands, sar_bands: 1-based indexes in the files for the wanted bands, a tuple for a mean power; None: by
+                names (see `resolve_bands`), else the first ones with a note.
             sar_scale: what the SAR file holds (bands.SAR_SCALES); None: as `bands.sar_scale` says.
+            sar_factor: calibration of amplitudes and complex numbers, which are multiplied by it; None: what the file
+                states, else 1.
             nodata: number that means "no data" where a file declares none.
             gsd_m: pixel size in metres, for rasters without georeference.
             target_gsd_m: resample to this; None: keep the raster's own grid.
 
         Raises:
-            InputError: a file cannot be read, has too few bands or complex numbers, the files do not overlap, or
-                neither georeference nor `gsd_m` tells the pixel size.
+            InputError: a file cannot be read, has too few bands, complex numbers that are not declared so, or others
+                than its SAR scale; the files do not overlap, only one is georeferenced and the sizes differ, or neither
+                georeference nor `gsd_m` tells the pixel size.
         """
         self.bands, self.notes = bands, []
         self._files = ExitStack()
         with self._files:
-            self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, None, "--rgb-bands")
             if sar_scale and sar_scale not in SAR_SCALES:
                 raise unknown_name("SAR scale", sar_scale, SAR_SCALES)
+            if sar_factor is not None and not 0 < sar_factor < math.inf:
+                raise InputError(f"--sar-factor {sar_factor}: expected a positive number.")
+            self._sar_factor = sar_factor
             scale = (sar_scale or bands.sar_scale) if bands.sar else None
-            self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, scale, "--sar-bands")
-            base = self._optical or self._sar
-            if base is None:
+            self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, "--rgb-bands")
+            self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, "--sar-bands", scale, sar_factor)
+            parts = [part for part in (self._optical, self._sar) if part is not None]
+            if not parts:
                 raise InputError(
                     f"none of the wanted bands {', '.join(bands.names)} has a raster. Pass --rgb or --sar."
                 )
+            base = self._base = parts[0].files[0]
             self._settle_grid(base, gsd_m, target_gsd_m)
-            for other in (self._optical, self._sar):
-                if other is not None:
-                    self._relate(other, base)
+            placed = {}
+            for file in (file for part in parts for file in part.files):
+                if file.source not in placed:
+                    self._relate(file, base)
+                    placed[file.source] = file
+                same = placed[file.source]
+                file.transform, file.crs, file.offset = same.transform, same.crs, same.offset
+            if self._sar is not None:
+                self._check_sar(self._sar.files)
             self._files = self._files.pop_all()
 
-    def _open(self, path, wanted, indexes, nodata, scale, option):
-        if path is None or not wanted:
+    def _open(self, paths, wanted, indexes, nodata, option, scale=None, factor=None):
+        if not paths or not wanted:
             return None
-        source = self._files.enter_context(open_raster(path, allow_vrt=True))
-        indexes = resolve_bands(source, wanted, indexes, option, self.notes)
-        return Bands(source, indexes, nodata, scale)
+        paths = [paths] if isinstance(paths, str | Path) else paths
+        sources = [self._files.enter_context(open_raster(path, allow_vrt=True)) for path in paths]
+        indexes = resolve_bands(sources, wanted, indexes, option, self.notes)
+        return Bands(sources, indexes, nodata, scale, factor)
 
     def _settle_grid(self, base, gsd_m, target_gsd_m):
         source = base.source
@@ -142,18 +170,26 @@ class SceneReader:
     def _relate(self, part, base):
         """Decide how `part` gets onto the grid: a shift by whole pixels, or a warp."""
         source = part.source
-        if source.crs is None and source.transform.is_identity and part is not base:
+        if not _has_place(source) and part is not base:
+            if source.gcps[0]:
+                raise InputError(
+                    f"{source.name}: has ground control points only (radar geometry). Correct it for the terrain and "
+                    "bring it to a map grid first, with the tools of its mission or gdalwarp -t_srs CRS."
+                )
             if (source.width, source.height) != (base.source.width, base.source.height):
                 raise InputError(
                     f"{source.name}: has no georeference and another size than {base.source.name}. "
                     "Give it a CRS and a transform, e.g. with `rio edit-info` or gdal_translate -a_srs -a_ullr."
                 )
-            self.notes.append(f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}.")
+            if _has_place(base.source):
+                self.notes.append(
+                    f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}."
+                )
             part.transform, part.crs = base.transform, base.crs
-        elif (part.crs is None) != (base.crs is None):
+        elif (part.crs is None) != (base.crs is None) or _has_place(source) != _has_place(base.source):
             raise InputError(
-                f"{source.name}: CRS {crs_text(source.crs)}, but {base.source.name} has {crs_text(base.source.crs)}. "
-                "Both need one: `rio edit-info --crs EPSG:n FILE` sets it."
+                f"{source.name}: has {_place(source)}, but {base.source.name} has {_place(base.source)}. "
+                "Both need a CRS: `rio edit-info --crs EPSG:n FILE` sets it."
             )
         part.offset = whole_pixel_offset(part, self.transform, base.crs, (self.height, self.width))
         if part is not base:
@@ -176,21 +212,36 @@ class SceneReader:
         if not inside.all():
             self.notes.append(f"{names} overlap only in part; the rest is no data.")
 
+    def _check_sar(self, files):
+        """Refuse numbers that are not what they were declared; dB that look linear are noted only."""
+        for source in dict.fromkeys(file.source for file in files):
+            part = next(file for file in files if file.source is source)
+            if part.scale not in ("linear_power", "amplitude", "db"):
+                continue
+            try:
+                check_sar_scale(part.sample(MIN_SAMPLE), part.scale, source.name)
+            except InputError as error:
+                if part.scale != "db":
+                    raise
+                self.notes.append(str(error))
+
     @property
     def optical_format(self) -> tuple[str, float | None]:
-        """What the optical file holds: (dtype that all its chosen bands fit in, nodata number or None)."""
-        part = self._optical
-        dtypes = [part.source.dtypes[i - 1] for i in part.indexes]
-        return str(np.result_type(*dtypes)), part.nodata[0]
+        """What the optical files hold: (dtype that all chosen bands fit in, nodata number or None)."""
+        files = self._optical.files
+        dtypes = [file.source.dtypes[i - 1] for file in files for i in file.indexes]
+        numbers = {file.nodata[0] for file in files}
+        return str(np.result_type(*dtypes)), numbers.pop() if len(numbers) == 1 else None
 
     def in_file(self, modality: str, window: PixelWindow) -> TileRaster | None:
         """`window` of the grid as a part of the file of "optical" or "sar": where its pixels can be had as they are.
 
-        None when there is no such file, or `window` is not wholly inside it; when it would be warped or resampled; and
-        when a reader of tiles could not take a window of it: VRT, or a format that is unpacked as a whole.
+        None when there is no such file, or `window` is not wholly inside it; when it would be warped, resampled,
+        averaged, detected or calibrated by the user's factor, or comes from several files; and when a reader of tiles
+        could not take a window of it: VRT, or a format that is unpacked as a whole.
         """
-        part = self._optical if modality == "optical" else self._sar
-        if part is None or part.offset is None:
+        part = self._as_it_is(modality)
+        if part is None:
             return None
         (dx, dy), source = part.offset, part.source
         x0, y0, width, height = window[0] + dx, window[1] + dy, *window[2:]
@@ -205,26 +256,35 @@ class SceneReader:
 
     def has_no_gaps(self, modality: str) -> bool:
         """Whether the file of "optical" or "sar" declares no pixel as no data, so that it need not be read to know."""
+        part = self._as_it_is(modality)
+        return part is not None and part.has_no_gaps
+
+    def _as_it_is(self, modality: str) -> FileBands | None:
+        """The one file of a modality whose numbers a reader of tiles can take from it; None where there is none."""
         part = self._optical if modality == "optical" else self._sar
-        return part is not None and part.offset is not None and part.has_no_gaps
+        if part is None or len(part.files) > 1 or part.files[0].offset is None:
+            return None
+        changed = modality == "sar" and (self._sar_factor or part.files[0].scale == "complex")
+        return None if changed else part.files[0]
 
     def read(self, window: PixelWindow | None = None) -> Scene:
         """The pixels of `window` (x0, y0, width, height) of the grid, which may reach beyond it (NaN there)."""
         x0, y0, width, height = window or (0, 0, self.width, self.height)
         check_size((len(self.bands), height, width), np.float32, "the scene")
         transform = self.transform * Affine.translation(x0, y0)
-        base_crs = (self._optical or self._sar).crs
-        image = np.full((len(self.bands), height, width), np.nan, np.float32)
-        n = len(self.bands.optical)
-        for part, channels in ((self._optical, image[:n]), (self._sar, image[n:])):
-            if part is None:
-                continue
-            if part.offset is not None:
-                dx, dy = part.offset
-                part.read_into(channels, x0 + dx, y0 + dy)
-            else:
-                channels[:] = part.warp(transform, base_crs, (height, width))
-        return Scene(image, transform, self.crs, self.gsd_m, list(self.notes))
+
+        def read_file(file: FileBands) -> np.ndarray:
+            if file.offset is None:
+                return file.warp(transform, self._base.crs, (height, width))
+            channels = np.full((len(file.indexes), height, width), np.nan, np.float32)
+            file.read_into(channels, x0 + file.offset[0], y0 + file.offset[1])
+            return channels
+
+        images = [
+            np.full((n, height, width), np.nan, np.float32) if part is None else part.read(read_file)
+            for part, n in ((self._optical, len(self.bands.optical)), (self._sar, len(self.bands.sar)))
+        ]
+        return Scene(np.concatenate(images), transform, self.crs, self.gsd_m, list(self.notes))
 
     def close(self) -> None:
         """Close the files."""
@@ -235,6 +295,16 @@ class SceneReader:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _has_place(source) -> bool:
+    return source.crs is not None or not source.transform.is_identity
+
+
+def _place(source) -> str:
+    if not _has_place(source):
+        return "no georeference"
+    return crs_text(source.crs) or "a transform without CRS"
 
 
 def _extent(source) -> str:
