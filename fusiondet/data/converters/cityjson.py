@@ -2,8 +2,13 @@
 
 Map coordinates are (x, y, z) in the file's CRS after the `transform` of its quantised vertices. Parts belong to their
 building: one `CityBuilding` per object of type Building. Geometry templates are not read.
+
+A CityJSONSeq is read line by line, so `open_cityjson` needs the memory of one feature at a time. A CityJSON is one JSON
+document, which is parsed as a whole: about ten times its size.
 """
 
+import contextlib
+import gc
 import json
 import re
 from collections.abc import Iterator
@@ -19,7 +24,9 @@ import shapely
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+# Of a CityJSON, and of one line of a CityJSONSeq: either is parsed in memory.
 MAX_FILE_BYTES = 4 << 30
+SEQUENCE_SUFFIXES = (".jsonl", ".ndjson")
 # How deep the list of surfaces lies in "boundaries".
 _DEPTH = {"MultiSurface": 0, "CompositeSurface": 0, "Solid": 1, "MultiSolid": 2, "CompositeSolid": 2}
 
@@ -67,58 +74,124 @@ class CityBuilding:
 
 @dataclass
 class CityModel:
-    """The buildings of a file, and its horizontal CRS ("EPSG:n" or WKT; None when the file names none)."""
+    """The buildings of a file, and what its head says.
+
+    Attributes:
+        buildings: in the file's order.
+        crs: horizontal, "EPSG:n" or WKT; None when the file names none.
+        release: the version that its metadata give the data set, e.g. "v2024.04.20"; None when they give none.
+    """
 
     buildings: list[CityBuilding]
     crs: str | None
+    release: str | None = None
 
 
 def read_cityjson(path: Path) -> CityModel:
-    """All buildings of a CityJSON (.json) or CityJSONSeq (.jsonl) file.
+    """All buildings of a CityJSON (.json) or CityJSONSeq (.jsonl) file, with all their surfaces.
 
     Raises:
         InputError: missing, too large, not CityJSON, or a building refers to vertices or parts that are not there.
     """
+    with open_cityjson(path) as model:
+        return CityModel(list(model.buildings), model.crs, model.release)
+
+
+@contextlib.contextmanager
+def open_cityjson(path: Path, outlines_only: bool = False):
+    """Yield a `CityModel` whose `buildings` are an iterator, to be run through once inside the `with` block.
+
+    Args:
+        outlines_only: leave out the surfaces that `CityBuilding.footprint` does not look at, which are most of them.
+
+    Raises:
+        InputError: see `read_cityjson`; of what is wrong with a building, while iterating.
+    """
     path = Path(path)
+    with contextlib.ExitStack() as stack:
+        if path.suffix.lower() in SEQUENCE_SUFFIXES:
+            documents = stack.enter_context(contextlib.closing(_sequence(path)))
+        else:
+            documents = iter([_document(path)])
+        head = next(documents, None)
+        if not isinstance(head, dict) or head.get("type") != "CityJSON":
+            kind = head.get("type") if isinstance(head, dict) else type(head).__name__
+            message = f'{path}: expected CityJSON ("type": "CityJSON"), found {kind!r}.'
+            # A CityJSONFeature without the first line of its file is not another kind of file.
+            raise (InputError if str(kind).startswith("CityJSON") else NotCityJSON)(message)
+        metadata = head.get("metadata") if isinstance(head.get("metadata"), dict) else {}
+        crs = _horizontal_crs(metadata.get("referenceSystem"), path)
+        release = metadata.get("version")
+        buildings = _all_buildings(head, documents, path, outlines_only)
+        yield CityModel(buildings, crs, str(release) if release else None)
+
+
+class NotCityJSON(InputError):
+    """The file is JSON, but of another kind."""
+
+
+def _document(path: Path):
     if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB; split it, e.g. with cjio.")
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        documents = list(_sequence(path))
-    else:
-        documents = [read_json(path)]
-    head = documents[0] if documents else None
-    if not isinstance(head, dict) or head.get("type") != "CityJSON":
-        kind = head.get("type") if isinstance(head, dict) else type(head).__name__
-        raise InputError(f'{path}: expected CityJSON ("type": "CityJSON"), found {kind!r}.')
-    buildings, transform = [], None
-    for document in documents:
-        transform = document.get("transform") or transform
-        buildings += _buildings(document, transform, path)
-    return CityModel(buildings, _horizontal_crs((head.get("metadata") or {}).get("referenceSystem"), path))
+        raise InputError(
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB. Split it, or make a CityJSONSeq of it: `cjseq cat`."
+        )
+    with _without_garbage_collection():
+        return read_json(path)
+
+
+@contextlib.contextmanager
+def _without_garbage_collection():
+    """A parser makes millions of lists and no cycle; looking for cycles among them takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _sequence(path: Path) -> Iterator[dict]:
     number = 0
     try:
-        with open(path, encoding="utf-8") as f:
-            for line in f:
+        with open(path, encoding="utf-8-sig") as f:
+            while line := f.readline(MAX_FILE_BYTES):
                 number += 1
                 if line.strip():
                     yield json.loads(line)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory, expected a CityJSONSeq file.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: line {number} is not JSON ({error}). Is it complete?") from None
 
 
-def _buildings(document: dict, transform: dict | None, path: Path) -> Iterator[CityBuilding]:
+def _all_buildings(head: dict, rest, path: Path, outlines_only: bool) -> Iterator[CityBuilding]:
+    transform = head.get("transform")
+    document = head
+    while document is not None:
+        if not isinstance(document, dict):
+            raise InputError(
+                f"{path}: expected a CityJSONFeature on every line, found {type(document).__name__}."
+            )
+        transform = document.get("transform") or transform
+        yield from _buildings(document, transform, path, outlines_only)
+        document = next(rest, None)
+
+
+def _buildings(document: dict, transform, path: Path, outlines_only: bool) -> Iterator[CityBuilding]:
     objects = document.get("CityObjects") or {}
-    vertices = np.asarray(document.get("vertices") or [], dtype=float).reshape(-1, 3)
-    if transform:
-        vertices = vertices * transform["scale"] + transform["translate"]
-    for name, parent in objects.items():
-        if parent.get("type") != "Building":
-            continue
+    try:
+        vertices = np.asarray(document.get("vertices") or [], dtype=float).reshape(-1, 3)
+        if transform:
+            vertices = vertices * transform["scale"] + transform["translate"]
+        houses = [(name, parent) for name, parent in objects.items() if parent.get("type") == "Building"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: its vertices, its transform or its CityObjects are broken ({error!r}). Validate it with cjio."
+        ) from None
+    for name, parent in houses:
         try:
             parts = [objects[child] for child in parent.get("children") or ()]
             attributes = dict(parts[0].get("attributes") or {}) if len(parts) == 1 else {}
@@ -127,34 +200,39 @@ def _buildings(document: dict, transform: dict | None, path: Path) -> Iterator[C
                 s
                 for part in (parent, *parts)
                 for g in part.get("geometry") or ()
-                for s in _surfaces(g, vertices)
+                for s in _surfaces(g, vertices, outlines_only)
             ]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{path}: building {name!r} is broken ({error!r}). Validate it with cjio."
             ) from None
         yield CityBuilding(name, attributes, surfaces)
 
 
-def _surfaces(geometry: dict, vertices: np.ndarray) -> Iterator[Surface]:
+def _surfaces(geometry: dict, vertices: np.ndarray, outlines_only: bool) -> Iterator[Surface]:
     depth = _DEPTH.get(geometry["type"])
     if depth is None:  # points, lines, templates: no face
         return
+    lod = str(geometry.get("lod", ""))
     semantics = geometry.get("semantics") or {}
     kinds = [surface["type"] for surface in semantics.get("surfaces") or ()]
     faces = _flatten(geometry["boundaries"], depth)
     values = (
         _flatten(semantics["values"], depth) if kinds and semantics.get("values") else [None] * len(faces)
     )
+    everything = not outlines_only or lod.startswith("0")
     for rings, value in zip(faces, values, strict=True):
-        rings = [vertices[_indexes(ring, len(vertices))] for ring in rings]
-        yield Surface("" if value is None else kinds[value], str(geometry.get("lod", "")), rings)
+        if value is not None and value < 0:
+            raise ValueError(f"semantic value {value}")
+        kind = "" if value is None else kinds[value]
+        if everything or kind == "GroundSurface":
+            yield Surface(kind, lod, [_ring(ring, vertices) for ring in rings])
 
 
-def _indexes(ring, count: int) -> list[int]:
-    if len(ring) < 3 or not all(0 <= i < count for i in ring):
-        raise ValueError(f"ring {ring[:5]}... of {len(ring)} vertices among {count}")
-    return ring
+def _ring(ring: list[int], vertices: np.ndarray) -> np.ndarray:
+    if len(ring) < 3 or min(ring) < 0 or max(ring) >= len(vertices):
+        raise ValueError(f"ring {ring[:5]}... of {len(ring)} vertices among {len(vertices)}")
+    return vertices[ring]
 
 
 def _flatten(nested: list, depth: int) -> list:
@@ -166,7 +244,9 @@ def _flatten(nested: list, depth: int) -> list:
 def _union(surfaces: list[Surface]):
     polygons = [clean_polygon(s.polygon()) for s in surfaces]
     polygons = [p for p in polygons if p is not None]
-    return clean_polygon(shapely.unary_union(polygons)) if polygons else None
+    if len(polygons) < 2:
+        return polygons[0] if polygons else None
+    return clean_polygon(shapely.unary_union(polygons))
 
 
 def _horizontal_crs(reference: str | None, path: Path) -> str | None:

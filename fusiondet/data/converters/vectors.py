@@ -1,44 +1,33 @@
 """Read building layers: GeoPackage, GeoJSON, shapefile, FlatGeobuf, GeoParquet, CityJSON and CityJSONSeq.
 
-One feature is one `Building`, in the order of the file; nothing is merged. Heights are metres above ground: where a
-ground field is given it is subtracted, and where nothing tells what a number is measured from, the building's
-`height_datum` is "unverified".
+One feature is one `Building`, in the order of the file; parts are joined on request only. Heights are metres above
+ground: where a ground field is given it is subtracted, and where nothing tells what a number is measured from, the
+building's `height_datum` is "unverified". What is special about 3DBAG's files is in `threedbag`.
 """
 
 import dataclasses
-import json
-import warnings
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusiondet.buildings import Building, clean_height_m, clean_polygon
 from fusiondet.data.converters import threedbag
-from fusiondet.data.converters.cityjson import read_cityjson
+from fusiondet.data.converters.parts import join_buildings
+from fusiondet.data.converters.records import ID_FIELDS, Records, read_records
+from fusiondet.data.converters.threedbag_filters import Filters, Inspector
 from fusiondet.errors import InputError, unknown_name
 
-import geopandas
 import numpy as np
 import pandas
-import pyogrio
 import shapely
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 
-# First bytes of a file -> the only drivers that may open it. Text formats such as OGR's VRT point at other files.
-SIGNATURES = {
-    b"SQLite format 3\0": ("GPKG",),
-    b"\0\0\x27\x0a": ("ESRI Shapefile",),
-    b"fgb": ("FlatGeobuf",),
-    b"PAR1": ("Parquet",),
-    b"{": ("GeoJSON", "GeoJSONSeq"),
-    b"\x1e": ("GeoJSONSeq",),
-}
 LOWEST_ROOF_M = -3.0
 # Attribute of a building whose height is unknown: why, in the words of `Layer.reasons`.
 UNKNOWN_HEIGHT = "unknown_height"
-ID_FIELDS = ("identificatie", "id", "Building_ID", "BuildingId", "OBJECTID", "osm_id")
 
 
 @dataclass(eq=False)
@@ -52,6 +41,12 @@ class Layer:
             "absurd", "no ground"; empty when no height field was asked for.
         geometry: what happened to outlines -> number of features: "no geometry", "no area" (both left out), "repaired".
         height_field, ground_field: the columns that heights came from; None when there are none.
+        id_field: the column of identifiers; None when buildings are only numbered.
+        release: of 3DBAG, e.g. "2024.04.20"; None when nothing tells.
+        counts: what else happened -> number of buildings, e.g. "dropped: greenhouse", "identifiers of several rows".
+        checks: what 3DBAG says against its buildings -> number, whatever was done about them (see
+            `threedbag_filters.CHECKS`); empty for other files.
+        notes: sentences for the user.
     """
 
     buildings: list[Building]
@@ -60,6 +55,11 @@ class Layer:
     geometry: Counter = field(default_factory=Counter)
     height_field: str | None = None
     ground_field: str | None = None
+    id_field: str | None = None
+    release: str | None = None
+    counts: Counter = field(default_factory=Counter)
+    checks: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_layer(
@@ -74,6 +74,8 @@ def read_layer(
     outline: str = "footprint",
     extent: tuple[Sequence[float], str] | None = None,
     signed: bool = False,
+    join_parts: bool = False,
+    filters: Filters | None = None,
 ) -> Layer:
     """Buildings of a vector file.
 
@@ -82,27 +84,47 @@ def read_layer(
         height_field: column of heights, or of roof elevations when `ground_field` is given. None: 3DBAG's columns if
             the file has them (`statistic`, ground subtracted), else every height is unknown.
         ground_field: column of ground elevations to subtract; None: known for 3DBAG's columns, else nothing.
-        layer: which layer of a file with several.
+        layer: which layer of a file with several. None for 3DBAG's GeoPackage: "pand", whole buildings, with the roof
+            elevations of "lod12_2d" where it has none of its own.
         statistic: which of 3DBAG's roof statistics, for `height_field` None.
         height_stat, height_datum, outline: recorded with every building. `height_datum` None: "ground" where a ground
             elevation was subtracted, else "unverified".
         extent: ((left, bottom, right, top), crs): read only what is near it.
         signed: see `height_above_ground_m`.
+        join_parts: make one building of the rows with one identifier: their union, with heights weighted by area.
+        filters: what to do with buildings that 3DBAG says something against; None: count them only.
 
     Raises:
-        InputError: missing, unreadable or of another format; no such layer; no such column (the columns are listed).
+        InputError: missing, unreadable or of another format; no such layer; no such column (the columns are listed);
+            columns whose cut names have several meanings; a filter that the columns do not serve; a release of 3DBAG
+            whose elevations are known to be wrong.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"{path}: {'is a directory, expected a vector file' if path.is_dir() else 'no such file'}."
         )
-    if _is_cityjson(path):
-        records, crs, columns = _read_city(path)
-    else:
-        records, crs, columns = _read_table(path, layer, (height_field, ground_field), statistic, extent)
-    height_field, ground_field = _height_fields(path, columns, height_field, ground_field, statistic)
-    result = Layer([], crs, height_field=height_field, ground_field=ground_field)
+    wanted = _wanted((height_field, ground_field))
+    find_fields = functools.partial(_height_fields, path, height_field, ground_field, statistic)
+    source = read_records(path, layer, wanted, find_fields, extent)
+    named_by_user = height_field is not None
+    height_field, ground_field = find_fields(source.columns)
+    result = Layer(
+        [],
+        source.crs,
+        height_field=height_field,
+        ground_field=ground_field,
+        id_field=source.id_field,
+        release=source.release,
+        notes=source.notes,
+    )
+    if source.is_table and not named_by_user:
+        result.notes += _check_release(path, source, height_field)
+    if height_field is None and (roofs := threedbag.roof_fields(source.columns)):
+        result.notes.append(
+            f"{path.name}: {', '.join(roofs)} are elevations, and no ground to subtract was found: heights are "
+            "unknown. Name --height-field and --ground-field."
+        )
     common = {
         "height_source": None
         if height_field is None
@@ -110,20 +132,97 @@ def read_layer(
         "height_stat": height_stat or (height_field and threedbag.statistic_of(height_field)),
         "height_datum": height_datum or ("ground" if ground_field else "unverified"),
     }
-    for number, (geometry, attributes) in enumerate(records):
+    try:
+        inspector = Inspector(source.columns, filters or Filters())
+    except InputError as error:
+        if source.rows:  # an empty layer has no columns to miss
+            raise InputError(f"{path}: {error}") from None
+        inspector = Inspector(source.columns, Filters())
+    known = threedbag.attribute_columns(source.columns)
+    rows = []
+    for number, (geometry, attributes) in enumerate(source.rows):
         polygon = _outline(geometry, result.geometry)
         if polygon is None:
             continue
-        building = Building(polygon, outline=outline, id=_identifier(attributes, number))
+        name = _identifier(attributes)
+        building = Building(polygon, outline=outline, id=number if name is None else name)
         if height_field is not None:
-            building.height_m, reason = height_above_ground_m(attributes, height_field, ground_field, signed)
+            reason = threedbag.implausible(attributes, height_field, ground_field, known)
+            if reason is None:
+                building.height_m, reason = height_above_ground_m(
+                    attributes, height_field, ground_field, signed
+                )
             if building.height_m is not None:
                 vars(building).update(common)
             else:
                 building.attributes[UNKNOWN_HEIGHT] = reason
-                result.reasons[reason] += 1
-        result.buildings.append(building)
+        rows.append((name, building, inspector.checks(attributes)))
+    _count_repeated(path, rows, result, join_parts)
+    if join_parts:
+        rows = _joined(rows, result)
+    for _, building, checks in rows:
+        _judge(building, checks, inspector, result)
     return result
+
+
+def _check_release(path: Path, source: Records, height_field: str | None) -> list[str]:
+    try:
+        doubt = threedbag.check_release(source.release, height_field, source.columns)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return [f"{path.name}: {doubt}"] if doubt else []
+
+
+_Row = tuple[str | int | None, Building, list[str]]
+
+
+def _count_repeated(path: Path, rows: list[_Row], result: Layer, join_parts: bool) -> None:
+    repeated = {name: n for name, n in Counter(row[0] for row in rows).items() if n > 1 and name is not None}
+    if not repeated:
+        return
+    result.counts["identifiers of several rows"] = len(repeated)
+    if not join_parts:
+        few = ", ".join(f"{name} ({n})" for name, n in list(repeated.items())[:3])
+        result.notes.append(
+            f"{path.name}: {len(repeated)} identifiers stand in several rows, e.g. {few}; each row is a building of "
+            "its own. Join them with --join-parts."
+        )
+
+
+def _joined(rows: list[_Row], result: Layer) -> list[_Row]:
+    """The rows with one of each identifier, where its first row was. Rows without an identifier stay as they are."""
+    groups: dict = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(("row", number) if row[0] is None else row[0], []).append(row)
+    joined = []
+    for group in groups.values():
+        names, buildings, checks = zip(*group, strict=True)
+        checks = dict.fromkeys(check for one in checks for check in one)
+        joined.append((names[0], join_buildings(buildings), list(checks)))
+    result.counts["rows joined to others"] = len(rows) - len(joined)
+    return joined
+
+
+def _judge(building: Building, checks: list[str], inspector: Inspector, result: Layer) -> None:
+    """Put `building` into `result` as its filters want it, and count."""
+    result.checks.update(checks)
+    action, check = inspector.verdict(checks)
+    if action == "drop":
+        result.counts[f"dropped: {check}"] += 1
+        return
+    if action == "unknown" and building.height_m is not None:
+        result.counts[f"height set unknown: {check}"] += 1
+        building = dataclasses.replace(
+            building,
+            height_m=None,
+            height_source=None,
+            height_stat=None,
+            height_datum=None,
+            attributes={**building.attributes, UNKNOWN_HEIGHT: check},
+        )
+    if UNKNOWN_HEIGHT in building.attributes:
+        result.reasons[building.attributes[UNKNOWN_HEIGHT]] += 1
+    result.buildings.append(building)
 
 
 def height_above_ground_m(
@@ -187,128 +286,25 @@ def check_crs(text: str, name: str) -> None:
         ) from None
 
 
-def _is_cityjson(path: Path) -> bool:
-    if path.suffix.lower() in (".geojson", ".geojsonl", ".geojsons"):
-        return False
-    with open(path, "rb") as f:
-        start = f.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if not start.startswith(b"{"):
-            return False
-        f.seek(0)
-        text = f.readline() if path.suffix.lower() in (".jsonl", ".ndjson") else f.read()
-    try:  # "type" may stand at the very end, so the start of the file does not tell
-        document = json.loads(text)
-    except ValueError:
-        raise InputError(f"{path}: not valid JSON. Is it the right file, and complete?") from None
-    return isinstance(document, dict) and str(document.get("type", "")).startswith("CityJSON")
+def _wanted(fields: Sequence[str | None]) -> Callable[[str], bool]:
+    """Whether a column is worth keeping: of the 60 that 3DBAG has for every building, a third are."""
+    names = {*fields, *ID_FIELDS}
+    return lambda column: column in names or threedbag.is_known(column)
 
 
-def _read_city(path: Path):
-    model = read_cityjson(path)
-    columns = dict.fromkeys(name for b in model.buildings for name in b.attributes)
-    records = [
-        (b.footprint(), {**b.attributes, "id": b.attributes.get("identificatie", b.id)})
-        for b in model.buildings
-    ]
-    return records, model.crs, list(columns)
-
-
-def _read_table(path: Path, layer, fields, statistic, extent):
-    drivers = _drivers(path)
-    try:
-        if drivers == ("Parquet",):
-            frame = geopandas.read_parquet(path)
-            columns = [c for c in frame.columns if c != frame.geometry.name]
-        else:
-            frame, columns = _read_ogr(path, drivers, layer, fields, statistic, extent)
-    except InputError:
-        raise
-    except Exception as error:  # pyogrio, pyarrow and shapely each have their own
-        raise InputError(f"{path}: damaged, or not a {' or '.join(drivers)} file ({error}).") from None
-    crs = frame.crs.to_2d() if frame.crs else None
-    attributes = frame.drop(columns=frame.geometry.name).to_dict("records")
-    return list(zip(frame.geometry.to_numpy(), attributes, strict=True)), _crs_text(crs), columns
-
-
-def _read_ogr(path, drivers, layer, fields, statistic, extent):
-    layer = _choose_layer(path, layer)
-    info = pyogrio.read_info(path, layer=layer)
-    if info["driver"] not in drivers:
-        raise InputError(f"{path}: expected {' or '.join(drivers)}, GDAL takes it for {info['driver']}.")
-    columns = list(info["fields"])
-    wanted = {*fields, *ID_FIELDS, *(threedbag.height_fields(columns, statistic) or ())}
-    wanted |= {threedbag.ground_field(f) for f in fields if f}
-    with warnings.catch_warnings():  # GDAL guesses that mixed text and numbers are JSON
-        warnings.filterwarnings("ignore", message="Could not parse column")
-        frame = pyogrio.read_dataframe(
-            path,
-            layer=layer,
-            columns=[c for c in columns if c in wanted],
-            bbox=_bbox(extent, info["crs"]),
-            on_invalid="ignore",
-        )
-    if not isinstance(frame, geopandas.GeoDataFrame):
-        raise InputError(f"{path}: a table without geometry; expected building footprints.")
-    if info["driver"].startswith("GeoJSON") and _off_the_globe(frame):
-        frame = frame.set_crs(None, allow_override=True)
-    return frame, columns
-
-
-def _off_the_globe(frame) -> bool:
-    """Whether GeoJSON that is longitude and latitude by default cannot be: many writers leave another CRS out."""
-    if frame.crs is None or not frame.crs.is_geographic or frame.geometry.isna().all():
-        return False
-    left, bottom, right, top = frame.total_bounds
-    return bool(left < -361 or right > 361 or bottom < -91 or top > 91)
-
-
-def _choose_layer(path: Path, layer: str | None) -> str:
-    layers = pyogrio.list_layers(path)
-    names = [str(name) for name, _ in layers]
-    if layer is not None:
-        if layer not in names:
-            raise unknown_name(f"layer of {path}", layer, names)
-        return layer
-    with_geometry = [str(name) for name, kind in layers if kind is not None]
-    if len(with_geometry) > 1:
-        raise InputError(f"{path}: has several layers: {', '.join(with_geometry)}. Name one with --layer.")
-    if not names:
-        raise InputError(f"{path}: holds no layer.")
-    return (with_geometry or names)[0]
-
-
-def _bbox(extent, crs):
-    if extent is None or not crs:
-        return None
-    bounds, extent_crs = extent
-    return Transformer.from_crs(extent_crs, crs, always_xy=True).transform_bounds(*bounds, densify_pts=21)
-
-
-def _drivers(path: Path) -> tuple[str, ...]:
-    with open(path, "rb") as f:
-        head = f.read(64)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for signature, drivers in SIGNATURES.items():
-        if head.startswith(signature) or (signature == b"{" and text.startswith(b"{")):
-            return drivers
-    raise InputError(
-        f"{path}: not a vector file that is read here (GeoPackage, GeoJSON, shapefile .shp, FlatGeobuf, GeoParquet, "
-        "CityJSON, CityJSONSeq)."
-    )
-
-
-def _height_fields(path, columns, height_field, ground_field, statistic):
+def _height_fields(path, height_field, ground_field, statistic, columns):
     if height_field is None:
         if ground_field is not None:
             raise InputError(f"{path}: a ground field {ground_field!r} was given without a height field.")
-        return threedbag.height_fields(columns, statistic) or (None, None)
+        try:
+            return threedbag.height_fields(columns, statistic) or (None, None)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     if columns:  # an empty GeoJSON has no columns to miss
         for name in (height_field, ground_field):
             if name is not None and name not in columns:
                 raise InputError(f"{path}: {unknown_name('column', name, columns)}")
-    if ground_field is None and threedbag.ground_field(height_field) in columns:
-        ground_field = threedbag.ground_field(height_field)
-    return height_field, ground_field
+    return height_field, ground_field or threedbag.ground_field(height_field, columns)
 
 
 def _outline(geometry, counts: Counter):
@@ -323,9 +319,9 @@ def _outline(geometry, counts: Counter):
     return polygon
 
 
-def _identifier(attributes: dict, number: int):
+def _identifier(attributes: dict) -> str | int | None:
     named = (_plain(attributes.get(name)) for name in ID_FIELDS)
-    value = next((v for v in named if v is not None and str(v).strip()), number)
+    value = next((v for v in named if v is not None and str(v).strip()), None)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -336,10 +332,3 @@ def _plain(value):
     if pandas.api.types.is_scalar(value) and pandas.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value
-
-
-def _crs_text(crs) -> str | None:
-    if crs is None:
-        return None
-    epsg = crs.to_epsg()
-    return f"EPSG:{epsg}" if epsg else crs.to_wkt()

@@ -2,7 +2,6 @@
 
 import json
 
-from fusiondet.data.converters import threedbag
 from fusiondet.data.converters.cityjson import read_cityjson
 from fusiondet.errors import InputError
 
@@ -162,19 +161,6 @@ def test_sequence(tmp_path):
 def test_broken_files(tmp_path, document, message):
     with pytest.raises(InputError, match=message):
         read_cityjson(write(tmp_path, document))
-
-
-class Test3dbagNames:
-    def test_current_families_and_their_ground(self):
-        assert threedbag.height_fields(["b3_h_dak_70p", "b3_h_maaiveld"]) == ("b3_h_dak_70p", "b3_h_maaiveld")
-        assert threedbag.height_fields(["b3_h_max", "b3_h_maaiveld"], "max") == ("b3_h_max", "b3_h_maaiveld")
-        assert threedbag.height_fields(["b3_h_70p"]) is None  # an elevation without ground is no height
-        assert (
-            threedbag.ground_field("b3_h_50p") == "b3_h_maaiveld" and threedbag.ground_field("height") is None
-        )
-        assert threedbag.statistic_of("b3_h_dak_50p") == "p50" and threedbag.statistic_of("b3_h_max") == "max"
-        with pytest.raises(InputError, match="unknown 3DBAG statistic '80p'"):
-            threedbag.height_fields([], "80p")
 
 
 def test_real_city(shared_data):
