@@ -175,8 +175,12 @@ class Source(Protocol):
         """
         ...
 
-    def finish(self, sample: Dataset) -> list[str]:
-        """Notes on the finished data set, of which `sample` has some tiles with buildings, or an InputError."""
+    def finish(self, sample: Dataset, report: "Report") -> None:
+        """Look at the finished data set, of which `sample` has some tiles with buildings; add to the notes of `report`.
+
+        Raises:
+            InputError: it cannot be used as it is, and is not written.
+        """
         ...
 
     def info(self) -> dict:
@@ -246,6 +250,13 @@ def options_from(args, **changes) -> Options:
     return Options(**{**{name: value for name, value in vars(args).items() if name in names}, **changes})
 
 
+def show(report: "Report", out: Path) -> None:
+    """Print what happened, and where the result is."""
+    print("\n".join(report.lines()))
+    files = ", ".join(f"annotations/{name}.json" for name in report.splits)
+    print(f"{out} is up to date: {files}" if report.unchanged else f"wrote {out}: {files}")
+
+
 @dataclass
 class Report:
     """What happened, for the user and for `conversion.json`. Counters: what -> how many.
@@ -284,12 +295,29 @@ class Report:
             f"labels: {counted(self.labels)}",
             f"heights: {counted(self.heights)}",
             *([f"unknown heights: {counted(self.unknown_heights)}"] if self.unknown_heights else []),
-            *([_compared(self.more[COMPARED])] if COMPARED in self.more else []),
+            *([self.compared] if self.compared else []),
             *(f"{name}: {counted(counts)}" for name, counts in self.splits.items()),
             *([f"ground in two splits: {leak}"] if len(self.splits) > 1 else []),
             *(f"note: {note}" for note in self.notes),
             *problems.lines(),
         ]
+
+    @property
+    def compared(self) -> str | None:
+        """How heights of two origins agree, where buildings have both; None where there are none."""
+        sums = self.more.get(COMPARED)
+        if not sums:
+            return None
+        n = sums["n"]
+        return (
+            f"height raster against the height field: n = {n}, MAE {sums['abs_m'] / n:.2f} m, "
+            f"bias {sums['sum_m'] / n:+.2f} m"
+        )
+
+    def drop_zeros(self) -> None:
+        """Leave out what did not occur."""
+        for name in ("tiles", "labels", "heights", "unknown_heights"):
+            setattr(self, name, +getattr(self, name))
 
     def add(self, counts: dict[str, dict]) -> None:
         """Add the counts of one tile."""
@@ -301,14 +329,6 @@ class Report:
 
 # Heading of the sums that compare two heights of the same building: n, their difference, its absolute value.
 COMPARED = "compared"
-
-
-def _compared(sums: dict) -> str:
-    n = sums["n"]
-    return (
-        f"height raster against the height field: n = {n}, MAE {sums['abs_m'] / n:.2f} m, "
-        f"bias {sums['sum_m'] / n:+.2f} m"
-    )
 
 
 def counted(counts) -> str:
@@ -330,6 +350,9 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
             or a split gets none; `out` exists, was made in another way and is not to be overwritten.
     """
     out = Path(out)
+    if options.block_m is not None and not 1 <= options.block_m <= 1e7:
+        raise InputError(f"--block-m {options.block_m}: expected 1 to 1e7 metres.")
+    parse_split(options.split)
     problems = Problems(options.strict)
     recipe = _plain(
         {**recipe, **{k: v for k, v in vars(options).items() if k not in ("workers", "overwrite")}}
@@ -371,15 +394,13 @@ def _convert(source: Source, work: Path, options: Options, places: list[Place], 
     _refuse_unusable(problems, options)
     if not kept:
         raise InputError(
-            f"no tile is left of {len(places)} ({_why(shards) or 'unusable'}). See --max-nodata, where there is one."
+            f"no tile is left of {len(places)} tiles ({_why(shards) or 'unusable'}). See --max-nodata, where there is one."
         )
     names, split, smaller = _splits([places[i] for i in kept], options)
     replaced = {kept[k]: place for k, place in smaller.items()}
     shards.remake(source, work / "made", options, replaced)
     split = dict(zip(kept, split.tolist(), strict=True))
-    grounds = _merge(source, shards, names, split, places, work / "made", problems, report)
-    report.leaked_m2 = _leaked(grounds)
-    report.problems, report.named = problems.counts, problems.named
+    _merge(source, shards, names, split, places, work / "made", problems, report)
     return report
 
 
@@ -661,8 +682,8 @@ def _leaked(grounds: dict[str, list[Place]]) -> float | None:
     return None if outlines is None else leaked_area(outlines, split)
 
 
-def _merge(source, shards: Shards, names, split: dict, places, out: Path, problems, report) -> dict:
-    """Write the annotation files; split -> places of its tiles."""
+def _merge(source, shards: Shards, names, split: dict, places, out: Path, problems, report) -> None:
+    """Write the annotation files, and fill the report."""
     remade = {line["i"]: line for line in shards.remade()}
     sample = _Sample()
     notes: dict[str, None] = {}
@@ -700,15 +721,17 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
             sample.offer(line)
             notes.update(dict.fromkeys(line["notes"]))
             _count(report, name, line)
-        report.notes += [
-            *notes,
-            *source.finish(Dataset(sample.tiles(), source.bands, nodata=source.nodata, root=out)),
-        ]
+        report.notes += notes
+        report.drop_zeros()
         for name in names:
             if not written[name]:
                 raise InputError(f"split {name!r} is left without any tile.")
-            infos[name].update({**source.info(), "split": name, **_plain(report.splits[name])})
-    return written
+        report.leaked_m2 = _leaked(written)
+        report.problems, report.named = problems.counts, problems.named
+        source.finish(Dataset(sample.tiles(), source.bands, nodata=source.nodata, root=out), report)
+        facts = {key: value for key, value in vars(report).items() if key not in ("named", "unchanged")}
+        for name in names:
+            infos[name].update(_plain({**source.info(), "split": name, **facts}))
 
 
 def _placed(place: Place, image: dict, cut_back: bool, remade: dict) -> Place:

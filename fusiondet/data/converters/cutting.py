@@ -1,19 +1,22 @@
-"""One image and its footprints -> tiles on disk: windows, labels clipped to tiles and to valid pixels, rasters."""
+"""Rasters of any size with footprints as a source of tiles: windows of pixels, labels clipped to them, heights."""
 
 import dataclasses
 import functools
 import math
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel
+from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon
 from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import mask_to_polygon, polygon_to_mask
+from fusiondet.data.coco import Dataset, mask_to_polygon, polygon_to_mask
+from fusiondet.data.converters.conversion import COMPARED, UNUSABLE, Made, Place, Problems, Report, link
 from fusiondet.data.converters.heights import HeightRaster, statistic
-from fusiondet.data.converters.vectors import Layer, transform_layer
-from fusiondet.data.imagery import Scene, SceneReader
+from fusiondet.data.converters.vectors import UNKNOWN_HEIGHT, Layer, transform_layer
+from fusiondet.data.imagery import PixelWindow, Scene, SceneReader, TileRaster, open_raster
+from fusiondet.data.labels import check_height_labels
 from fusiondet.errors import InputError
 
 import numpy as np
@@ -26,134 +29,320 @@ from pyproj import CRS, Transformer
 KEPT_DTYPES = ("uint8", "uint16", "int16", "float32")
 # A building is cut along no data only where that is a region; single dark pixels that equal the nodata number are not.
 MIN_HOLE_PX = 25
-
-Window = tuple[int, int, int, int]
-
-
-@dataclass
-class CutTile:
-    """A tile on disk.
-
-    Attributes:
-        source, window: where it was cut: (x0, y0, width, height) in pixels of the image.
-        ground: its outline on the map, in the CRS of `tile.crs`.
-        labels, heights: what happened to the labels, and how many heights are known -> number of buildings.
-    """
-
-    source: "Source"
-    window: Window
-    tile: Tile
-    ground: shapely.Polygon
-    labels: Counter
-    heights: Counter
+# A tile that refers to its raster is read in the raster's blocks: from so many times its own pixels on, that is slow.
+SLOW_BLOCKS = 8
 
 
 @dataclass
-class Source:
-    """One image with its labels.
+class Image:
+    """One image of a mosaic with its labels.
 
     Attributes:
-        stem: start of the tiles' names. rgb, sar: its files. layers: its footprints.
-        heights: keyword arguments of `HeightRaster`, all None for none. zonal: statistic of it.
-        options: keyword arguments of `SceneReader`.
-        max_nodata: largest share of invalid pixels of a tile. min_area_m2: smallest building.
-        notes, no_data, reasons, comparison: filled by `cut`: sentences for the user; windows left out; why heights are
-            unknown -> buildings; (height from the raster, height from the attribute) of buildings that have both.
+        stem: start of the tiles' names. rgb, sar: its files. layers: numbers of its layers of footprints.
+        heights: keyword arguments of `HeightRaster`, all None for none.
     """
 
     stem: str
     rgb: Path | None
     sar: Path | None
-    layers: list[Layer]
+    layers: list[int]
     heights: dict[str, Path | None]
-    zonal: str
+
+    @property
+    def files(self) -> list[Path]:
+        """All its rasters."""
+        return [p for p in (self.rgb, self.sar, *self.heights.values()) if p is not None]
+
+
+@dataclass
+class Mosaic:
+    """Images with footprints, cut into windows: a `conversion.Source`.
+
+    Attributes:
+        layers: footprints; see `Image.layers`.
+        label_files: what they were read from.
+        options: keyword arguments of `SceneReader`.
+        zonal: statistic of the height rasters' pixels inside an outline.
+        tile_size, overlap: pixels.
+        max_nodata: largest share of invalid pixels of a tile. min_area_m2: smallest building.
+        cut: copy the pixels of every tile; else a tile refers to its rasters wherever their grid is the tiles'.
+        notes: sentences for the user on what was decided before.
+        footprint_counts: what the layers hold; "read" is the number of footprints.
+        facts: for `info`.
+    """
+
+    images: list[Image]
+    layers: list[Layer]
+    bands: BandSpec
+    nodata: float | None
+    label_files: list[Path]
     options: dict
-    max_nodata: float
-    min_area_m2: float
-    sensor: SensorGeometry
+    zonal: str = "median"
+    tile_size: int = 512
+    overlap: int = 0
+    max_nodata: float = 0.95
+    min_area_m2: float = 2.0
+    sensor: SensorGeometry = field(default_factory=SensorGeometry)
+    cut: bool = False
     notes: list[str] = field(default_factory=list)
-    no_data: int = 0
-    reasons: Counter = field(default_factory=Counter)
-    comparison: list[tuple[float, float]] = field(default_factory=list)
-    _labels: list[Building] | None = None
-    _tree: shapely.STRtree | None = None
+    footprint_counts: Counter = field(default_factory=Counter)
+    facts: dict = field(default_factory=dict)
+    _opened: "tuple[int, _OpenImage] | None" = None
 
-    def cut(self, folder: Path, bands: BandSpec, windows) -> list[CutTile]:
-        """Write tiles under `folder`; those with too few valid pixels are left out.
+    def __getstate__(self):
+        return {**vars(self), "_opened": None}
 
-        Args:
-            windows: list of windows, or a function (width, height) -> windows.
+    def files(self) -> Iterable[Path]:
+        """Rasters and label files."""
+        return [*self.label_files, *(path for image in self.images for path in image.files)]
+
+    def places(self, problems: Problems) -> list[Place]:
+        """Windows that cover every image."""
+        found = []
+        for number, image in enumerate(self.images):
+            try:
+                reader = self._open(number).reader
+            except InputError as error:
+                problems.add(UNUSABLE, str(error))
+                continue
+            transform = tuple(reader.transform)[:6]
+            found += [
+                Place(image.stem, number, window, transform, reader.crs)
+                for window in windows(reader.width, reader.height, self.tile_size, self.overlap)
+            ]
+        return found
+
+    def make(self, place: Place, out: Path, problems: Problems) -> Made:
+        """The tile at `place`; left out with too few valid pixels."""
+        return self._open(place.image).make(place, out)
+
+    def finish(self, sample: Dataset, report: Report) -> None:
+        """Note what there is to say about heights and labels of the finished tiles.
 
         Raises:
-            InputError: a file cannot be used, or image and footprints cannot be brought together.
+            InputError: the height rasters are elevations, say; or none of the footprints lies on the images.
         """
-        with ExitStack() as files:
-            reader = files.enter_context(SceneReader(self.rgb, self.sar, bands, **self.options))
-            heights = (
-                files.enter_context(HeightRaster(**self.heights)) if any(self.heights.values()) else None
+        self._close()
+        report.more = {
+            "images": Counter({"read": len(self.images)}),
+            "footprints": self.footprint_counts,
+            **report.more,
+        }
+        report.notes += [*self.notes, *self._height_notes(sample)]
+        if not self.footprint_counts["read"]:
+            report.notes.append("the footprints are empty: every tile is a negative.")
+        elif not sum(report.labels.values()):
+            raise InputError(
+                f"none of {self.footprint_counts['read']} footprints lies on the images. Are the CRS of both right, "
+                "and is it the same place?"
             )
-            if self._labels is None:
-                self.notes = reader.notes
-                self._labels = self._place(reader, heights)
-                self._tree = shapely.STRtree([label.polygon for label in self._labels])
-            windows = windows(reader.width, reader.height) if callable(windows) else windows
-            tiles = [self._cut_one(reader, window, heights, folder) for window in windows]
-        return [tile for tile in tiles if tile is not None]
 
-    def _place(self, reader: SceneReader, heights: HeightRaster | None) -> list[Building]:
-        """Buildings that touch the image, in its pixels, with their heights."""
-        frame = shapely.box(0, 0, reader.width, reader.height)
-        around = _ground(reader.transform, reader.width, reader.height)
-        placed = []
-        for layer in self.layers:
-            local, tree = _in_crs(layer, reader.crs)
-            for building in (local.buildings[i] for i in sorted(tree.query(around))):
-                outline_px = clean_polygon(map_to_pixel(building.polygon, reader.transform))
-                if outline_px is not None and outline_px.intersects(frame):
-                    if heights is not None:
-                        building = self._with_zonal_height(building, reader.crs, heights)
-                    placed.append(dataclasses.replace(building, polygon=outline_px))
-        return placed
+    def _height_notes(self, sample: Dataset) -> list[str]:
+        files = ", ".join(
+            dict.fromkeys(p.name for image in self.images for p in image.heights.values() if p is not None)
+        )
+        try:
+            return check_height_labels({files: sample} if files and sample.tiles else {}, "ndsm")
+        except InputError as error:
+            raise InputError(f"{files}: {str(error).replace(f'{sample.root.resolve()}/', 'tile ')}") from None
 
-    def _with_zonal_height(self, building: Building, crs: str | None, heights: HeightRaster) -> Building:
-        height_m, reason = heights.of(_moved(building.polygon, crs, heights.crs), statistic(self.zonal))
+    def info(self) -> dict:
+        """`facts`."""
+        return self.facts
+
+    def _open(self, number: int) -> "_OpenImage":
+        """The image of that number; one at a time is kept open."""
+        if self._opened is None or self._opened[0] != number:
+            self._close()
+            self._opened = number, _OpenImage(self, self.images[number])
+        return self._opened[1]
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened[1].files.close()
+            self._opened = None
+
+
+class _OpenImage:
+    """An image of a mosaic, open, with its labels in its pixels."""
+
+    def __init__(self, mosaic: Mosaic, image: Image):
+        self.mosaic, self.image = mosaic, image
+        with ExitStack() as files:
+            self.reader = files.enter_context(
+                SceneReader(image.rgb, image.sar, mosaic.bands, nodata=mosaic.nodata, **mosaic.options)
+            )
+            self.heights = (
+                files.enter_context(HeightRaster(**image.heights)) if any(image.heights.values()) else None
+            )
+            self.files = files.pop_all()
+        self._labels: dict[int, tuple[Building, str | None]] = {}
+
+    @functools.cached_property
+    def _near(self) -> tuple[list[Building], np.ndarray, shapely.STRtree]:
+        """Buildings that may touch the image, their outlines in its pixels as they are, and an index of these."""
+        buildings = []
+        around = _ground(self.reader)
+        for number in self.image.layers:
+            local, tree = _in_crs(self.mosaic.layers[number], self.reader.crs)
+            buildings += [local.buildings[i] for i in sorted(tree.query(around))]
+        inverse = ~self.reader.transform
+        outlines_px = shapely.transform(
+            np.array([b.polygon for b in buildings], dtype=object),
+            lambda xy: np.column_stack(inverse * (xy[:, 0], xy[:, 1])),
+        )
+        return buildings, outlines_px, shapely.STRtree(outlines_px)
+
+    def _label(self, index: int, counts: Counter) -> Building | None:
+        """A building in the image's pixels, with its height; None when nothing of it is left there."""
+        if index not in self._labels:
+            buildings, outlines_px, _ = self._near
+            outline_px = clean_polygon(outlines_px[index])
+            building = buildings[index]
+            if outline_px is not None and self.heights is not None:
+                building, compared = self._with_zonal_height(building)
+                counts.update(compared)
+            self._labels[index] = outline_px and dataclasses.replace(building, polygon=outline_px)
+        return self._labels[index]
+
+    def _with_zonal_height(self, building: Building) -> tuple[Building, dict]:
+        """`building` with the height that its raster says, and the sums that compare it with the one it had."""
+        polygon = _moved(building.polygon, self.reader.crs, self.heights.crs)
+        height_m, reason = self.heights.of(polygon, statistic(self.mosaic.zonal))
         if height_m is None:
-            self.reasons[reason] += 1
             facts = {"height_source": None, "height_stat": None, "height_datum": None}
-        else:
-            facts = {"height_source": heights.source, "height_stat": self.zonal, "height_datum": "ground"}
-            if building.height_m is not None:
-                self.comparison.append((height_m, building.height_m))
-        return dataclasses.replace(building, height_m=height_m, **facts)
+            return dataclasses.replace(
+                building, height_m=None, attributes={**building.attributes, UNKNOWN_HEIGHT: reason}, **facts
+            ), {}
+        facts = {
+            "height_source": self.heights.source,
+            "height_stat": self.mosaic.zonal,
+            "height_datum": "ground",
+        }
+        compared = {}
+        if building.height_m is not None:
+            difference_m = height_m - building.height_m
+            compared = {"n": 1, "abs_m": abs(difference_m), "sum_m": difference_m}
+        return dataclasses.replace(building, height_m=height_m, **facts), compared
 
-    def _cut_one(self, reader: SceneReader, window: Window, heights, folder: Path) -> CutTile | None:
-        x0, y0, width, height = window
-        scene = reader.read(window)
-        main = scene.image[: len(reader.bands.optical)] if reader.bands.optical else scene.image
-        valid = np.isfinite(main).all(axis=0)
-        if 1 - valid.mean() > self.max_nodata:
-            self.no_data += 1
-            return None
-        name = f"{self.stem}_x{x0:05d}_y{y0:05d}.tif"
-        labels = Counter()
-        near = self._tree.query(shapely.box(x0, y0, x0 + width, y0 + height))
-        near = [self._labels[i] for i in sorted(near)]
-        buildings = clip_labels(near, window, valid, self.min_area_m2 / scene.gsd_m**2, labels)
+    def make(self, place: Place, out: Path) -> Made:
+        x0, y0, width, height = place.window
+        mosaic, reader = self.mosaic, self.reader
+        main = "optical" if mosaic.bands.optical else "sar"
+        scene = None
+        if mosaic.cut or reader.in_file(main, place.window) is None or not reader.has_no_gaps(main):
+            scene = reader.read(place.window)
+        valid = np.ones((height, width), bool)
+        if scene is not None:
+            first = scene.image[: len(mosaic.bands.optical)] if mosaic.bands.optical else scene.image
+            valid = np.isfinite(first).all(axis=0)
+        if 1 - valid.mean() > mosaic.max_nodata:
+            return Made(None, {"tiles": Counter({"left out as no data": 1})})
+        labels, compared = Counter(), Counter()
+        near = sorted(self._near[2].query(shapely.box(x0, y0, x0 + width, y0 + height)))
+        found = [self._label(i, compared) for i in near]
+        buildings = clip_labels(
+            [b for b in found if b is not None],
+            place.window,
+            valid,
+            mosaic.min_area_m2 / reader.gsd_m**2,
+            labels,
+        )
+        transform = reader.transform * Affine.translation(x0, y0)
+        rasters, notes = self._rasters(place, scene, transform, out)
         tile = Tile(
             width=width,
             height=height,
-            gsd_m=scene.gsd_m,
-            crs=scene.crs,
-            transform=tuple(scene.transform)[:6],
-            sensor=self.sensor,
+            gsd_m=reader.gsd_m,
+            crs=reader.crs,
+            transform=tuple(transform)[:6],
+            sensor=mosaic.sensor,
             buildings=buildings,
-            **_write_rasters(reader, scene, heights, folder, name),
+            **rasters,
         )
-        known = Counter("known" if b.height_m is not None else "unknown" for b in buildings)
-        return CutTile(self, window, tile, _ground(scene.transform, width, height), labels, known)
+        unknown = Counter(b.attributes.get(UNKNOWN_HEIGHT) for b in buildings if b.height_m is None)
+        unknown.pop(None, None)
+        counts = {"labels": labels, "unknown_heights": unknown, **({COMPARED: compared} if compared else {})}
+        return Made(tile, counts, [*reader.notes, *notes])
+
+    def _rasters(self, place: Place, scene: Scene | None, transform: Affine, out: Path):
+        """`Tile`'s names of its rasters, which are written where there is no other way, and notes."""
+        bands, image, reader = self.mosaic.bands, self.image, self.reader
+        name = f"{image.stem}_x{place.window[0]:05d}_y{place.window[1]:05d}.tif"
+        n = len(bands.optical)
+        grid = {"transform": transform, "crs": reader.crs}
+        found, notes = {}, []
+        for modality, path, keys in (
+            ("optical", image.rgb, ("file_name", "window", "indexes")),
+            ("sar", image.sar, ("sar_file_name", "sar_window", "sar_indexes")),
+        ):
+            names = getattr(bands, modality)
+            if path is None or not names:
+                continue
+            keys = keys if n else ("file_name", "window", "indexes")
+            folder = "rgb" if modality == "optical" else "sar"
+            part = None if self.mosaic.cut else reader.in_file(modality, place.window)
+            if part is not None and (modality == "optical" or self._same_scale()):
+                target = link(out, f"{folder}/{image.stem}{path.suffix}", path)
+                found |= dict(zip(keys, (target, part.window, part.indexes), strict=True))
+                notes += _slow(part, place.window)
+                continue
+            scene = scene or reader.read(place.window)
+            pixels = scene.image[:n] if modality == "optical" else _in_scale(scene.image[n:], bands.sar_scale)
+            if modality == "sar" and n and not np.isfinite(pixels).any():
+                continue
+            write_tile(out / folder / name, pixels, *self._format(modality), names, **grid)
+            found[keys[0]] = f"{folder}/{name}"
+        if self.heights is not None:
+            crs = rasterio.crs.CRS.from_user_input(reader.crs) if reader.crs else None
+            ndsm = self.heights.onto(transform, crs, place.window[:1:-1])
+            write_tile(out / "ndsm" / name, ndsm[None], "float32", None, ("ndsm",), **grid)
+            found["ndsm_file_name"] = f"ndsm/{name}"
+        return found, notes
+
+    def _same_scale(self) -> bool:
+        """Whether the SAR file holds what the data set says that its SAR files hold."""
+        return (
+            self.mosaic.options.get("sar_scale") or self.mosaic.bands.sar_scale
+        ) == self.mosaic.bands.sar_scale
+
+    def _format(self, modality: str) -> tuple[str, float | None]:
+        """(dtype, nodata number) of a written tile."""
+        if modality == "sar":
+            return ("uint8" if self.mosaic.bands.sar_scale == "stretched_uint8" else "float32"), None
+        dtype, nodata = self.reader.optical_format
+        return (dtype if dtype in KEPT_DTYPES else "float32"), nodata
 
 
-def windows(width: int, height: int, size: int, overlap: int) -> list[Window]:
+def _in_scale(image_db: np.ndarray, scale: str) -> np.ndarray:
+    """SAR channels of an image in the numbers of a data set's files."""
+    if scale in ("linear_power", "amplitude"):
+        return np.power(10.0, image_db / (10 if scale == "linear_power" else 20), dtype=np.float32)
+    return image_db
+
+
+def _slow(part: TileRaster, window: PixelWindow) -> list[str]:
+    """A note where a tile's raster has blocks that make reading the tile slow."""
+    ratio = _block_ratio(part.path, window[2], window[3])
+    if part.window is None or ratio < SLOW_BLOCKS:
+        return []
+    return [
+        f"{part.path}: its blocks make a reader unpack {ratio:.0f} times the pixels of a tile, which slows down "
+        "training. Copy the tiles with --cut, or tile the raster: gdal_translate -co TILED=YES IN OUT."
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _block_ratio(path: Path, width: int, height: int) -> float:
+    """Pixels of the blocks that a window touches at worst, over its own."""
+    with open_raster(path) as raster:
+        rows, columns = raster.block_shapes[0]
+        across = min(raster.width, (math.ceil(width / columns) + 1) * columns)
+        down = min(raster.height, (math.ceil(height / rows) + 1) * rows)
+    return across * down / (width * height)
+
+
+def windows(width: int, height: int, size: int, overlap: int) -> list[PixelWindow]:
     """(x0, y0, w, h) that cover a raster; the last ones end at its edge. Smaller than `size` where the raster is."""
 
     def starts(length):
@@ -163,38 +352,8 @@ def windows(width: int, height: int, size: int, overlap: int) -> list[Window]:
     return [(x, y, min(size, width), min(size, height)) for y in starts(height) for x in starts(width)]
 
 
-def clear_of(tile: CutTile, others: list[shapely.Polygon], min_side: int) -> Window | None:
-    """The largest window left of `tile` by cutting off sides until it shares no ground with `others`.
-
-    Args:
-        others: outlines in the CRS of `tile.tile.crs`.
-        min_side: pixels.
-
-    Returns:
-        A window of the tile's image; None when it would be narrower than `min_side`.
-    """
-    x0, y0, width, height = tile.window
-    left, top, right, bottom = 0, 0, width, height
-    for other in others:
-        shared = map_to_pixel(other, tile.tile.transform).intersection(shapely.box(left, top, right, bottom))
-        if shared.area < 1e-3:
-            continue
-        a, b, c, d = shared.bounds
-        a, b, c, d = math.floor(a + 1e-3), math.floor(b + 1e-3), math.ceil(c - 1e-3), math.ceil(d - 1e-3)
-        choices = [
-            (c, top, right, bottom),
-            (left, top, a, bottom),
-            (left, d, right, bottom),
-            (left, top, right, b),
-        ]
-        left, top, right, bottom = max(choices, key=lambda r: max(0, r[2] - r[0]) * max(0, r[3] - r[1]))
-        if right - left < min_side or bottom - top < min_side:
-            return None
-    return x0 + left, y0 + top, right - left, bottom - top
-
-
 def clip_labels(
-    labels, window: Window, valid: np.ndarray, min_area_px: float, counts: Counter
+    labels, window: PixelWindow, valid: np.ndarray, min_area_px: float, counts: Counter
 ) -> list[Building]:
     """Buildings of one tile in its pixels, clipped to it and to its valid pixels.
 
@@ -270,38 +429,10 @@ def _moved(polygon, crs: str | None, to_crs):
     return shapely.transform(polygon, convert.transform, interleaved=False)
 
 
-def _ground(transform: Affine, width: int, height: int) -> shapely.Polygon:
-    """The tile's outline on the map, its edges in steps so that they bend right in another CRS."""
-    steps = np.linspace(0, 1, 11)[:-1]
-    unit = (
-        [(t, 0) for t in steps]
-        + [(1, t) for t in steps]
-        + [(1 - t, 1) for t in steps]
-        + [(0, 1 - t) for t in steps]
-    )
-    return shapely.Polygon([transform * (x * width, y * height) for x, y in unit])
-
-
-def _write_rasters(reader: SceneReader, scene: Scene, heights, folder: Path, name: str) -> dict[str, str]:
-    """Write one tile's rasters; `Tile`'s file names of those that were written."""
-    n = len(reader.bands.optical)
-    grid = {"transform": scene.transform, "crs": scene.crs}
-    files = {}
-    if n:
-        dtype, nodata = reader.optical_format
-        dtype = dtype if dtype in KEPT_DTYPES else "float32"
-        write_tile(folder / "rgb" / name, scene.image[:n], dtype, nodata, reader.bands.optical, **grid)
-        files["file_name"] = f"rgb/{name}"
-    if reader.bands.sar and np.isfinite(scene.image[n:]).any():
-        dtype = "uint8" if reader.bands.sar_scale == "stretched_uint8" else "float32"
-        write_tile(folder / "sar" / name, scene.image[n:], dtype, None, reader.bands.sar, **grid)
-        files["sar_file_name" if n else "file_name"] = f"sar/{name}"
-    if heights is not None:
-        crs = rasterio.crs.CRS.from_user_input(scene.crs) if scene.crs else None
-        ndsm = heights.onto(scene.transform, crs, scene.image.shape[1:])
-        write_tile(folder / "ndsm" / name, ndsm[None], "float32", None, ("ndsm",), **grid)
-        files["ndsm_file_name"] = f"ndsm/{name}"
-    return files
+def _ground(reader: SceneReader) -> shapely.Polygon:
+    """The image's outline on the map."""
+    corners = [(0, 0), (reader.width, 0), (reader.width, reader.height), (0, reader.height)]
+    return shapely.Polygon([reader.transform * corner for corner in corners])
 
 
 def write_tile(

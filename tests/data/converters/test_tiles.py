@@ -1,6 +1,7 @@
 """Rasters and footprints to tiles: pixels, labels, splits, and what goes wrong."""
 
 import argparse
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -8,6 +9,7 @@ from collections import Counter
 from fusiondet.buildings import Building, SensorGeometry
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import read_coco
+from fusiondet.data.converters.conversion import Options
 from fusiondet.data.converters.cutting import clip_labels, windows, write_tile
 from fusiondet.data.converters.tiles import Recipe, add_arguments, main, make_tiles
 from fusiondet.data.imagery import read_tile
@@ -67,15 +69,24 @@ def town(tmp_path):
 
 def make(town, tmp_path, **changes):
     out = tmp_path / "out"
-    report = make_tiles(Recipe(**{**town, **changes}), out, overwrite=True)
+    options = {name: changes.pop(name) for name in vars(Options()) if name in changes}
+    report = make_tiles(Recipe(**{**town, **changes}), out, Options(overwrite=True, **options))
     return report, read_coco(out / "annotations" / "train.json")
 
 
-def test_tiles_pixels_and_labels_are_where_they_were(town, tmp_path):
-    report, dataset = make(town, tmp_path)
-    assert [t.file_name for t in dataset.tiles] == [
-        f"rgb/ortho_x{x:05d}_y{y:05d}.tif" for y in (0, 20) for x in (0, 100)
-    ]
+@pytest.mark.parametrize("cut", [False, True])
+def test_tiles_pixels_and_labels_are_where_they_were(town, tmp_path, cut):
+    report, dataset = make(town, tmp_path, cut=cut)
+    corners = [(x, y) for y in (0, 20) for x in (0, 100)]
+    if cut:
+        assert [t.file_name for t in dataset.tiles] == [
+            f"rgb/ortho_x{x:05d}_y{y:05d}.tif" for x, y in corners
+        ]
+        assert all(t.window is None for t in dataset.tiles)
+    else:
+        assert {t.file_name for t in dataset.tiles} == {"rgb/ortho.tif"}
+        assert [t.window for t in dataset.tiles] == [(x, y, 100, 100) for x, y in corners]
+        assert (dataset.root / "rgb/ortho.tif").resolve() == town["rgb"][0].resolve()
     for tile, (x, y) in zip(dataset.tiles, ((0, 0), (100, 0), (0, 20), (100, 20)), strict=True):
         image = read_tile(dataset, tile)
         assert image.shape == (3, 100, 100) and image[:, 0, 0].tolist() == [x, y, 7]
@@ -89,14 +100,16 @@ def test_tiles_pixels_and_labels_are_where_they_were(town, tmp_path):
     assert first[1].polygon.bounds == pytest.approx((90, 40, 100, 60), abs=0.1)  # clipped at the tile's edge
     ring = dataset.tiles[1].buildings[1].polygon
     assert len(ring.interiors) == 1 and ring.area == pytest.approx(1500, abs=5)
-    assert report.tiles["written"] == 4 and report.footprints == 3
+    assert report.tiles["written"] == 4 and report.more["footprints"] == Counter(read=3)
 
 
 def test_heights_and_reasons(town, tmp_path):
     report, dataset = make(town, tmp_path)
     heights = {b.id: b.height_m for t in dataset.tiles for b in t.buildings}
     assert heights == {"a": 6.5, "b": None, "c": None}
-    assert report.unknown_heights == Counter({"not a number": 1, "absurd": 1})
+    # Of labels: "b" reaches into four tiles that overlap, "c" into two.
+    assert report.unknown_heights == Counter({"not a number": 4, "absurd": 2})
+    assert report.heights == Counter(known=2, unknown=6)
     building = dataset.tiles[0].buildings[0]
     assert (building.height_source, building.height_datum) == ("h", "unverified")
 
@@ -105,7 +118,7 @@ def test_tile_on_disk_keeps_dtype_nodata_and_names(town, tmp_path):
     values = np.full((3, 120, 200), 40_000, "uint16")
     values[:, :, :10] = 65_535
     raster(tmp_path / "deep.tif", values, nodata=65_535)
-    _, dataset = make(town, tmp_path, rgb=[tmp_path / "deep.tif"])
+    _, dataset = make(town, tmp_path, rgb=[tmp_path / "deep.tif"], cut=True)
     with rasterio.open(dataset.root / dataset.tiles[0].file_name) as tile:
         assert tile.dtypes == ("uint16",) * 3 and tile.nodata == 65_535
         assert tile.descriptions == ("red", "green", "blue") and tile.crs.to_epsg() == 32631
@@ -196,13 +209,15 @@ class TestClipping:
 
 
 class TestSar:
-    def test_on_another_grid_is_warped_and_written_in_db(self, town, tmp_path):
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_on_another_grid_is_warped_and_written(self, town, tmp_path, cut):
         power = np.full((1, 200, 300), 100.0, "float32")
         sar = raster(
             tmp_path / "sar.tif", power, GRID * Affine.translation(-10, -10) * Affine.scale(0.8), nodata=0
         )
-        report, dataset = make(town, tmp_path, sar=[sar], sar_names=["VV"], sar_scale="linear_power")
-        assert dataset.bands == BandSpec(sar=("VV",), sar_scale="db")
+        report, dataset = make(town, tmp_path, sar=[sar], sar_names=["VV"], sar_scale="linear_power", cut=cut)
+        assert dataset.bands == BandSpec(sar=("VV",), sar_scale="db" if cut else "linear_power")
+        assert all(t.sar_window is None for t in dataset.tiles)
         image = read_tile(dataset, dataset.tiles[0])
         assert image.shape == (4, 100, 100) and np.allclose(image[3], 20, atol=1e-4)
         assert any("warped onto the optical grid" in note for note in report.notes)
@@ -215,7 +230,9 @@ class TestSar:
 
     def test_alone(self, town, tmp_path):
         sar = raster(tmp_path / "sar.tif", np.ones((2, 120, 200), "float32"))
-        _, dataset = make(town, tmp_path, rgb=[], sar=[sar], sar_names=["VV", "VH"], sar_scale="amplitude")
+        _, dataset = make(
+            town, tmp_path, rgb=[], sar=[sar], sar_names=["VV", "VH"], sar_scale="amplitude", cut=True
+        )
         assert dataset.bands == BandSpec((), ("VV", "VH"), "db")
         assert dataset.tiles[0].file_name.startswith("sar/")
         assert (read_tile(dataset, dataset.tiles[0]) == 0).all()
@@ -243,7 +260,7 @@ class TestHeightRasters:
         assert (building.height_m, building.height_source) == (8.0, "ndsm")
         assert (building.height_stat, building.height_datum) == ("median", "ground")
         assert report.compared.endswith("n = 1, MAE 1.50 m, bias +1.50 m")
-        assert report.unknown_heights == Counter({"zero": 2})
+        assert report.unknown_heights == Counter({"zero": 6})
         with rasterio.open(dataset.root / dataset.tiles[0].ndsm_file_name) as tile:
             assert tile.shape == (100, 100) and tile.read(1)[20, 20] == 8.0
 
@@ -267,17 +284,19 @@ class TestHeightRasters:
 
 
 class TestSplits:
-    def recipe(self, tmp_path, overlap):
+    options = Options(split=["train=6", "val=2", "test=2"])
+
+    def recipe(self, tmp_path, overlap, **more):
         rgb = raster(tmp_path / "big.tif", np.ones((3, 640, 640), "uint8"))
         houses = [box(x, y, x + 20, y + 20) for x in range(10, 620, 40) for y in range(10, 620, 40)]
         return Recipe(
             rgb=[rgb], footprints=[layer(tmp_path / "h.gpkg", houses, n=range(len(houses)))], tile_size=64,
-            overlap=overlap, split=["train=6", "val=2", "test=2"],
+            overlap=overlap, **more,
         )  # fmt: skip
 
-    @pytest.mark.parametrize("overlap", [0, 16])
-    def test_no_ground_is_in_two_splits(self, tmp_path, overlap):
-        report = make_tiles(self.recipe(tmp_path, overlap), tmp_path / "out")
+    @pytest.mark.parametrize(("overlap", "cut"), [(0, False), (16, False), (16, True)])
+    def test_no_ground_is_in_two_splits(self, tmp_path, overlap, cut):
+        report = make_tiles(self.recipe(tmp_path, overlap, cut=cut), tmp_path / "out", self.options)
         ground = {}
         for name in ("train", "val", "test"):
             seen = np.zeros((640, 640), bool)
@@ -289,13 +308,14 @@ class TestSplits:
         assert not (ground["val"] & ground["test"]).any()
         assert sum(g.sum() for g in ground.values()) > 0.9 * 640**2  # cut back, not thrown away
         assert report.leaked_m2 == 0 and "ground in two splits: 0.0 m2" in report.lines()
-        on_disk = {p.name for p in (tmp_path / "out" / "rgb").iterdir()}
-        assert len(on_disk) == report.tiles["written"] == sum(s["tiles"] for s in report.splits.values())
+        on_disk = list((tmp_path / "out" / "rgb").iterdir())
+        assert report.tiles["written"] == sum(s["tiles"] for s in report.splits.values())
+        assert len(on_disk) == (report.tiles["written"] if cut else 1)
 
     def test_same_seed_same_bytes(self, tmp_path):
-        recipe = self.recipe(tmp_path, 16)
-        for name in ("a", "b"):
-            make_tiles(recipe, tmp_path / name)
+        recipe = self.recipe(tmp_path, 16, cut=True)
+        for name, workers in (("a", 1), ("b", 2)):
+            make_tiles(recipe, tmp_path / name, dataclasses.replace(self.options, workers=workers))
         files = [p.relative_to(tmp_path / "a") for p in sorted((tmp_path / "a").rglob("*")) if p.is_file()]
         assert (
             all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
@@ -338,12 +358,14 @@ class TestManyImages:
         (tmp_path / "bad1.tif").write_bytes(b"nothing")
         recipe["rgb"] += [tmp_path / "bad1.tif", tmp_path / "bad2.tif"]
         with pytest.raises(
-            InputError, match=r"(?s)2 of 4 images cannot be used.*bad1\.tif: not a raster.*bad2\.tif: no such"
+            InputError, match=r"(?s)2 images cannot be used.*bad1\.tif: not a raster.*bad2\.tif: no such"
         ):
             make(recipe, tmp_path)
         assert not (tmp_path / "out").exists()
         report, dataset = make(recipe, tmp_path, skip_invalid=True)
-        assert len(dataset.tiles) == 2 and len(report.invalid) == 2 and dataset.info["skipped_images"] == 2
+        assert len(dataset.tiles) == 2 and report.problems == dataset.info["problems"] == {
+            "unusable images": 2
+        }
 
     def test_wrong_number_of_sar_rasters(self, tmp_path):
         recipe = self.pieces(tmp_path)
@@ -359,7 +381,7 @@ class TestBadInput:
         report, dataset = make(town, tmp_path, rgb=[tmp_path / "half.tif"], nodata=0)
         assert len(dataset.tiles) == 2 and report.tiles["left out as no data"] == 2 and dataset.nodata == 0
         raster(tmp_path / "black.tif", values * 0)
-        with pytest.raises(InputError, match="no tile is left of 1 images"):
+        with pytest.raises(InputError, match="no tile is left of 4 tiles .4 left out as no data."):
             make(town, tmp_path, rgb=[tmp_path / "black.tif"], nodata=0)
 
     def test_nan_and_inf(self, town, tmp_path):
@@ -395,7 +417,7 @@ class TestBadInput:
         frame.to_parquet(tmp_path / "odd.parquet")
         report, dataset = make(town, tmp_path, footprints=[tmp_path / "odd.parquet"])
         assert sorted(round(b.polygon.area) for b in dataset.tiles[0].buildings) == [200, 400]
-        assert report.geometry == Counter({"repaired": 1, "no geometry": 2})
+        assert report.more["footprints"] == Counter({"read": 4, "repaired": 1, "no geometry": 2})
 
     def test_missing_crs(self, town, tmp_path):
         raster(tmp_path / "plain.tif", np.ones((3, 120, 200), "uint8"), crs=None)
@@ -447,16 +469,16 @@ class TestBadInput:
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter.txt").touch()
         with pytest.raises(InputError, match="holds no 'annotations'"):
-            make_tiles(Recipe(**town), tmp_path / "thesis", overwrite=True)
+            make_tiles(Recipe(**town), tmp_path / "thesis", Options(overwrite=True))
         assert (tmp_path / "thesis" / "chapter.txt").exists()
 
     def test_output_exists(self, town, tmp_path):
         make_tiles(Recipe(**town), tmp_path / "out")
         before = (tmp_path / "out" / "annotations" / "train.json").stat().st_mtime_ns
         with pytest.raises(InputError, match="already exists.*--overwrite"):
-            make_tiles(Recipe(**town), tmp_path / "out")
+            make_tiles(Recipe(**{**town, "overlap": 5}), tmp_path / "out")
         with pytest.raises(InputError):  # a failing run leaves the old result alone
-            make_tiles(Recipe(**{**town, "height_field": "x"}), tmp_path / "out", overwrite=True)
+            make(town, tmp_path, height_field="x")
         assert (tmp_path / "out" / "annotations" / "train.json").stat().st_mtime_ns == before
         assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -471,12 +493,12 @@ def test_command_line(town, tmp_path, capsys):
     run("--rgb", *town["rgb"], "--footprints", *town["footprints"], "--height-field", "h", "--tile-size", 100,
         "--sun-azimuth", 150, "--sun-elevation", 40, "--out", tmp_path / "o")  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1 images, 3 footprints"
-    assert "unknown heights of footprints: 1 not a number, 1 absurd" in lines
+    assert lines[:2] == ["images: 1 read", "footprints: 3 read"]
+    assert "unknown heights: 4 not a number, 2 absurd" in lines
     assert lines[-1] == f"wrote {tmp_path / 'o'}: annotations/train.json"
     dataset = read_coco(tmp_path / "o" / "annotations" / "train.json")
     assert dataset.tiles[0].sensor == SensorGeometry(sun_azimuth_deg=150.0, sun_elevation_deg=40.0)
-    assert dataset.info["unknown_heights"] == {"not a number": 1, "absurd": 1}
+    assert dataset.info["unknown_heights"] == {"not a number": 4, "absurd": 2}
 
 
 class TestRealData:
@@ -486,9 +508,12 @@ class TestRealData:
         run("--rgb", *sorted((folder / "3band").glob("*.tif")), "--nodata", 0, "--out", tmp_path / "o",
             "--footprints", *sorted((folder / "vectorData/geoJson").glob("*.geojson")))  # fmt: skip
         out = capsys.readouterr().out
-        assert "10 images, 119 footprints" in out and "tiles: 10 written, 3 without buildings" in out
+        assert (
+            "images: 10 read\nfootprints: 119 read\n" in out
+            and "tiles: 10 written, 3 without buildings" in out
+        )
         dataset = read_coco(tmp_path / "o" / "annotations" / "train.json")
-        counts = {t.file_name.split("img")[1].split("_")[0]: len(t.buildings) for t in dataset.tiles}
+        counts = {t.file_name.split("img")[1].split(".")[0]: len(t.buildings) for t in dataset.tiles}
         assert [counts[str(i)] for i in range(1, 11)] == [0, 0, 0, 13, 10, 5, 6, 31, 24, 23]
         assert all(0.47 < t.gsd_m < 0.49 and t.crs == "EPSG:4326" for t in dataset.tiles)
         black = [np.isnan(read_tile(dataset, t)[0]).mean() for t in dataset.tiles]
