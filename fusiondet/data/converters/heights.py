@@ -35,6 +35,31 @@ def statistic(name: str) -> Callable[[np.ndarray], float]:
     return known[name]
 
 
+def zonal_height(heights_m: np.ndarray, outline_px: BaseGeometry, measure: Callable[[np.ndarray], float]):
+    """(height in metres, None) of an outline, or (None, why it is unknown).
+
+    Reasons are those of `buildings.clean_height_m`, "no height pixel" (no pixel centre inside) and "height raster has
+    no data" (on half of the outline or more).
+
+    Args:
+        heights_m: (H, W) metres above ground, NaN = no data.
+        outline_px: in its pixels; what is beyond it does not count.
+        measure: see `statistic`.
+    """
+    x0, y0, x1, y1 = outline_px.bounds
+    x0, y0 = max(0, math.floor(x0)), max(0, math.floor(y0))
+    heights_m = heights_m[y0 : max(y0, math.ceil(y1)), x0 : max(x0, math.ceil(x1))]
+    if not heights_m.size:
+        return None, "no height pixel"
+    inside_m = heights_m[polygon_to_mask(shapely.affinity.translate(outline_px, -x0, -y0), *heights_m.shape)]
+    if not inside_m.size:
+        return None, "no height pixel"
+    known_m = inside_m[np.isfinite(inside_m)]
+    if known_m.size < MIN_VALID * inside_m.size:
+        return None, "height raster has no data"
+    return clean_height_m(float(measure(known_m)))
+
+
 class HeightRaster:
     """Heights above ground from an nDSM, or from a surface model minus a terrain model, on any grid.
 
@@ -70,8 +95,7 @@ class HeightRaster:
     def of(self, polygon: BaseGeometry, measure: Callable[[np.ndarray], float]):
         """(height in metres, None) of `polygon` (in this raster's CRS), or (None, why it is unknown).
 
-        Reasons are those of `buildings.clean_height_m`, "outside the height raster", "no height pixel" (no pixel centre
-        inside) and "height raster has no data" (on half of the outline or more).
+        Reasons are "outside the height raster" and those of `zonal_height`.
         """
         outline_px = map_to_pixel(polygon, self._surface.transform)
         frame = shapely.box(0, 0, self._surface.width, self._surface.height)
@@ -79,15 +103,9 @@ class HeightRaster:
             return None, "outside the height raster"
         x0, y0, x1, y1 = shapely.intersection(outline_px.envelope, frame).bounds
         x0, y0, x1, y1 = math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
-        shape = (max(1, y1 - y0), max(1, x1 - x0))
-        inside = polygon_to_mask(shapely.affinity.translate(outline_px, -x0, -y0), *shape)
-        if not inside.any():
-            return None, "no height pixel"
-        heights_m = self.onto(self._surface.transform * Affine.translation(x0, y0), self.crs, shape)[inside]
-        known = heights_m[np.isfinite(heights_m)]
-        if known.size < MIN_VALID * heights_m.size:
-            return None, "height raster has no data"
-        return clean_height_m(float(measure(known)))
+        transform = self._surface.transform * Affine.translation(x0, y0)
+        heights_m = self.onto(transform, self.crs, (max(1, y1 - y0), max(1, x1 - x0)))
+        return zonal_height(heights_m, shapely.affinity.translate(outline_px, -x0, -y0), measure)
 
     def __enter__(self):
         return self
