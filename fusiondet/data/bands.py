@@ -129,6 +129,23 @@ def band_numbers(wanted: Sequence[str], known: Sequence[str], kind: str) -> list
     return numbers
 
 
+def band_index(text: str) -> int | tuple[int, ...]:
+    """A band's number from the command line: "2", or "1+4" for the mean power of bands 1 and 4.
+
+    Raises:
+        InputError: something else, a number below 1, or one twice.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split("+"))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"{text!r} is no band: expected a number from 1, or several as 1+4 for their mean power."
+        )
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def check_averaging(sar_scale: str | None) -> None:
     """InputError where bands of that scale have no power that could be averaged."""
     if sar_scale is None or sar_scale == "stretched_uint8":

@@ -1,9 +1,10 @@
 """The only reader of rasters, for training and inference alike: files in, float32 (C, H, W) with NaN = no data out.
 
-Channels: optical bands as the file has them, then SAR bands in dB (`stretched_uint8` untouched). No data is a property
-of a modality: a pixel that is invalid there is NaN in all its bands. Invalid means: all bands equal the declared nodata
-number (or, where the file declares none, the dataset's number), any band NaN or infinite, outside the alpha band or
-mask, or SAR power <= 0 in every band (a single band <= 0 is set to SAR_FLOOR_DB).
+Channels: optical bands as the file has them, then SAR bands in dB (`stretched_uint8` untouched); complex ones are
+detected to power, and a band "HH+VV" is the mean power of those of its polarisations that are known. No data is a
+property of a modality: a pixel that is invalid there is NaN in all its bands. Invalid means: all bands equal the
+declared nodata number (or, where the file declares none, the dataset's number), any band NaN or infinite, outside the
+alpha band or mask, or SAR power <= 0 in every band (a single band <= 0 is set to SAR_FLOOR_DB).
 
 Resampling happens in linear power and never mixes in invalid pixels: values times validity and validity itself are
 warped together and divided; a pixel of the result is valid where its nearest source pixel is.
@@ -12,8 +13,9 @@ Files are untrusted: local paths only, an explicit list of drivers (a VRT may op
 before memory is taken.
 """
 
+from fusiondet.data.imagery.calibration import check_sar_scale, plausible_sar_scales
 from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, gsd_m_of, metric_crs, warp_valid
-from fusiondet.data.imagery.rasters import BandReader, PixelWindow, open_raster, resolve_bands
+from fusiondet.data.imagery.rasters import BandReader, PixelWindow, open_raster, resolve_bands, sample_values
 from fusiondet.data.imagery.scenes import Scene, SceneReader, read_scene
 from fusiondet.data.imagery.tiles import TileRaster, band_statistics, read_tile, read_tile_image, tile_rasters
 
@@ -25,14 +27,17 @@ __all__ = [
     "TileRaster",
     "axis_gsd_m",
     "band_statistics",
+    "check_sar_scale",
     "crs_text",
     "gsd_m_of",
     "metric_crs",
     "open_raster",
+    "plausible_sar_scales",
     "read_scene",
     "read_tile",
     "read_tile_image",
     "resolve_bands",
+    "sample_values",
     "tile_rasters",
     "warp_valid",
 ]

@@ -34,8 +34,8 @@ def plausible_sar_scales(values: np.ndarray) -> tuple[str, ...]:
 
     Returns:
         ("db",) where a tenth is negative, or where all are within a few decibels of a median that only uncalibrated
-        dB have; ("linear_power", "amplitude") where the numbers spread too far for decibels; all three where the
-        numbers do not tell, as of fewer than MIN_SAMPLE pixels or of few different ones.
+        dB have, and are no whole numbers; ("linear_power", "amplitude") where they spread too far for decibels; all
+        three where they do not tell, as fewer than MIN_SAMPLE pixels or few different ones do not.
     """
     known = np.asarray(values, np.float64).ravel()
     known = known[np.isfinite(known) & (known != 0)]
@@ -47,9 +47,10 @@ def plausible_sar_scales(values: np.ndarray) -> tuple[str, ...]:
     if known.max() > _MAX_DB:
         return linear
     median, high = np.percentile(known, (50, 99))
+    counts = bool((known == np.rint(known)).all())
     if known.min() >= 0 and high > _MAX_SPREAD_DB * median:
         return linear
-    if median >= _MIN_MEDIAN_DB and high < _MIN_SPREAD_LINEAR * median:
+    if not counts and median >= _MIN_MEDIAN_DB and high < _MIN_SPREAD_LINEAR * median:
         return ("db",)
     return both
 

@@ -1,5 +1,6 @@
 """Open rasters safely, and read chosen bands with their validity, on the file's own grid or warped onto another."""
 
+import itertools
 import math
 import re
 import warnings
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fusiondet.data.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
-from fusiondet.data.imagery.calibration import check_not_db, stated_scale_factor
+from fusiondet.data.imagery.calibration import MIN_SAMPLE, check_not_db, stated_scale_factor
 from fusiondet.data.imagery.grids import crs_text, grid_in_pixels_of, warp_valid, whole_pixel_offset
 from fusiondet.errors import InputError
 
@@ -271,17 +272,15 @@ class FileBands:
         return valid
 
     def sample(self, count: int) -> np.ndarray:
-        """Some known numbers of the file, about `count` or more of them if it has as many, from all over it."""
-        source, found, size = self.source, [], 128
-        places = [(i + 0.5) / 3 for i in (1, 0, 2)]
-        for v, u in ((v, u) for v in places for u in places):
-            width, height = min(size, source.width), min(size, source.height)
-            corner = int(u * source.width) - width // 2, int(v * source.height) - height // 2
-            x0 = min(max(0, corner[0]), source.width - width)
-            y0 = min(max(0, corner[1]), source.height - height)
-            values, valid = self._read((x0, y0, width, height))
+        """About `count` known numbers other than 0: of the middle of the file, then of eight places around it."""
+        found, known = [], 0
+        width, height = min(128, self.source.width), min(128, self.source.height)
+        free = self.source.width - width, self.source.height - height
+        for v, u in itertools.product((0.5, 0.1, 0.9), repeat=2):
+            values, valid = self._read((round(u * free[0]), round(v * free[1]), width, height))
             found.append(values[:, valid & (values != 0).all(axis=0)].ravel())
-            if sum(map(len, found)) >= count:
+            known += found[-1].size
+            if known >= count or free == (0, 0):
                 break
         return np.concatenate(found)
 
@@ -341,6 +340,23 @@ class FileBands:
         values, valid = self.read_linear((left, top, right - left, bottom - top))
         source_transform = self.transform * Affine.translation(left, top)
         return self._to_final(*warp_valid(values, valid, source_transform, self.crs, transform, crs, shape))
+
+
+def sample_values(paths: Sequence[Path], nodata: float | None = None) -> np.ndarray:
+    """(k,) float32: some known numbers of all bands of rasters, as the files have them; |z|^2 of complex ones.
+
+    For `plausible_sar_scales`: pass some tiles of a data set.
+
+    Args:
+        nodata: number that means "no data" where a file declares none; 0 is left out anyway.
+    """
+    found = []
+    for path in paths:
+        with open_raster(path) as source:
+            is_complex = source.dtypes[0].startswith("complex")
+            bands = FileBands(source, source.indexes, nodata, "complex" if is_complex else None)
+            found.append(bands.sample(MIN_SAMPLE))
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
 class BandReader:
@@ -427,14 +443,14 @@ def resolve_bands(
     members = list(dict.fromkeys(m for name in wanted if name not in whole for m in sar_members(name)))
     at = {name: find(name) for name in members}
     if None in at.values() or len(set(at.values())) < len(at):
-        at = _in_order(stack, data, members, at, found, option, notes)
+        at = _in_order(stack, data, wanted, members, at, found, option, notes)
     numbers = [
         tuple(at[m] for m in sar_members(name)) if name not in whole else whole[name] for name in wanted
     ]
     return [n[0] if isinstance(n, tuple) and len(n) == 1 else n for n in numbers]
 
 
-def _in_order(stack, data, members, at, found, option, notes) -> dict[str, int]:
+def _in_order(stack, data, wanted, members, at, found, option, notes) -> dict[str, int]:
     """Band numbers of `members`: polarisations where names tell them, the others in order among untold bands."""
     if len(data) < len(members):
         raise InputError(f"{found}, but {len(members)} are needed: {', '.join(members)}.")
@@ -448,6 +464,12 @@ def _in_order(stack, data, members, at, found, option, notes) -> dict[str, int]:
             f"{option} to take them all the same."
         )
     more = len(free) > len(rest)
+    mean = next((name for name in wanted if "+" in name and set(sar_members(name)) & set(rest)), None)
+    if mean and more:
+        raise InputError(
+            f"{found}; names do not tell which bands {mean} is the mean power of: say so, e.g. {option} "
+            f"{'+'.join(str(n + 1) for n in range(len(sar_members(mean))))}."
+        )
     sources = [stack[n - 1][0] for n in free]
     if len(dict.fromkeys(sources)) == len(rest):
         free = [n for i, n in enumerate(free) if sources.index(sources[i]) == i]

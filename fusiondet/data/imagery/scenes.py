@@ -181,10 +181,7 @@ class SceneReader:
                     f"{source.name}: has no georeference and another size than {base.source.name}. "
                     "Give it a CRS and a transform, e.g. with `rio edit-info` or gdal_translate -a_srs -a_ullr."
                 )
-            if _has_place(base.source):
-                self.notes.append(
-                    f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}."
-                )
+            self.notes.append(f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}.")
             part.transform, part.crs = base.transform, base.crs
         elif (part.crs is None) != (base.crs is None) or _has_place(source) != _has_place(base.source):
             raise InputError(
@@ -216,6 +213,10 @@ class SceneReader:
         """Refuse numbers that are not what they were declared; dB that look linear are noted only."""
         for source in dict.fromkeys(file.source for file in files):
             part = next(file for file in files if file.source is source)
+            if part.factor != 1:
+                self.notes.append(
+                    f"{source.name}: amplitudes are multiplied by {part.factor:.4g} (calibration)."
+                )
             if part.scale not in ("linear_power", "amplitude", "db"):
                 continue
             try:
