@@ -13,6 +13,7 @@ SOURCES = {
         "fusiondet.data.converters.tiles",
         "your own RGB (and SAR) rasters with footprints, heights where known",
     ),
+    "spacenet": ("fusiondet.data.converters.spacenet", "SpaceNet 1, 2 and 4: tiles with GeoJSON or the CSV, no heights"),
 }
 
 
