@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate_instances(args) -> tuple[dict, str]:
     from fusiondet.evaluation.dense import require_instances
     from fusiondet.evaluation.instances import METRICS, evaluate_instances
-    from fusiondet.evaluation.spacenet import evaluate_spacenet
+    from fusiondet.evaluation.spacenet import evaluate_spacenet, spacenet_table
 
     if args.region or args.compare:
         return evaluate_by_tile(args)
@@ -41,13 +41,16 @@ def evaluate_instances(args) -> tuple[dict, str]:
         require_instances(args.predictions)
     if metrics or not asked:
         numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
-    if "spacenet" in asked:
-        numbers |= evaluate_spacenet(
-            args.annotations, args.predictions, args.min_area_px, args.score_threshold
-        )
     if "dense" in asked:
         numbers |= evaluate_maps(args)
-    return numbers, metrics_table(numbers)
+    lines = [metrics_table(numbers)] if numbers else []
+    if "spacenet" in asked:
+        outlines = evaluate_spacenet(
+            args.annotations, args.predictions, args.min_area_px, args.score_threshold
+        )
+        numbers |= outlines
+        lines.append(spacenet_table(outlines))
+    return numbers, "\n".join(lines)
 
 
 def evaluate_maps(args) -> dict:
@@ -105,6 +108,7 @@ def evaluate_vectors(args) -> tuple[dict, str]:
 def evaluate_dfc2023(args) -> tuple[dict, str]:
     from fusiondet.data.coco import read_predictions
     from fusiondet.evaluation import dfc2023
+    from fusiondet.evaluation.dense import require_instances
     from fusiondet.export import submission as zips
 
     if (args.submission is None) == (args.predictions is None):
@@ -122,6 +126,7 @@ def evaluate_dfc2023(args) -> tuple[dict, str]:
         with zips.ZippedSubmission(args.submission, findings) as submission:
             numbers = dfc2023.evaluate_dfc2023(truth, submission)
         return numbers, dfc2023.dfc2023_table(numbers, findings)
+    require_instances(args.predictions)
     records = read_predictions(args.predictions)
     submission = zips.PaintedSubmission(
         truth.document, records, truth.names, findings, truth.category_ids[0], args.score_threshold

@@ -35,9 +35,27 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
       mae_norm_building, rmse_norm_..., mse_norm_..., mae_norm_all, ...       of heights divided by normalizer_m
       normalizer_m                                     greatest true height of the tiles, unless another was asked for
 
+    dfc2023/...    Track 2 of DFC2023 as the contest's scorer computes it, oddities included; all of it in [0, 1]
+      score                            (ap50 + delta1) / 2
+      ap50, map                        instances, IoU .5 with 1000 per tile, IoU .50:.95 with 100; rounded to three
+                                       decimals; -1 without any building
+      delta1, delta2, delta3, mae_m, mse_m2, rmse_m    of all pixels of submitted tiles, means over those tiles
+      labelled_mae, labelled_mse, labelled_rmse        what the scorer calls so: they are RMSE, MAE and MSE
+      background_share                 pixels whose true height is 0 or less: what a map of zeros has as delta1
+      delta1_background                the part of delta1 that such pixels are
+      n_images, n_buildings, n_instances, n_tiles_scored
+      found_<kind>                     what is wrong with the submission: `fusiondet.export.submission.FINDINGS`
+    dfc2023_strict/...                 the same question asked of buildings: all tiles, a missing one wrong everywhere
+      score, ap50                      as above, not rounded; None without any building
+      delta1, delta2, delta3, mae_m, rmse_m            pixels in annotated outlines with a true height above 0, pooled
+      n_tiles, n_building_pixels
+    spacenet/f1, precision, recall, tp, fp, fn         pooled over tiles, IoU > .5 of polygons, by the SpaceNet rules
+    spacenet/min_area_px, score_threshold              smallest outline, px²; instances from this score on are proposals
+
 `resampling` computes a part of these from counts per tile, for regions of tiles (under cloud, in the clear), and draws
 tiles again for the intervals of scores and of differences.
-`instances` scores COCO results against annotations, `dense` maps, `vectors` one GIS layer against another.
+`instances` scores COCO results against annotations, `dense` maps, `vectors` one GIS layer against another; `dfc2023`
+and `spacenet` score by the rules of those contests.
 """
 
 _ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")

@@ -26,7 +26,6 @@ from typing import Protocol
 
 from fusiondet.cli import progress
 from fusiondet.data.coco import CATEGORIES, image_root, is_number, validate_coco
-from fusiondet.data.labels import read_heights
 from fusiondet.errors import InputError
 from fusiondet.evaluation.average_precision import IOU_THRESHOLDS
 from fusiondet.evaluation.dense import DenseCounts, dense_counts
@@ -42,6 +41,7 @@ from pycocotools import mask as mask_api
 _ZERO_M, _NEGATIVE_M = 0.00001, 999
 _HEIGHT_SCORES = ("delta1", "delta2", "delta3", "mae_m", "mse_m2", "rmse_m")
 BUILDING = "building"
+_IMAGE_SUFFIXES = (".tiff", ".png", ".jpg", ".jpeg", ".jp2")
 
 
 class Submission(Protocol):
@@ -106,7 +106,7 @@ def read_truth(path: Path, heights: Path | None = None, scored: bool = True) -> 
     validate_coco(document, path)
     images: dict[str, dict] = {}
     for image in document["images"]:
-        name = PurePosixPath(image["file_name"].replace("\\", "/")).with_suffix(".tif").name
+        name = _height_name(image["file_name"])
         if name in images:
             raise InputError(
                 f"{path}: images {images[name]['id']!r} and {image['id']!r} are both called {name}; a submission has "
@@ -287,9 +287,13 @@ def _true_heights(truth: Truth, name: str) -> np.ndarray:
         path = truth.heights / name
     else:
         path = safe_join(image_root(truth.path), image["ndsm_file_name"])
-        if image.get("window") is not None:  # a part of a larger raster, found by its place on the map
-            return read_heights(path, shape, image.get("transform"), image.get("crs"))
     return read_plain_raster(path, shape, str(path)).astype(np.float32)
+
+
+def _height_name(file_name: str) -> str:
+    """Name of the height raster of an image: its own, as .tif. `GF2_Rio_-22.88_-43.21` has no suffix to replace."""
+    name = PurePosixPath(file_name.replace("\\", "/"))
+    return name.with_suffix(".tif").name if name.suffix.lower() in _IMAGE_SUFFIXES else name.name
 
 
 def _require_rasters(truth: Truth) -> None:
@@ -375,7 +379,7 @@ def _checked_records(truth: Truth, records: list, findings: Findings) -> list[di
 def _usable_mask(segmentation: dict | list, size: tuple[int, int], name: str, findings: Findings) -> dict:
     if isinstance(segmentation, list) or isinstance(segmentation.get("counts"), list):
         findings.add("uncompressed_mask", name)
-    elif list(segmentation.get("size") or []) != list(size):
+    elif segmentation.get("size") not in (list(size), tuple(size)):
         findings.add("mask_size", f"{name} ({segmentation.get('size')}, expected {list(size)})")
         return compressed_rle([], *size)
     try:

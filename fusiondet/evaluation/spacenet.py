@@ -76,6 +76,20 @@ def evaluate_spacenet(
     }
 
 
+def spacenet_table(numbers: dict) -> str:
+    """A readable line for the numbers of `evaluate_spacenet`; "-" where one is not defined."""
+
+    def share(name: str) -> str:
+        value = numbers[f"spacenet/{name}"]
+        return "-" if value is None else f"{value:.3f}"
+
+    counts = ", ".join(f"{numbers[f'spacenet/{name}']} {name}" for name in ("tp", "fp", "fn"))
+    return (
+        f"spacenet: F1 {share('f1')}, precision {share('precision')}, recall {share('recall')} ({counts}; outlines of "
+        f"{numbers['spacenet/min_area_px']:g} px² and more, scores of {numbers['spacenet/score_threshold']:g} and more)"
+    )
+
+
 def spacenet_counts(
     truth: Sequence[BaseGeometry],
     proposals: Sequence[BaseGeometry],

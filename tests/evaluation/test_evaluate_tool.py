@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
@@ -13,6 +14,7 @@ from fusiondet.evaluation.dense import DenseCounts, DenseScores
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.export import write_buildings
 from fusiondet.files import write_json
+from tests.evaluation.contest_cases import Contest
 from tests.tiny_city import write_raster
 
 import numpy as np
@@ -234,3 +236,109 @@ def test_a_network_without_instances_is_not_scored_as_a_blind_detector(files, tm
 def test_maps_that_cannot_be_scored_are_refused(files, load_tool, more, message):
     with pytest.raises(InputError, match=message):
         load_tool("evaluate").main(arguments_of(files, "--metrics", "dense", *more))
+
+
+# ---- The contests ----------------------------------------------------------------------------------------
+
+
+def test_outlines_are_scored_as_spacenet_does_where_asked_for(files, tmp_path, capsys, load_tool):
+    out = tmp_path / "metrics.json"
+    load_tool("evaluate").main(arguments_of(files, "--metrics", "spacenet,joint", "--out", out))
+    metrics = json.loads(out.read_text())
+    assert [metrics[f"spacenet/{key}"] for key in ("tp", "fp", "fn", "min_area_px")] == [1, 0, 1, 80]
+    assert metrics["spacenet/f1"] == pytest.approx(2 / 3) and "joint/AP50" in metrics
+    assert "spacenet: F1 0.667, precision 1.000, recall 0.500 (1 tp, 0 fp, 1 fn" in capsys.readouterr().out
+    more = ("--metrics", "spacenet", "--min-area-px", 110, "--out", out, "--overwrite")
+    load_tool("evaluate").main(arguments_of(files, *more))
+    assert json.loads(out.read_text())["spacenet/fn"] == 1 and capsys.readouterr().out.startswith("spacenet:")
+
+
+@pytest.fixture
+def track2(tmp_path):
+    """Arguments of `dfc2023` for the truth of a small contest; its submission is in tmp_path / "res"."""
+    Contest(3).write(tmp_path)
+    truth = tmp_path / "ref" / "buildings_only_val.json"
+    return ["dfc2023", "--annotations", str(truth), "--heights", str(tmp_path / "ref" / "height")]
+
+
+def zip_of(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return str(path)
+
+
+def test_a_zip_is_scored_as_in_the_contest(track2, tmp_path, capsys, load_tool):
+    out = tmp_path / "metrics.json"
+    submission = zip_of(tmp_path / "res", tmp_path / "s.zip")
+    load_tool("evaluate").main([*track2, "--submission", submission, "--strict", "--out", str(out)])
+    metrics, text = json.loads(out.read_text()), capsys.readouterr().out
+    assert metrics["dfc2023/score"] == pytest.approx(0.60365625)
+    assert metrics["dfc2023_strict/n_tiles"] == 4 and "Score:0.6036" in text
+    assert text.splitlines()[-1] == f"wrote {len(metrics)} numbers to {out}"
+
+
+def test_a_fault_is_named_and_with_strict_exit_2(track2, tmp_path, capsys, load_tool):
+    (tmp_path / "res" / "height" / "P_0002.tif").rename(tmp_path / "res" / "height" / "P_2.tif")
+    submission = zip_of(tmp_path / "res", tmp_path / "s.zip")
+    load_tool("evaluate").main([*track2, "--submission", submission])
+    text = capsys.readouterr().out
+    assert "1 files in height/ that no image has the name of" in text and "P_2.tif" in text
+    assert "the contest's scorer gives this submission no score" in text
+    words = [sys.executable, str(TOOL), *track2, "--submission", submission, "--strict", "--out", "m.json"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "P_2.tif" in done.stderr
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_predictions_are_scored_without_and_with_a_zip(track2, tmp_path, capsys, load_tool):
+    records = [{**r, "height_m": 6.0} for r in Contest(3).results]
+    write_json(records, tmp_path / "predictions.json")
+    words = [*track2, "--predictions", str(tmp_path / "predictions.json"), "--out", str(tmp_path / "m.json")]
+    load_tool("evaluate").main(words)
+    direct = json.loads((tmp_path / "m.json").read_text())
+    assert not list(tmp_path.glob("*.zip"))
+    load_tool("evaluate").main([*words, "--overwrite", "--write-submission", str(tmp_path / "s.zip")])
+    assert f"wrote 4 tiles and {len(records)} instances to {tmp_path / 's.zip'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "m.json").read_text()) == direct
+    load_tool("evaluate").main(
+        [*track2, "--submission", str(tmp_path / "s.zip"), "--strict", *words[-2:], "--overwrite"]
+    )
+    assert json.loads((tmp_path / "m.json").read_text()) == direct
+    with pytest.raises(InputError, match="s.zip: already exists"):
+        load_tool("evaluate").main([*words[:-2], "--write-submission", str(tmp_path / "s.zip")])
+
+
+def test_a_zip_is_written_where_there_is_no_truth(tmp_path, capsys, load_tool):
+    images = Contest(3).document["images"]
+    write_json({"images": images}, tmp_path / "test.json")
+    write_json([], tmp_path / "predictions.json")
+    words = ["dfc2023", "--annotations", str(tmp_path / "test.json")]
+    words += ["--predictions", str(tmp_path / "predictions.json")]
+    load_tool("evaluate").main([*words, "--write-submission", str(tmp_path / "s.zip")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "wrote 4 tiles and 0 instances" in lines[0] and lines[-1].startswith("not scored")
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert sorted(archive.namelist()) == [
+            *(f"height/P_000{n}.tif" for n in (1, 2, 3, 4)),
+            "seg_results.json",
+        ]
+    with pytest.raises(InputError, match="expected a COCO file with a list 'annotations'"):
+        load_tool("evaluate").main(words)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "give either --submission, a zip, or --predictions"),
+        (["--submission", "a.zip", "--predictions", "p.json"], "give either --submission"),
+        (
+            ["--submission", "a.zip", "--write-submission", "b.zip"],
+            "--write-submission makes a zip of --predictions",
+        ),
+        (["--submission", "missing.zip"], "missing.zip: no such file"),
+    ],
+)
+def test_options_of_the_contest_that_do_not_go_together_are_refused(track2, load_tool, more, message):
+    with pytest.raises(InputError, match=message):
+        load_tool("evaluate").main([*track2, *more])
