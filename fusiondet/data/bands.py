@@ -78,6 +78,13 @@ class BandSpec:
                 "the tiles of a data set hold no complex SAR. Convert with --sar-scale complex: the tiles are then dB."
             )
 
+    def has(self, name: str) -> bool:
+        """Whether `select` finds the band `name` here, in either modality, or all members of that mean."""
+        if name in self.optical:
+            return True
+        members = sar_members(name)
+        return "+".join(members) in self.sar or set(members) <= set(self.sar)
+
     def select(self, optical: Sequence[str] | None = None, sar: Sequence[str] | None = None) -> "BandSpec":
         """The spec reduced to the named bands (None: all of that modality, (): none).
 

@@ -60,6 +60,13 @@ class TestMeans:
         assert band_numbers(spec.sar, QUAD.sar, "SAR") == [(1, 4), 2]
         assert band_numbers(("VV+VH+HV+HH",), QUAD.sar, "SAR") == [(1, 2, 3, 4)]
 
+    def test_what_a_spec_has(self):
+        spec = BandSpec(("red",), ("HH", "HV+VV"), "db")
+        assert [spec.has(n) for n in ("red", "HH", "VV+HV", "HV", "HH+HV", "blue")] == [True] * 3 + [
+            False
+        ] * 3
+        assert QUAD.has("VV+HH")
+
     def test_that_a_file_holds_is_one_band(self):
         mean = BandSpec((), ("HV", "HH+VV"), "db")
         assert mean.select(sar=("VV+HH",)).sar == ("HH+VV",)

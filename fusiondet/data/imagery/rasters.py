@@ -159,9 +159,10 @@ def band_stack(sources) -> list[tuple]:
 
 def _mean_power_db(bands_db: np.ndarray) -> np.ndarray:
     """(h, w) dB: the mean power of those of (m, h, w) that are not NaN; NaN where all are."""
-    power = np.power(np.float32(10), bands_db / 10)
-    count = np.isfinite(power).sum(axis=0)
-    mean = np.nansum(power, axis=0) / np.maximum(count, 1)
+    power = np.exp(bands_db * np.float32(math.log(10) / 10))  # several times faster than 10 ** x
+    known = np.isfinite(power)
+    count = known.sum(axis=0, dtype=np.float32)
+    mean = np.where(known, power, 0).sum(axis=0) / np.maximum(count, 1)
     floor = np.full(mean.shape, SAR_FLOOR_DB / 10, np.float32)
     return np.where(count, 10 * np.log10(mean, out=floor, where=mean > 0), np.nan).astype(np.float32)
 
