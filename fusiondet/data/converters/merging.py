@@ -67,7 +67,7 @@ def _merged(entries: list[tuple[int, Building]], layers: Sequence[Layer]) -> tup
     kept_at = list(range(len(found)))  # where a building that was merged into an earlier one stands
     counts: Counter = Counter()
     for i, near in _neighbours(entries, layers):
-        may_join = layers[entries[i][0]].id_field in threedbag.IDENTIFIERS
+        may_join = layers[entries[i][0]].id_field.lower() in threedbag.IDENTIFIERS
         near = list(dict.fromkeys(kept_at[j] for j in near))
         twin = next((j for j in near if _share(found[i], found[j]) >= SAME_SHARE), None)
         count = ONCE

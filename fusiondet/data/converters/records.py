@@ -79,20 +79,18 @@ def _claims_cityjson(path: Path) -> bool:
     """Whether the file says somewhere that it is CityJSON; "type" may stand at its very end."""
     if path.suffix.lower() in (".geojson", ".geojsonl", ".geojsons"):
         return False
-    claim = re.compile(rb'"type"\s*:\s*"CityJSON')
+    claim, of_lines = re.compile(rb'"type"\s*:\s*"CityJSON'), path.suffix.lower() in SEQUENCE_SUFFIXES
     with open(path, "rb") as f:
-        start = f.read(1 << 16)
-        if not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        chunk = f.readline(1 << 20) if of_lines else f.read(1 << 20)
+        if not chunk.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             return False
-        chunk = start.split(b"\n")[0] if path.suffix.lower() in SEQUENCE_SUFFIXES else start
         while chunk:
             if claim.search(chunk):
                 return True
-            if len(chunk) < len(start) or path.suffix.lower() in SEQUENCE_SUFFIXES:
-                return False
-            start = f.read(1 << 20)
-            # With the end of what was searched, where a claim may begin.
-            chunk = chunk[-64:] + start if start else b""
+            more = b"" if of_lines else f.read(1 << 20)
+            chunk = (
+                chunk[-64:] + more if more else b""
+            )  # with the end of what was searched: a claim may begin there
     return False
 
 
@@ -132,7 +130,7 @@ def _read_table(path: Path, layer, wanted, find_fields, extent) -> Records:
     source.crs = _crs_text(frame.crs.to_2d() if frame.crs else None)
     kept = [c for c in frame.columns if c != frame.geometry.name and wanted(c)]
     attributes = frame[kept].to_dict("records") if kept else [{}] * len(frame)
-    source.id_field = next((name for name in ID_FIELDS if name in kept), None)
+    source.id_field = threedbag.identifier_field(kept) or next((n for n in ID_FIELDS if n in kept), None)
     source.rows = list(zip(frame.geometry.to_numpy(), attributes, strict=True))
     return source
 
@@ -202,13 +200,11 @@ def _around(frame) -> tuple[float, ...] | None:
 
 
 def _roofs_of_buildings(parts, key: str, roof: str) -> dict:
-    """Identifier -> the roof elevation of its parts; without parts, or with unknown ones only, it is not in it."""
-    values = pandas.to_numeric(parts[roof], errors="coerce")
-    known = values.notna() & parts[key].notna() & (parts.geometry.area > 0)
-    stat = threedbag.statistic_of(roof)
+    """Identifier -> the roof elevation of its parts; None where most of it is unknown, missing without parts."""
+    values, stat = pandas.to_numeric(parts[roof], errors="coerce"), threedbag.statistic_of(roof)
     groups: dict = {}
-    for name, value, area in zip(parts[key][known], values[known], parts.geometry[known].area, strict=True):
-        groups.setdefault(name, []).append((value, area))
+    for name, value, area in zip(parts[key], values, parts.geometry.area, strict=True):
+        groups.setdefault(name, []).append((None if value != value else value, area))
     return {name: combine_parts(*zip(*group, strict=True), stat) for name, group in groups.items()}
 
 
@@ -233,6 +229,8 @@ def _choose_layer(path: Path, layer: str | None) -> tuple[str, list[str]]:
         return layer, [whole]
     if layer is not None:
         return layer, []
+    if len(roofs) == 1:  # Kadaster's product has one, beside its 3-D twin
+        return roofs[0], []
     with_geometry = [str(name) for name, kind in layers if kind is not None]
     if len(with_geometry) > 1:
         raise InputError(f"{path}: has several layers: {', '.join(with_geometry)}. Name one with --layer.")

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping
 
 from fusiondet.errors import InputError, unknown_name
 
+import pandas
+
 STATISTICS = ("min", "50p", "70p", "max")
 DEFAULT_STATISTIC = "70p"
 # (roof, grounds) of each naming family, newest first: 2025 renamed b3_h_dak_70p to b3_h_70p.
@@ -59,7 +61,7 @@ ATTRIBUTES = {
     "kadaster_median": ("dd_h_dak_50p",),
 }
 # Truncations that more than one attribute is cut to; whichever of the two mutations it is, it is one.
-_AMBIGUOUS = {"b3_val3dit", "val3dity_c", "b3_nodata_", "reconstruc"}
+AMBIGUOUS = {"b3_val3dit", "val3dity_c", "b3_nodata_", "reconstruc"}
 # Layers of its GeoPackages: whole buildings, and the parts of their roofs, the least divided ones first.
 WHOLE_BUILDINGS = "pand"
 ROOF_PARTS = ("lod12_2d", "lod13_2d", "lod22_2d")
@@ -179,7 +181,7 @@ def _cut(name: str) -> str:
 def _first(names: Mapping[str, str], wanted: Iterable[str]) -> str | None:
     for name in wanted:
         for spelling in (name, _cut(name)):
-            if spelling in names and spelling not in _AMBIGUOUS:
+            if spelling in names and spelling not in AMBIGUOUS:
                 return names[spelling]
     return None
 
@@ -214,8 +216,12 @@ def identifier_field(columns: Iterable[str]) -> str | None:
 
 
 def is_missing(value) -> bool:
-    """Whether a column's value says nothing: None, NaN, NaT or empty text."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    """Whether a column's value says nothing: None, NaN, NaT or empty text. An empty list says something."""
+    if isinstance(value, str):
+        return not value.strip()
+    if value is None or isinstance(value, (int, float)):
+        return value is None or value != value
+    return bool(pandas.api.types.is_scalar(value) and pandas.isna(value))
 
 
 def implausible(attributes: Mapping, roof_field: str, ground_field: str | None, columns) -> str | None:
@@ -233,19 +239,25 @@ def implausible(attributes: Mapping, roof_field: str, ground_field: str | None, 
         return "no roof planes" if not is_missing(attributes.get(roof_field)) else None
     low, high = NAP_RANGE_M
     for name in (roof_field, ground_field):
-        value = attributes.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
-            return "outside the range of NAP" if value == value else None
+        try:
+            elevation_m = float(attributes[name])
+        except (KeyError, TypeError, ValueError):  # no number: not for here to say
+            continue
+        if elevation_m < low or elevation_m > high:
+            return "outside the range of NAP"
     return None
 
 
 def release_of(*texts: str | None) -> str | None:
-    """3DBAG's release, e.g. "2023.06.22", in the first text that names one: metadata, a file's name or its folders."""
+    """3DBAG's release, e.g. "2023.06.22", in the first text that names one; None when none does.
+
+    Args:
+        texts: metadata, or a path: its downloads lie in folders such as v20230622. Other dates are not taken for one.
+    """
+    version = r"(?<![a-zA-Z0-9.])(?:v(20\d\d)[._-]?(\d\d)[._-]?(\d\d)|(20\d\d)\.(\d\d)\.(\d\d))(?!\d)"
     for text in texts:
-        if found := re.search(
-            r"(?<!\d)(20[12]\d)[._-]?(0[1-9]|1[0-2])[._-]?([0-3]\d)(?!\d)", str(text or "")
-        ):
-            return ".".join(found.groups())
+        if found := re.search(version, str(text or "")):
+            return ".".join(filter(None, found.groups()))
     return None
 
 
@@ -273,8 +285,7 @@ def check_release(release: str | None, roof_field: str | None, columns: Iterable
             f"this is 3DBAG's release 2023.06.22. {advice}. Name --height-field and --ground-field to read them all "
             "the same."
         )
-    names = {str(c).lower() for c in columns}
-    # b3_bag_bag_overlap came with 2023.10.08, and the layers of roof parts have no column that dates them.
-    if release is None and "b3_h_maaiveld" in names and "b3_bag_bag_overlap" not in names:
+    # b3_bag_bag_overlap came with 2023.10.08. What was made of a file may have lost it, or been cut to 10 characters.
+    if release is None and not any(str(c).lower().startswith("b3_bag_bag") for c in columns):
         return f"may be 3DBAG's release 2023.06.22, the columns do not tell. {advice}."
     return None

@@ -20,7 +20,6 @@ from fusiondet.data.converters.threedbag_filters import Filters, Inspector
 from fusiondet.errors import InputError, unknown_name
 
 import numpy as np
-import pandas
 import shapely
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
@@ -85,7 +84,8 @@ def read_layer(
             the file has them (`statistic`, ground subtracted), else every height is unknown.
         ground_field: column of ground elevations to subtract; None: known for 3DBAG's columns, else nothing.
         layer: which layer of a file with several. None for 3DBAG's GeoPackage: "pand", whole buildings, with the roof
-            elevations of "lod12_2d" where it has none of its own.
+            elevations of "lod12_2d" where it has none of its own. For one of its layers of roof parts, such as
+            "lod22_2d", the ground comes from "pand".
         statistic: which of 3DBAG's roof statistics, for `height_field` None.
         height_stat, height_datum, outline: recorded with every building. `height_datum` None: "ground" where a ground
             elevation was subtracted, else "unverified".
@@ -122,41 +122,16 @@ def read_layer(
         result.notes += _check_release(path, source, height_field)
     if height_field is None and (roofs := threedbag.roof_fields(source.columns)):
         result.notes.append(
-            f"{path.name}: {', '.join(roofs)} are elevations, and no ground to subtract was found: heights are "
-            "unknown. Name --height-field and --ground-field."
+            f"{path.name}: {', '.join(roofs)} are elevations, but not both {statistic} and the ground are among its "
+            "columns: heights are unknown. Name --height-field and --ground-field."
         )
-    common = {
-        "height_source": None
-        if height_field is None
-        else " - ".join(f for f in (height_field, ground_field) if f),
+    inspector = _inspector(path, source, filters or Filters())
+    facts = {
+        "height_source": " - ".join(f for f in (height_field, ground_field) if f),
         "height_stat": height_stat or (height_field and threedbag.statistic_of(height_field)),
         "height_datum": height_datum or ("ground" if ground_field else "unverified"),
     }
-    try:
-        inspector = Inspector(source.columns, filters or Filters())
-    except InputError as error:
-        if source.rows:  # an empty layer has no columns to miss
-            raise InputError(f"{path}: {error}") from None
-        inspector = Inspector(source.columns, Filters())
-    known = threedbag.attribute_columns(source.columns)
-    rows = []
-    for number, (geometry, attributes) in enumerate(source.rows):
-        polygon = _outline(geometry, result.geometry)
-        if polygon is None:
-            continue
-        name = _identifier(attributes)
-        building = Building(polygon, outline=outline, id=number if name is None else name)
-        if height_field is not None:
-            reason = threedbag.implausible(attributes, height_field, ground_field, known)
-            if reason is None:
-                building.height_m, reason = height_above_ground_m(
-                    attributes, height_field, ground_field, signed
-                )
-            if building.height_m is not None:
-                vars(building).update(common)
-            else:
-                building.attributes[UNKNOWN_HEIGHT] = reason
-        rows.append((name, building, inspector.checks(attributes)))
+    rows = _rows(source, result, inspector, {"outline": outline}, facts, signed)
     _count_repeated(path, rows, result, join_parts)
     if join_parts:
         rows = _joined(rows, result)
@@ -165,15 +140,50 @@ def read_layer(
     return result
 
 
+# (identifier or None, building, the checks that apply to it)
+_Row = tuple[str | int | float | None, Building, list[str]]
+
+
+def _rows(
+    source: Records, result: Layer, inspector: Inspector, common: dict, facts: dict, signed: bool
+) -> list[_Row]:
+    """One row per feature with an outline; buildings get `common`, those of known height `facts` as well."""
+    known = threedbag.attribute_columns(source.columns)
+    roof, ground = result.height_field, result.ground_field
+    rows = []
+    for number, (geometry, attributes) in enumerate(source.rows):
+        polygon = _outline(geometry, result.geometry)
+        if polygon is None:
+            continue
+        name = _identifier(attributes, source.id_field)
+        building = Building(polygon, id=number if name is None else name, **common)
+        if roof is not None:
+            reason = threedbag.implausible(attributes, roof, ground, known)
+            if reason is None:
+                building.height_m, reason = height_above_ground_m(attributes, roof, ground, signed)
+            if building.height_m is not None:
+                vars(building).update(facts)
+            else:
+                building.attributes[UNKNOWN_HEIGHT] = reason
+        rows.append((name, building, inspector.checks(attributes)))
+    return rows
+
+
+def _inspector(path: Path, source: Records, filters: Filters) -> Inspector:
+    if not source.rows:  # an empty layer has no columns to miss
+        filters = Filters()
+    try:
+        return Inspector(source.columns, filters)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def _check_release(path: Path, source: Records, height_field: str | None) -> list[str]:
     try:
         doubt = threedbag.check_release(source.release, height_field, source.columns)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return [f"{path.name}: {doubt}"] if doubt else []
-
-
-_Row = tuple[str | int | None, Building, list[str]]
 
 
 def _count_repeated(path: Path, rows: list[_Row], result: Layer, join_parts: bool) -> None:
@@ -319,16 +329,18 @@ def _outline(geometry, counts: Counter):
     return polygon
 
 
-def _identifier(attributes: dict) -> str | int | None:
-    named = (_plain(attributes.get(name)) for name in ID_FIELDS)
+def _identifier(attributes: dict, id_field: str | None) -> str | int | float | None:
+    named = (_plain(attributes.get(name)) for name in (id_field, *ID_FIELDS))
     value = next((v for v in named if v is not None and str(v).strip()), None)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _plain(value):
     """`value` as Python's own type; None for every kind of "missing"."""
     if isinstance(value, bool):
         return None
-    if pandas.api.types.is_scalar(value) and pandas.isna(value):
+    if threedbag.is_missing(value):
         return None
     return value.item() if hasattr(value, "item") else value
