@@ -87,6 +87,8 @@ def _neighbours(entries, layers) -> Iterator[tuple[int, list[int]]]:
         if layers[number].id_field is not None:
             layers_of[building.id].add(number)
     shared = [i for i, (n, b) in enumerate(entries) if layers[n].id_field and len(layers_of[b.id]) > 1]
+    if not shared:
+        return
     polygons = [entries[i][1].polygon for i in shared]
     pairs = shapely.STRtree(polygons).query(polygons, predicate="dwithin", distance=TOUCHING)
     near: dict[int, list[int]] = defaultdict(list)

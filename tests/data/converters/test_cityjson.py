@@ -2,7 +2,8 @@
 
 import json
 
-from fusiondet.data.converters.cityjson import read_cityjson
+from fusiondet.data.converters.cityjson import open_cityjson, read_cityjson
+from fusiondet.data.converters.vectors import read_layer
 from fusiondet.errors import InputError
 
 import pytest
@@ -141,6 +142,97 @@ def test_sequence(tmp_path):
         read_cityjson(path)
 
 
+def test_a_sequence_is_read_line_by_line(tmp_path):
+    path = tmp_path / "a.city.jsonl"
+    feature = {
+        "type": "CityJSONFeature",
+        "id": "h",
+        "CityObjects": {"h": {"type": "Building"}},
+        "vertices": [],
+    }
+    path.write_text("\n".join([json.dumps(city({}, [])), json.dumps(feature), '{"type": "CityJSONFe']))
+    with open_cityjson(path) as model:
+        assert next(model.buildings).id == "h"  # before the end of the file was looked at
+        with pytest.raises(InputError, match="line 3 is not JSON"):
+            next(model.buildings)
+
+
+def test_outlines_alone_are_the_same_outlines(tmp_path):
+    path = write(tmp_path, city(*two_parts()))
+    with open_cityjson(path, outlines_only=True) as model:
+        (building,) = model.buildings
+    assert [s.kind for s in building.surfaces] == ["GroundSurface"] * 2
+    assert building.footprint().equals(read_cityjson(path).buildings[0].footprint())
+
+
+def test_version_of_the_data(tmp_path):
+    document = city({}, [], metadata={"version": "v2024.04.20", "title": "3DBAG"})
+    assert read_cityjson(write(tmp_path, document)).release == "v2024.04.20"
+
+
+def test_version_1_0(tmp_path):
+    vertices, faces = block(0, 0, 100, 50, 0, 30)
+    old = {**solid(faces), "lod": 2.2}  # a number then
+    metadata = {"referenceSystem": "urn:ogc:def:crs:EPSG::7415"}
+    document = city(
+        {"h": {"type": "Building", "geometry": [old]}}, vertices, version="1.0", metadata=metadata
+    )
+    (building,) = read_cityjson(write(tmp_path, document)).buildings
+    assert building.footprint().area == pytest.approx(50) and building.roof_surfaces()[0].lod == "2.2"
+
+
+class TestOtherJson:
+    """Whether a file is CityJSON is told by its own type, wherever that stands."""
+
+    def test_type_at_the_very_end_of_a_long_file(self, tmp_path):
+        document = city(*two_parts(), padding="x" * (3 << 20))
+        document["type"] = document.pop("type")
+        assert len(read_layer(write(tmp_path, document)).buildings) == 1
+
+    @pytest.mark.parametrize("cut", range((1 << 20) - 22, (1 << 20) + 3, 4))
+    def test_type_across_the_border_of_what_is_looked_at_in_one_go(self, tmp_path, cut):
+        text = json.dumps({**city({}, []), "type": None}).replace('"type": null, ', "")
+        start = '{"padding": "' + "x" * (cut - 15) + '", '
+        path = tmp_path / "a.json"
+        path.write_text(start + '"type": "CityJSON", ' + text[1:])
+        assert read_layer(path).crs == "EPSG:28992"
+
+    def test_geojson_that_speaks_of_cityjson(self, tmp_path):
+        ring = [[5.0, 52.0], [5.1, 52.0], [5.1, 52.1], [5.0, 52.0]]
+        properties = {"type": "CityJSON", "h": 5.0}
+        feature = {
+            "type": "Feature",
+            "properties": properties,
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+        }
+        path = write(tmp_path, {"type": "FeatureCollection", "features": [feature]}, "a.json")
+        assert read_layer(path, "h").buildings[0].height_m == 5.0
+
+    def test_feature_without_the_head_of_its_file(self, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"type": "CityJSONFeature", "CityObjects": {}, "vertices": []}\n')
+        with pytest.raises(InputError, match="expected CityJSON.*found 'CityJSONFeature'"):
+            read_layer(tmp_path / "a.jsonl")
+
+    def test_cut_off(self, tmp_path):
+        path = write(tmp_path, city(*two_parts()))
+        path.write_text(path.read_text()[:-30])
+        with pytest.raises(InputError, match="not valid JSON .* complete"):
+            read_layer(path)
+
+
+def test_two_buildings_with_one_identifier(tmp_path):
+    objects, vertices = two_parts()
+    objects["annex"] = {**objects["house"], "children": ["b"]}
+    objects["house"]["children"] = ["a"]
+    for name in ("house", "annex"):
+        objects[name]["attributes"] = {"identificatie": "p", "b3_h_70p": 9.0, "b3_h_maaiveld": 5.0}
+    path = write(tmp_path, city(objects, vertices))
+    layer = read_layer(path)
+    assert [b.id for b in layer.buildings] == ["p", "p"] and "p (2)" in layer.notes[0]
+    (joined,) = read_layer(path, join_parts=True).buildings
+    assert joined.polygon.area == pytest.approx(75) and joined.height_m == 4.0
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -155,6 +247,16 @@ def test_sequence(tmp_path):
             city({"h": {"type": "Building", "geometry": [solid([[[0, -1, 0]]], values=[0])]}}, [[0, 0, 0]]),
             "'h' is broken",
         ),
+        (
+            city(
+                {"h": {"type": "Building", "geometry": [solid([[[0, 1, 2]]], values=[-1])]}}, [[0, 0, 0]] * 3
+            ),
+            "'h' is broken.*semantic value -1",
+        ),
+        (city({"h": {"type": "Building", "attributes": [1]}}, []), "'h' is broken"),
+        (city({}, [[0, 0]]), "vertices, its transform or its CityObjects are broken"),
+        (city({}, [[0, 0, 0]], transform={"scale": [1, 1, 1]}), "its transform .* broken"),
+        (city([1], []), "its CityObjects are broken"),
         (city({}, [], metadata={"referenceSystem": "EPSG:999999"}), "unknown reference system"),
     ],
 )
@@ -172,3 +274,6 @@ def test_real_city(shared_data):
     top = max(surface.rings[0][:, 2].max() for surface in roof)
     assert building.attributes["b3_h_dak_70p"] < top < building.attributes["b3_h_dak_max"] + 0.5
     assert isinstance(roof[0].polygon(), Polygon)
+    with open_cityjson(shared_data("3dbag-b3-limburg") / "limburg.city.json", outlines_only=True) as quick:
+        outlines = [b.footprint() for b in quick.buildings]
+    assert all(a.equals(b.footprint()) for a, b in zip(outlines, model.buildings, strict=True))
