@@ -115,9 +115,10 @@ def read_truth(path: Path, heights: Path | None = None, scored: bool = True) -> 
         images[name] = image
     if len({isinstance(image["id"], str) for image in document["images"]}) > 1:
         raise InputError(f"{path}: some ids of images are numbers, others text. Use one kind.")
-    categories = [c.get("id") for c in document["categories"] if c.get("name") == BUILDING]
+    named = [(c.get("name"), c.get("id")) for c in document["categories"] if isinstance(c, dict)]
+    categories = [number for name, number in named if name == BUILDING and isinstance(number, Integral)]
     if not categories:
-        found = ", ".join(str(c.get("name")) for c in document["categories"][:20]) or "none"
+        found = ", ".join(str(name) for name, _ in named[:20]) or "none"
         raise InputError(
             f"{path}: no category is called 'building' (found: {found}). Track 2 is scored against "
             "buildings_only_*.json, not against the roof types of Track 1."
@@ -146,7 +147,7 @@ def evaluate_dfc2023(truth: Truth, submission: Submission) -> dict[str, float | 
     findings = submission.findings
     rles = _truth_rles(truth)
     records = _checked_records(truth, submission.records, findings)
-    buildings = [a for a in rles if not a["iscrowd"] and a["category_id"] in truth.category_ids]
+    buildings = [a for a in rles if not a["iscrowd"]]
     mean_ap, ap50 = _average_precision(truth, rles, records)
     tiles, counts = _score_heights(truth, submission, _by_image(buildings))
     published = _published(tiles, mean_ap, ap50)
@@ -324,7 +325,7 @@ def _require_rasters(truth: Truth) -> None:
 
 
 def _truth_rles(truth: Truth) -> list[dict]:
-    """Annotations with the keys that pycocotools reads, masks as compressed RLE, ids as they are."""
+    """Annotations of buildings with the keys that pycocotools reads, masks as compressed RLE, ids as they are."""
     annotations, ids = [], set()
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth.document["images"]}
     for annotation in truth.document["annotations"]:
@@ -333,6 +334,8 @@ def _truth_rles(truth: Truth) -> list[dict]:
         if not isinstance(number, Integral) or number in ids:
             raise InputError(f"{where}: expected ids that are whole numbers, each of them once.")
         ids.add(number)
+        if annotation.get("category_id") not in truth.category_ids:
+            continue
         try:
             rle = compressed_rle(annotation["segmentation"], *sizes[annotation["image_id"]])
         except InputError as error:
@@ -341,8 +344,8 @@ def _truth_rles(truth: Truth) -> list[dict]:
             {
                 "id": int(number),
                 "image_id": annotation["image_id"],
-                "category_id": annotation.get("category_id"),
-                "iscrowd": int(annotation.get("iscrowd") or 0),
+                "category_id": annotation["category_id"],
+                "iscrowd": int(bool(annotation.get("iscrowd"))),
                 "area": float(mask_api.area(rle)),
                 "segmentation": rle,
             }
@@ -399,13 +402,12 @@ def _average_precision(truth: Truth, annotations: list[dict], records: list[dict
 
     if not records:
         # The library cannot be given an empty list.
-        found = any(not a["iscrowd"] and a["category_id"] in truth.category_ids for a in annotations)
-        return (0.0, 0.0) if found else (-1.0, -1.0)
+        return (0.0, 0.0) if any(not a["iscrowd"] for a in annotations) else (-1.0, -1.0)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
             "images": truth.document["images"],
-            "categories": truth.document["categories"],
+            "categories": [{"id": number, "name": BUILDING} for number in truth.category_ids],
             "annotations": [dict(a) for a in annotations],
         }
         coco.createIndex()

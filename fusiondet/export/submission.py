@@ -9,6 +9,7 @@ rest; see `FINDINGS`.
 """
 
 import json
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -173,7 +174,7 @@ class ZippedSubmission:
         if data is None:
             return []
         try:
-            records = json.loads(data)
+            records = json.loads(data, parse_int=_parse_int)
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             self.findings.add("no_instances", f"{SEGMENTATIONS} is not valid JSON ({error})")
             return []
@@ -320,7 +321,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
         )
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise InputError(f"{path}: not a zip, or a damaged one ({error}). Make it again.") from None
     if len(archive.infolist()) > _MAX_MEMBERS:
         archive.close()
@@ -328,6 +329,11 @@ def _opened(path: Path) -> zipfile.ZipFile:
             f"{path}: has {len(archive.infolist())} members; more than {_MAX_MEMBERS} are refused."
         )
     return archive
+
+
+def _parse_int(text: str) -> int | float:
+    """A whole number of JSON; one that no computation takes becomes a float, maybe infinite."""
+    return int(text) if len(text) < 19 else float(text)
 
 
 def _folder_above(names: Iterable[str]) -> str:

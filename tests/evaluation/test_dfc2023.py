@@ -244,6 +244,7 @@ POLYGON = [[2, 2, 9, 2, 9, 9, 2, 9]]
         (_changed(image_id=[1]), "broken_record", "record 0"),
         (_changed(score=...), "broken_record", "record 0"),
         (_changed(score="high"), "broken_record", "record 0"),
+        (_changed(score=10**4000), "broken_record", "record 0"),
         (_changed(category_id=3), "other_category", "record 0 (category 3)"),
         (_changed(segmentation=POLYGON), "uncompressed_mask", "record 0"),
         (_changed(segmentation={"size": [SIZE, SIZE], "counts": "zzz"}), "broken_mask", "record 0"),
@@ -390,12 +391,21 @@ def test_an_encrypted_member_is_named(small):
     assert findings.counts == {"unreadable_tile": 1} and "encrypted" in findings.lines()[0]
 
 
+def _of_version_20_8(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("seg_results.json", "[]")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 6] = 208
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "is a directory; expected a zip"),
         (lambda path: path.write_text("no"), "not a zip"),
+        (_of_version_20_8, "not a zip, or a damaged one.*version 20.8"),
     ],
 )
 def test_what_is_no_zip_is_refused(small, tmp_path, make, message):
