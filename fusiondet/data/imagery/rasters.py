@@ -138,12 +138,14 @@ class Bands:
         parts = [read_file(file) for file in self.files]
         if len(parts) == 1:
             return parts[0]
-        members = np.concatenate(parts)
-        channels = [
-            members[rows[0]] if len(rows) == 1 else _mean_power_db(members[rows]) for rows in self._rows
-        ]
-        image = np.stack(channels)
-        image[:, np.isnan(image).any(axis=0)] = np.nan
+        members = [channel for part in parts for channel in part]
+        image = np.empty((len(self._rows), *members[0].shape), np.float32)
+        for channel, rows in zip(image, self._rows, strict=True):
+            channel[:] = (
+                members[rows[0]] if len(rows) == 1 else _mean_power_db([members[row] for row in rows])
+            )
+        if len(image) > 1:
+            image[:, np.isnan(image).any(axis=0)] = np.nan
         return image
 
     def read_final(self, window: PixelWindow | None = None) -> np.ndarray:
@@ -157,14 +159,19 @@ def band_stack(sources) -> list[tuple]:
     return [(source, i) for source in sources for i in range(1, source.count + 1)]
 
 
-def _mean_power_db(bands_db: np.ndarray) -> np.ndarray:
-    """(h, w) dB: the mean power of those of (m, h, w) that are not NaN; NaN where all are."""
-    power = np.exp(bands_db * np.float32(math.log(10) / 10))  # several times faster than 10 ** x
-    known = np.isfinite(power)
-    count = known.sum(axis=0, dtype=np.float32)
-    mean = np.where(known, power, 0).sum(axis=0) / np.maximum(count, 1)
-    floor = np.full(mean.shape, SAR_FLOOR_DB / 10, np.float32)
-    return np.where(count, 10 * np.log10(mean, out=floor, where=mean > 0), np.nan).astype(np.float32)
+def _mean_power_db(bands_db: Sequence[np.ndarray]) -> np.ndarray:
+    """(h, w) dB: the mean power of those of several (h, w) that are not NaN; NaN where all are."""
+    total, count = np.zeros((2, *bands_db[0].shape), np.float32)
+    for band in bands_db:
+        power = np.exp(band * np.float32(math.log(10) / 10))
+        known = power < np.inf  # nor NaN
+        np.add(total, power, out=total, where=known)
+        count += known
+    mean = np.full_like(total, SAR_FLOOR_DB / 10)
+    np.log10(total / np.maximum(count, 1), out=mean, where=total > 0)
+    mean *= 10
+    mean[count == 0] = np.nan
+    return mean
 
 
 class FileBands:
@@ -237,7 +244,7 @@ class FileBands:
                 "Copy or download it again."
             ) from None
         if not self._complex:
-            return raw.astype(np.float32), valid
+            return raw.astype(np.float32, copy=False), valid
         power = np.square(raw.real, dtype=np.float32) + np.square(raw.imag, dtype=np.float32)
         return power, valid & np.isfinite(power).all(axis=0)
 
@@ -305,7 +312,8 @@ class FileBands:
         if self.scale in (*LINEAR_SCALES, "db"):
             floor = np.full_like(values, SAR_FLOOR_DB / 10)
             values = 10 * np.log10(values, out=floor, where=(values > 0) & valid)
-        values[:, ~valid] = np.nan
+        if not valid.all():
+            values[:, ~valid] = np.nan
         return values
 
     def read_final(self, window: PixelWindow | None = None) -> np.ndarray:
@@ -313,7 +321,8 @@ class FileBands:
         if self.scale in LINEAR_SCALES:
             return self._to_final(*self.read_linear(window))
         values, valid = self._read(window)
-        values[:, ~valid] = np.nan
+        if not valid.all():
+            values[:, ~valid] = np.nan
         return values
 
     def read_into(self, channels: np.ndarray, x0: int, y0: int) -> None:
