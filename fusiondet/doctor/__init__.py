@@ -4,6 +4,12 @@
     annotations.py   counts, density, sizes, outlines: what the JSON alone says
     ground.py        CRS, GSD, orientation, ground shared between splits
     heights.py       heights or elevations, attributes and rasters
+    samples.py       tiles whose pixels are read
+    rasters.py       files, sizes, types, ranges, no data
+    colours.py       are red, green and blue what they are called
+    radar.py         is the SAR picture in dB, once
+    registration.py  outlines and SAR against the optical picture: flips and shifts
+    copies.py        the same picture in two splits
     findings.py      verdict, what was found, what to do
     examination.py   all of it in one go
 

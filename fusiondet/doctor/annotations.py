@@ -106,8 +106,8 @@ def _density(splits: list[Split], max_detections: int) -> Finding:
     worst = sorted(tiles, key=lambda t: -t[0])[:MAX_CASES]
     cases = tuple(Case(split, tile.file_name, f"{n} buildings") for n, split, tile in worst)
     remedy = (
-        f"Set TEST.DETECTIONS_PER_IMAGE to {needed} (Detectron2 and COCO's evaluation keep 100 unless told otherwise: "
-        "the rest counts as missed), or cut smaller tiles."
+        f"Set TEST.DETECTIONS_PER_IMAGE to {needed} (Detectron2 and COCO's evaluation keep 100 unless told "
+        "otherwise: the rest counts as missed), or cut smaller tiles."
     )
     return Finding(name, "warn", detail, remedy, numbers, cases)
 
@@ -185,8 +185,8 @@ def _outlines(splits: list[Split]) -> Finding:
     words = ", ".join(f"{n} {what}" for what, n in faults.most_common())
     share = max(faults.values()) / total
     remedy = (
-        "Self-intersections and rings of fewer than 3 corners are repaired or dropped on reading; outlines outside the "
-        "image or drawn twice are not: clip and deduplicate, or make the data again with tools/prepare_dataset.py."
+        "Self-intersections and rings of fewer than 3 corners are repaired or dropped on reading; outlines outside "
+        "the image or drawn twice are not: clip and deduplicate, or make the data again with tools/prepare_dataset.py."
     )
     serious = (faults["outside the image"] + faults["drawn twice"]) / total > 0.02
     names = {(s.name, image["id"]): image["file_name"] for s in splits for image in s.document["images"]}

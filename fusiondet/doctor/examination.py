@@ -1,11 +1,18 @@
-"""All checks of a data set in one go."""
+"""All checks of a data set in one go, and the reports of them."""
 
 from pathlib import Path
 
+from fusiondet.cli import progress
 from fusiondet.doctor.annotations import DEFAULT_MAX_DETECTIONS, check_annotations
+from fusiondet.doctor.colours import ColourCheck
+from fusiondet.doctor.copies import check_copies
 from fusiondet.doctor.findings import Finding, text, worst_first
 from fusiondet.doctor.ground import check_ground
 from fusiondet.doctor.heights import check_heights
+from fusiondet.doctor.radar import RadarCheck
+from fusiondet.doctor.rasters import PixelCheck, check_files
+from fusiondet.doctor.registration import LabelCheck, RadarShiftCheck
+from fusiondet.doctor.samples import chosen_tiles, read_samples
 from fusiondet.doctor.source import Split, read_splits
 from fusiondet.files import require_new, write_json
 
@@ -17,10 +24,13 @@ def examine(
 ) -> tuple[list[Split], list[Finding]]:
     """The splits of the data set `path`, and what is to be said about them.
 
+    Annotations, headers of rasters and a small window of every tile are looked at; all pixels of `samples` tiles,
+    evenly spread over the splits, one at a time.
+
     Args:
         path: folder with `annotations/*.json`, or one COCO file.
         max_detections: detections per image that a network may give.
-        samples: tiles whose pixels are looked at, evenly spread over the splits.
+        samples: tiles whose pixels are looked at.
 
     Raises:
         InputError: see `read_splits`.
@@ -30,20 +40,42 @@ def examine(
     findings = check_annotations(splits, max_detections)
     findings += check_heights(readable, max(samples // 4, 1))
     findings += check_ground(readable)
+    findings.append(check_copies(readable))
+    findings += check_files(readable)
+    findings += _check_pixels(readable, samples)
     return splits, findings
+
+
+def _check_pixels(splits: list[Split], samples: int) -> list[Finding]:
+    pixels, colours, scale = PixelCheck(), ColourCheck(), RadarCheck()
+    labels, shifts = LabelCheck(), RadarShiftCheck()
+    chosen = chosen_tiles(splits, samples)
+    for sample in progress(read_samples(chosen), total=len(chosen), label="looking at pixels"):
+        for check in (pixels, colours, scale, labels, shifts):
+            check.add(sample)
+    return [
+        *pixels.findings(splits, samples),
+        *colours.findings(),
+        *scale.findings(),
+        *labels.findings(),
+        *shifts.findings(labels),
+    ]
 
 
 def report_data(
     path: Path, out: Path | None, html: Path | None, max_detections: int, samples: int, overwrite: bool
 ) -> int:
-    """Examine `path`, print the findings, write `out` and `html` where given; 1 when a check failed, else 0."""
+    """Examine `path`, print the findings, write `out` and `html` where given; 1 when a check failed, else 0.
+
+    Raises:
+        InputError: see `read_splits` and `require_new`.
+    """
     for file in (out, html):
         if file is not None:
             require_new(file, overwrite)
     splits, findings = examine(path, max_detections, samples)
     print(text(findings))
     if out is not None:
-        write_json(
-            {"data": str(path), "findings": [f.to_dict() for f in worst_first(findings)]}, out, indent=1
-        )
+        document = {"data": str(path), "findings": [f.to_dict() for f in worst_first(findings)]}
+        write_json(document, out, indent=1)
     return int(any(finding.verdict == "FAIL" for finding in findings))

@@ -59,7 +59,10 @@ def _crs(tiles) -> Finding:
         )
     if geographic:
         detail = f"{words} is in degrees, so that pixels are not square on the ground."
-        remedy = "Works; where shapes and angles matter (regular outlines, look directions) warp to the UTM zone first."
+        remedy = (
+            "Works; where shapes and angles matter (regular outlines, look directions) warp to the UTM zone "
+            "first."
+        )
         return Finding("CRS", "warn", detail, remedy, numbers)
     return Finding("CRS", "ok", words, "", numbers)
 
@@ -91,8 +94,8 @@ def _orientation(tiles) -> Finding:
         f"{len(oblong)} with oblong pixels."
     )
     remedy = (
-        "Sensor angles are turned into the image's axes by the transform, so it must be that of the pixels as stored. "
-        "Warp to a north-up grid with square pixels (gdalwarp, or prepare_dataset.py tiles --gsd) to be safe."
+        "Sensor angles are turned into the image's axes by the transform, so it must be that of the pixels as "
+        "stored. Warp to a north-up grid with square pixels (gdalwarp, or prepare_dataset.py tiles --gsd) to be safe."
     )
     return Finding("orientation", "warn", detail, remedy, numbers, cases)
 
@@ -167,8 +170,8 @@ def _leak(tiles) -> Finding:
     )
     detail = f"{area_m2:.0f} m² in {counted(len(shared), 'pair')} of tiles, {counted(len(involved), 'tile')} in all."
     remedy = (
-        "Scores on ground that was trained on say nothing: split by blocks of ground (prepare_dataset.py --split does "
-        "it), or drop the training tiles that reach into the other splits."
+        "Scores on ground that was trained on say nothing: split by blocks of ground (prepare_dataset.py --split "
+        "does it), or drop the training tiles that reach into the other splits."
     )
     return Finding(name, "FAIL", detail, remedy, numbers, cases)
 

@@ -1,0 +1,169 @@
+"""Are red, green and blue what they are called? Told by how tiles differ from each other, and by what cities look like.
+
+Two questions. Do some tiles have their bands in another order than the rest: would their colours fit the others
+better after an exchange? And do all of them have red and blue exchanged: then shadows, which the blue sky lights, are
+reddish, the strongest colours are blue instead of the red of roofs and soil, and plants have less red than blue? The
+second is a heuristic that needs all three signs for a clear answer.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
+from fusiondet.doctor.samples import Sample
+
+import numpy as np
+
+_NAMES = ("red", "green", "blue")
+_ORDERS = list(itertools.permutations(range(3)))
+_PIXELS = 4000  # per tile
+# Tiles need this many pixels with data.
+_MIN_PIXELS = 400
+# An exchange has to bring a tile this much nearer to the others: to this share of its distance, and by this many of
+# their own spreads. Of red and blue alone, being nearer at all is enough where the signs below say so, too; heavily
+# clouded tiles can be like that, and so it takes more of them.
+_NEARER, _BY_SPREADS = 0.55, 1.0
+_SIGNS_AGAINST = -0.6
+_SWAPPED = _ORDERS.index((2, 1, 0))
+
+
+@dataclass
+class ColourCheck:
+    """The order of red, green and blue, over samples that are added one by one."""
+
+    cases: list[Case] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    signs: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, sample: Sample) -> None:
+        """Look at one tile."""
+        names = [name.lower() for name in sample.dataset.bands.optical]
+        if sample.image is None or not all(name in names for name in _NAMES):
+            return
+        rgb = sample.optical[[names.index(name) for name in _NAMES]]
+        pixels = rgb[:, np.isfinite(rgb).all(axis=0) & (rgb > 0).any(axis=0)]
+        pixels = _without_clouds(pixels)
+        if pixels.shape[1] < _MIN_PIXELS:
+            return
+        logs = _logs(pixels[:, :: max(1, pixels.shape[1] // _PIXELS)])
+        self.cases.append(Case(sample.split, sample.tile.file_name))
+        self.features.append(np.array([_features(logs[list(order)]) for order in _ORDERS]))
+        self.signs.append(_signs(logs))
+
+    def findings(self) -> list[Finding]:
+        """What the samples say."""
+        return [self._odd_tiles(), self._all_tiles()]
+
+    def _odd_tiles(self) -> Finding:
+        name = "order of colours between tiles"
+        if len(self.cases) < 4:
+            return Finding(name, "n/a", "Needs red, green and blue in at least four tiles.")
+        orders, clear = _fitting_orders(np.array(self.features), np.array(self.signs))
+        most = np.bincount(orders).argmax()  # where all are alike in another order, the other check says so
+        odd = np.flatnonzero(orders != most)
+        clearly = int(clear[odd].sum())
+        splits = np.array([case.split for case in self.cases])
+        shares = {split: float(np.mean(orders[splits == split] != most)) for split in np.unique(splits)}
+        numbers = {"tiles": len(orders), "odd_tiles": len(odd), "clearly_odd": clearly, "odd_share": shares}
+        failed = clearly >= max(2, 0.03 * len(orders)) or len(odd) >= max(3, 0.25 * len(orders))
+        if not failed and len(odd) < max(3, 0.1 * len(orders)):
+            detail = f"Colours of {counted(len(orders), 'tile')} fit each other best as they are."
+            return Finding(name, "ok", detail, "", numbers)
+        cases = tuple(
+            Case(self.cases[i].split, self.cases[i].image, f"fits better as {_words(orders[i])}")
+            for i in odd[:MAX_CASES]
+        )
+        where = ", ".join(f"{split} {100 * share:.0f} %" for split, share in shares.items())
+        detail = f"{len(odd)} of {len(orders)} tiles fit the others better with bands exchanged ({where})."
+        remedy = (
+            "Look at the pictures: name the bands by what they are (--rgb-bands, --rgb-names), for each source "
+            "alone."
+        )
+        return Finding(name, "FAIL" if failed else "warn", detail, remedy, numbers, cases)
+
+    def _all_tiles(self) -> Finding:
+        name = "red and blue"
+        if not self.cases:
+            return Finding(name, "n/a", "There are no red, green and blue bands.")
+        splits = np.array([case.split for case in self.cases])
+        numbers, worst = {}, None
+        for split in dict.fromkeys(splits.tolist()):
+            signs = np.median(np.array(self.signs)[splits == split], axis=0)
+            score = float(signs.sum())
+            numbers[split] = dict(zip(("shadows", "strongest", "plants"), signs.tolist())) | {"score": score}
+            if worst is None or score < worst[1]:
+                worst = (split, score)
+        split, score = worst
+        detail = f"{split}: {score:+.1f} of 3 signs of cities and plants speak for the order of the bands (heuristic)."
+        if score > -1.0:
+            return Finding(name, "ok", detail, "", numbers)
+        cases = tuple(case for case in self.cases if case.split == split)[:MAX_CASES]
+        remedy = (
+            "Look at the pictures: are plants green, brick roofs red and shadows bluish? If not, name the bands by "
+            "what they are (--rgb-bands 3 2 1)."
+        )
+        verdict = "FAIL" if score < -1.5 else "warn"
+        return Finding(name, verdict, f"Red and blue look exchanged. {detail}", remedy, numbers, cases)
+
+
+def _words(order: int) -> str:
+    return ", ".join(_NAMES[i] for i in _ORDERS[order])
+
+
+def _without_clouds(pixels: np.ndarray) -> np.ndarray:
+    """(3, n) pixels less those as bright as clouds and as colourless: they hide what the rest says."""
+    top = np.percentile(pixels, 99.5) if pixels.size else 0
+    colour = pixels.max(axis=0) - pixels.min(axis=0)
+    return pixels[:, ~((pixels.min(axis=0) > 0.6 * top) & (colour < 0.12 * top))]
+
+
+def _logs(pixels: np.ndarray) -> np.ndarray:
+    """(3, n) logarithms; dark pixels are lifted, so that noise in them does not count as colour."""
+    return np.log(pixels + 0.05 * np.percentile(pixels, 90) + 1e-6)
+
+
+def _features(logs: np.ndarray) -> np.ndarray:
+    """(9,) numbers that describe the colours of a tile in the order given."""
+    ratios = np.stack([logs[0] - logs[1], logs[2] - logs[1], logs[0] - logs[2]])
+    return np.concatenate([np.percentile(ratios, (10, 50, 90), axis=1).ravel()])
+
+
+def _signs(logs: np.ndarray) -> np.ndarray:
+    """(3,) in [-1, 1], each above 0 where red and blue are in their places, and the opposite where exchanged."""
+    red, green, blue = logs
+    light = logs.mean(axis=0)
+    dark, lit = light < np.percentile(light, 10), light > np.percentile(light, 40)
+    shadows = np.median((blue - red)[dark]) - np.median((blue - red)[lit])
+    reddest, bluest = (np.percentile(v, 98) - np.median(v) for v in (red - green, blue - green))
+    strongest = (reddest - bluest) / max(reddest + bluest, 0.05)
+    excess = 2 * green - red - blue
+    plants = np.median((red - blue)[excess > np.percentile(excess, 95)]) - np.median(
+        (red - blue)[excess < np.percentile(excess, 70)]
+    )
+    return np.clip([shadows / 0.08, strongest / 0.12, plants / 0.08], -1, 1)
+
+
+def _fitting_orders(
+    features: np.ndarray, signs: np.ndarray, rounds: int = 6
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) index into `_ORDERS` of each tile, 0 where its bands are in the order of most others; (N,) bool: clearly so.
+
+    Args:
+        features: (N, 6, F) of every tile in every order. signs: (N, 3) of `_signs`: where tiles start from.
+    """
+    tiles, score = np.arange(len(features)), signs.sum(axis=1)
+    orders = np.where(score < _SIGNS_AGAINST, _SWAPPED, 0)
+    for _ in range(rounds):
+        now = features[tiles, orders]
+        centre = np.median(now, axis=0)
+        spread = 1.4826 * np.median(np.abs(now - centre), axis=0) + 0.02
+        distance = np.sqrt((((features - centre) / spread) ** 2).mean(axis=2))  # (N, 6)
+        best = distance.argmin(axis=1)
+        nearest = distance[tiles, best]
+        clear = (nearest < _NEARER * distance[:, 0]) & (distance[:, 0] - nearest > _BY_SPREADS)
+        signed = (score < _SIGNS_AGAINST) & (distance[:, _SWAPPED] < distance[:, 0])
+        changed = np.where(clear, best, np.where(signed, _SWAPPED, 0))
+        if np.array_equal(changed, orders):
+            break
+        orders = changed
+    return orders, clear

@@ -1,0 +1,84 @@
+"""The tiles whose pixels are looked at: evenly spread over the splits, read one at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from fusiondet.buildings import Tile
+from fusiondet.data.coco import Dataset
+from fusiondet.data.imagery import read_tile
+from fusiondet.data.labels import footprint_label
+from fusiondet.doctor.source import Split
+from fusiondet.errors import InputError
+
+import numpy as np
+
+
+@dataclass
+class Sample:
+    """One tile with its pixels.
+
+    Attributes:
+        split: name of its split. dataset, tile: where it is from.
+        image: (C, H, W) float32, optical bands then SAR bands in dB (or stretched), NaN = no data; None when it cannot
+            be read, and `error` then says why.
+    """
+
+    split: str
+    dataset: Dataset
+    tile: Tile
+    image: np.ndarray | None
+    error: str | None = None
+
+    @property
+    def optical(self) -> np.ndarray:
+        """(C_optical, H, W)."""
+        return self.image[: len(self.dataset.bands.optical)]
+
+    @property
+    def sar(self) -> np.ndarray:
+        """(C_sar, H, W)."""
+        return self.image[len(self.dataset.bands.optical) :]
+
+    @cached_property
+    def footprint(self) -> np.ndarray:
+        """(H, W) bool: pixels of annotated buildings."""
+        return footprint_label(self.tile)
+
+
+def chosen_tiles(splits: list[Split], samples: int) -> list[tuple[Split, Tile]]:
+    """About `samples` tiles: of each split its share, at least an eighth of `samples`, at even steps.
+
+    Tiles with buildings go first: the others tell nothing about labels.
+    """
+    total = sum(len(split.dataset.tiles) for split in splits)
+    chosen = []
+    for split in splits:
+        tiles = split.dataset.tiles
+        n = min(len(tiles), max(round(samples * len(tiles) / max(total, 1)), samples // 8, 1))
+        built = [i for i, tile in enumerate(tiles) if tile.buildings]
+        indexes = _evenly(built, n)
+        if len(indexes) < n:
+            rest = sorted(set(range(len(tiles))) - set(indexes))
+            indexes = sorted(indexes + _evenly(rest, n - len(indexes)))
+        chosen += [(split, tiles[i]) for i in indexes]
+    return chosen
+
+
+def _evenly(items: list[int], n: int) -> list[int]:
+    if len(items) <= n:
+        return list(items)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, n).round().astype(int))]
+
+
+def read_samples(chosen: list[tuple[Split, Tile]]) -> Iterator[Sample]:
+    """The pixels of `chosen`, one tile after the other."""
+    for split, tile in chosen:
+        try:
+            image, error = read_tile(split.dataset, tile), None
+            if image.shape[1:] != (tile.height, tile.width):
+                found = f"{image.shape[2]} x {image.shape[1]} px"
+                image, error = None, f"{found}, but the annotations say {tile.width} x {tile.height} px."
+        except InputError as found:
+            image, error = None, str(found)
+        yield Sample(split.name, split.dataset, tile, image, error)
