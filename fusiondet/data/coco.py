@@ -407,7 +407,10 @@ def checked_rings(segmentation: list) -> list[list[float]]:
 
 def is_number(value) -> bool:
     """Whether `value` is a finite int or float (numpy's too); true and false are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return False
 
 
 def encode_rle(mask: np.ndarray) -> dict:

@@ -1,15 +1,19 @@
 """The annotations on disk: round trips, plain COCO tools, and refusal of what cannot be trusted."""
 
 import contextlib
+import dataclasses
 import io
 import json
+import math
 
 from fusiondet.buildings import Building, SensorGeometry, Tile
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import (
+    CocoWriter,
     Dataset,
     decode_rle,
     encode_rle,
+    is_number,
     mask_to_polygon,
     polygon_from_segmentation,
     polygon_to_mask,
@@ -17,6 +21,8 @@ from fusiondet.data.coco import (
     read_coco,
     read_predictions,
     segmentation_from_polygon,
+    tile_from_records,
+    tile_records,
     write_coco,
 )
 from fusiondet.errors import InputError
@@ -303,3 +309,78 @@ def test_outline_of_a_building_with_holes_is_kept_beside_its_rle(tmp_path):
         Dataset([Tile("a.tif", 64, 64, 0.5, buildings=[Building(ring)])], BandSpec()), tmp_path / "a.json"
     )
     assert read_coco(tmp_path / "a.json").tiles[0].buildings[0].polygon.equals(ring)
+
+
+class TestParts:
+    """Tiles that are windows of larger rasters."""
+
+    tile = Tile("a.tif", 8, 6, 1.0, sar_file_name="s.tif", window=(10, 20, 8, 6), sar_window=(0, 0, 8, 6))
+
+    def test_round_trip(self, tmp_path):
+        tile = dataclasses.replace(self.tile, indexes=(5, 3, 2), sar_indexes=(4,), id=1)
+        spec = BandSpec(sar=("HH",), sar_scale="db")
+        write_coco(Dataset([tile, Tile("b.tif", 8, 6, 1.0, id=2)], spec), tmp_path / "t.json")
+        assert read_coco(tmp_path / "t.json").tiles == [tile, Tile("b.tif", 8, 6, 1.0, id=2)]
+        whole = read_json(tmp_path / "t.json")["images"][1]
+        assert not {"window", "sar_window", "indexes", "sar_indexes"} & set(whole)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"window": (10, 20, 9, 6)}, "window is .10, 20, 9, 6., expected .* own size, 8 x 6"),
+            ({"window": (-1, 0, 8, 6)}, "window is"),
+            ({"sar_window": (0, 0, 8)}, "sar_window is"),
+            ({"sar_window": (0.5, 0, 8, 6)}, "sar_window is"),
+            ({"indexes": (0, 1, 2)}, "indexes is .0, 1, 2., expected numbers of bands, from 1"),
+            ({"sar_indexes": ()}, "sar_indexes is"),
+        ],
+    )
+    def test_impossible_ones_are_refused(self, tmp_path, change, message):
+        with pytest.raises(InputError, match=message):
+            write_coco(Dataset([dataclasses.replace(self.tile, **change)], BandSpec()), tmp_path / "t.json")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestWriter:
+    def test_writes_what_write_coco_writes(self, tmp_path):
+        data = dataset()
+        write_coco(data, tmp_path / "a.json")
+        with CocoWriter(tmp_path / "b.json", data.bands, data.info, data.nodata) as writer:
+            for tile in data.tiles:
+                writer.add(*tile_records(tile))
+            assert not (tmp_path / "b.json").exists()
+        assert read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json")
+
+    def test_info_may_come_last(self, tmp_path):
+        info = {}
+        with CocoWriter(tmp_path / "a.json", BandSpec(), info):
+            info["tiles"] = 0
+        assert read_coco(tmp_path / "a.json").info == {"tiles": 0}
+
+    def test_given_ids_are_kept_and_others_are_numbered_around_them(self, tmp_path):
+        with CocoWriter(tmp_path / "a.json", BandSpec()) as writer:
+            ids = [
+                writer.add({**tile_records(Tile("x.tif", 4, 4, 1.0))[0], "id": i}, [])
+                for i in (2, None, 7, None)
+            ]
+            with pytest.raises(InputError, match="image 7: this id occurs twice"):
+                writer.add({**tile_records(Tile("x.tif", 4, 4, 1.0))[0], "id": 7}, [])
+        assert ids == [2, 1, 7, 3]
+
+    def test_an_error_leaves_nothing(self, tmp_path):
+        with pytest.raises(RuntimeError), CocoWriter(tmp_path / "a.json", BandSpec()) as writer:
+            writer.add(*tile_records(Tile("x.tif", 4, 4, 1.0)))
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == []
+
+    def test_records_and_tiles_are_inverse(self):
+        for tile in dataset().tiles:
+            again = tile_from_records(*tile_records(tile))
+            assert dataclasses.replace(again, buildings=[]) == dataclasses.replace(tile, buildings=[])
+            for a, b in zip(again.buildings, tile.buildings, strict=True):
+                assert a.polygon.equals(b.polygon) and (a.height_m, a.id) == (b.height_m, b.id)
+
+
+def test_whole_numbers_beyond_any_float_are_no_pixels():
+    assert is_number(3) and is_number(np.float32(2.5))
+    assert not any(map(is_number, (10**400, math.inf, math.nan, True, "3", None)))
