@@ -112,6 +112,7 @@ def open_cityjson(path: Path, outlines_only: bool = False):
         if path.suffix.lower() in SEQUENCE_SUFFIXES:
             documents = stack.enter_context(contextlib.closing(_sequence(path)))
         else:
+            stack.enter_context(_without_garbage_collection())
             documents = iter([_document(path)])
         head = next(documents, None)
         if not isinstance(head, dict) or head.get("type") != "CityJSON":
@@ -135,13 +136,14 @@ def _document(path: Path):
         raise InputError(
             f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB. Split it, or make a CityJSONSeq of it: `cjseq cat`."
         )
-    with _without_garbage_collection():
-        return read_json(path)
+    return read_json(path)
 
 
 @contextlib.contextmanager
 def _without_garbage_collection():
-    """A parser makes millions of lists and no cycle; looking for cycles among them takes a third of the time."""
+    """While a document is in memory: millions of lists without a cycle, which would be searched for cycles over and
+    over, the longer the more there are.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -165,7 +165,9 @@ class Inspector:
         known = {}
         for key, columns in self.columns.items():
             values = [v for c in columns if not is_missing(v := attributes.get(c))]
-            if values:  # of two mutations, say, one is enough
+            if len(values) == 1:
+                known[key] = values[0]
+            elif values:  # of two mutations, say, one is enough
                 known[key] = next((v for v in values if _truth(v)), values[0])
         if not known:
             return []
@@ -204,7 +206,7 @@ def year_of(value) -> int | None:
 
 
 def _truth(value) -> bool:
-    return str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "ja")
+    return value is True or str(value).strip().lower() in ("true", "t", "1", "1.0", "yes", "ja")
 
 
 def _number(value) -> float:
