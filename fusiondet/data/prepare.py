@@ -14,6 +14,14 @@ SOURCES = {
         "your own RGB (and SAR) rasters with footprints, heights where known",
     ),
     "spacenet": ("fusiondet.data.converters.spacenet", "SpaceNet 1, 2 and 4: tiles with GeoJSON or the CSV, no heights"),
+    "dfc2023": (
+        "fusiondet.data.converters.dfc2023",
+        "Data Fusion Contest 2023, Track 1 or 2: RGB, SAR, buildings, nDSM",
+    ),
+    "masks": (
+        "fusiondet.data.converters.masks",
+        "images with masks of buildings: Inria, WHU, Massachusetts; crowdAI's COCO",
+    ),
 }
 
 
