@@ -11,6 +11,7 @@
     registration.py  outlines and SAR against the optical picture: flips and shifts
     copies.py        the same picture in two splits
     findings.py      verdict, what was found, what to do
+    page.py          one HTML page with the worst tiles
     examination.py   all of it in one go
 
 Checks give a `Finding` each; none of them changes the data.

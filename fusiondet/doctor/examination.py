@@ -9,6 +9,7 @@ from fusiondet.doctor.copies import check_copies
 from fusiondet.doctor.findings import Finding, text, worst_first
 from fusiondet.doctor.ground import check_ground
 from fusiondet.doctor.heights import check_heights
+from fusiondet.doctor.page import write_page
 from fusiondet.doctor.radar import RadarCheck
 from fusiondet.doctor.rasters import PixelCheck, check_files
 from fusiondet.doctor.registration import LabelCheck, RadarShiftCheck
@@ -78,4 +79,6 @@ def report_data(
     if out is not None:
         document = {"data": str(path), "findings": [f.to_dict() for f in worst_first(findings)]}
         write_json(document, out, indent=1)
+    if html is not None:
+        write_page(html, Path(path), splits, findings)
     return int(any(finding.verdict == "FAIL" for finding in findings))
