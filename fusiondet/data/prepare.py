@@ -13,7 +13,14 @@ SOURCES = {
         "fusiondet.data.converters.tiles",
         "your own RGB (and SAR) rasters with footprints, heights where known",
     ),
-    "spacenet": ("fusiondet.data.converters.spacenet", "SpaceNet 1, 2 and 4: tiles with GeoJSON or the CSV, no heights"),
+    "spacenet6": (
+        "fusiondet.data.converters.spacenet6",
+        "SpaceNet 6, Rotterdam: RGB, SAR, buildings with heights",
+    ),
+    "spacenet": (
+        "fusiondet.data.converters.spacenet",
+        "SpaceNet 1, 2 and 4: tiles with GeoJSON or the CSV, no heights",
+    ),
     "dfc2023": (
         "fusiondet.data.converters.dfc2023",
         "Data Fusion Contest 2023, Track 1 or 2: RGB, SAR, buildings, nDSM",

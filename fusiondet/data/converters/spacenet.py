@@ -321,6 +321,7 @@ class ImageTiles:
             nodata, options: keyword arguments of `SceneReader`.
         """
         self.bands, self.rules, self.turn, self._nodata, self._name_of = bands, rules, turn, nodata, name_of
+        self._rescaled = options.get("sar_scale") not in (None, bands.sar_scale)
         self.reader = SceneReader(optical, sar, bands, nodata=nodata, **options)
         self._files = {"optical": optical if bands.optical else None, "sar": sar if bands.sar else None}
         self._main = "optical" if bands.optical else "sar"
@@ -373,7 +374,9 @@ class ImageTiles:
 
     def _part(self, modality: str, window: PixelWindow) -> TileRaster | None:
         """`window` of the modality's file where a tile can refer to it."""
-        return None if self.rules.cut or self.turn else self.reader.in_file(modality, window)
+        if self.rules.cut or self.turn or (modality == "sar" and self._rescaled):
+            return None
+        return self.reader.in_file(modality, window)
 
     def _read(self, window: PixelWindow) -> np.ndarray:
         image = self.reader.read(window).image
