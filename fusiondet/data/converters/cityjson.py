@@ -187,7 +187,10 @@ def _buildings(document: dict, transform, path: Path, outlines_only: bool) -> It
     try:
         vertices = np.asarray(document.get("vertices") or [], dtype=float).reshape(-1, 3)
         if transform:
-            vertices = vertices * transform["scale"] + transform["translate"]
+            with np.errstate(all="ignore"):  # what overflows is found below
+                vertices = vertices * transform["scale"] + transform["translate"]
+        if not np.isfinite(vertices).all():
+            raise ValueError("a coordinate is NaN or infinite")
         houses = [(name, parent) for name, parent in objects.items() if parent.get("type") == "Building"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -227,6 +230,8 @@ def _surfaces(geometry: dict, vertices: np.ndarray, outlines_only: bool) -> Iter
         if value is not None and value < 0:
             raise ValueError(f"semantic value {value}")
         kind = "" if value is None else kinds[value]
+        if not rings:
+            raise ValueError("a surface without a ring")
         if everything or kind == "GroundSurface":
             yield Surface(kind, lod, [_ring(ring, vertices) for ring in rings])
 

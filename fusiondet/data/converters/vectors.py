@@ -343,4 +343,4 @@ def _plain(value):
         return None
     if threedbag.is_missing(value):
         return None
-    return value.item() if hasattr(value, "item") else value
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -257,6 +257,11 @@ def test_two_buildings_with_one_identifier(tmp_path):
         (city({}, [[0, 0]]), "vertices, its transform or its CityObjects are broken"),
         (city({}, [[0, 0, 0]], transform={"scale": [1, 1, 1]}), "its transform .* broken"),
         (city([1], []), "its CityObjects are broken"),
+        (city({}, [[0, 0, float("nan")]]), "a coordinate is NaN or infinite"),
+        (
+            city({"h": {"type": "Building", "geometry": [solid([[]], values=[0])]}}, [[0, 0, 0]]),
+            "'h' is broken.*a surface without a ring",
+        ),
         (city({}, [], metadata={"referenceSystem": "EPSG:999999"}), "unknown reference system"),
     ],
 )

@@ -234,6 +234,15 @@ def test_text_and_numbers_in_one_column_are_read_without_a_warning(tmp_path):
     assert layer.reasons == {"not a number": 1, "negative": 1, "missing": 1}
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".geojson"])
+def test_lists_in_a_column_are_no_heights_and_no_trouble(tmp_path, suffix):
+    columns = {"id": [[1], [2, 3], []], "h": [[7.0, 8.0], [], None], "b3_val3dity_lod22": [[302], [], None]}
+    crs = "EPSG:4326" if suffix == ".geojson" else "EPSG:28992"
+    layer = read_layer(save(frame(crs=crs, **columns), tmp_path / f"a{suffix}"), "h")
+    assert [b.height_m for b in layer.buildings] == [None] * 3
+    assert layer.reasons == {"not a number": 2, "missing": 1} and layer.checks == {"invalid": 1}
+
+
 class TestRealLayers:
     def test_limburg(self, shared_data):
         layer = read_layer(shared_data("3dbag-b3-limburg") / "limburg.city.json")
