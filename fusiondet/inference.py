@@ -253,7 +253,8 @@ def predict_scene(
         height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one),
             also where these are resampled for the network; see `fusiondet.export.rasters`. An existing one is replaced.
         height_source: "dense", "instances", "both" (a band each); None: the first of these that the network has.
-        reader_options: rgb_bands, sar_bands, sar_scale, nodata, gsd_m of `SceneReader`.
+        rgb_path, sar_path: a raster, or a list of rasters whose bands are those of one; None where there is none.
+        reader_options: rgb_bands, sar_bands, sar_scale, sar_factor, nodata, gsd_m of `SceneReader`.
 
     Raises:
         InputError: from the reader; the pixel size is too far from that of the training; no raster of a modality that
@@ -361,17 +362,17 @@ def predict_to_file(
         InputError: see `predict_scene` and `write_buildings`; also when the scene has no CRS, or when `out` is missing
             for a network that finds buildings, or given for one that does not.
     """
-    _check_outputs(out, height_path, (rgb_path, sar_path), overwrite)
+    inputs = [*_files(rgb_path), *_files(sar_path)]
+    _check_outputs(out, height_path, inputs, overwrite)
     if options.get("height_source") and height_path is None:
         raise InputError("--height-source says what is written with --height-raster, which is missing.")
-    for path in (rgb_path, sar_path):
-        if path is not None:
-            with open_raster(path, allow_vrt=True) as raster:
-                if raster.crs is None and path == (rgb_path or sar_path):
-                    raise InputError(
-                        f"{path}: has no CRS, so its buildings have no place on the map. "
-                        "Set it with `rio edit-info --crs EPSG:n FILE`."
-                    )
+    for path in inputs:
+        with open_raster(path, allow_vrt=True) as raster:
+            if raster.crs is None and path == inputs[0]:
+                raise InputError(
+                    f"{path}: has no CRS, so its buildings have no place on the map. "
+                    "Set it with `rio edit-info --crs EPSG:n FILE`."
+                )
     predictor = Predictor(weights, device, score_threshold)
     if out is None and predictor.has_instances:
         raise InputError(f"{weights}: finds buildings. Pass --out for them, with or without --height-raster.")
@@ -385,6 +386,11 @@ def predict_to_file(
     return result
 
 
+def _files(paths) -> list:
+    """The rasters of a modality as a list: none, one, or several whose bands count as one's."""
+    return [] if paths is None else list(paths) if isinstance(paths, list | tuple) else [paths]
+
+
 def _check_outputs(out: Path | None, height_path: Path | None, inputs, overwrite: bool) -> None:
     if out is None and height_path is None:
         raise InputError("nothing to write. Pass --out for buildings, --height-raster for heights, or both.")
@@ -392,7 +398,7 @@ def _check_outputs(out: Path | None, height_path: Path | None, inputs, overwrite
         check_output(out, overwrite)
     if height_path is not None:
         check_height_raster(height_path, overwrite)
-        if any(p and Path(p).exists() and Path(p).resolve() == Path(height_path).resolve() for p in inputs):
+        if any(Path(p).exists() and Path(p).resolve() == Path(height_path).resolve() for p in inputs):
             raise InputError(
                 f"{height_path}: is an image to predict from, and not replaced. Choose another name."
             )
@@ -573,8 +579,9 @@ def _check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
     )
     known = values[np.isfinite(values)]
     if known.size >= _ENOUGH_SAR_PIXELS and max(trained) < 0 <= known.min():
+        names = ", ".join(map(str, _files(sar_path)))
         raise InputError(
-            f"{sar_path}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
+            f"{names}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
             f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Say what it holds with --sar-scale "
             "linear_power or amplitude, and calibrate it to backscatter if it is not."
         )
@@ -583,7 +590,7 @@ def _check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
 def _target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, options: dict) -> float | None:
     """GSD to resample the scene to, or None where it fits the training."""
     with SceneReader(rgb_path, sar_path, predictor.bands, **options) as reader:
-        gsd_m, name = reader.gsd_m, rgb_path or sar_path
+        gsd_m, name = reader.gsd_m, (_files(rgb_path) or _files(sar_path))[0]
     if not predictor.gsd_range_m:
         return None
     finest, coarsest = predictor.gsd_range_m

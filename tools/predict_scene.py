@@ -14,9 +14,19 @@ def parse_args():
     parser.add_argument(
         "--weights", required=True, type=Path, help="checkpoint written by tools/train_net.py"
     )
-    parser.add_argument("--rgb", type=Path, help="optical raster; its grid and CRS are those of the result")
     parser.add_argument(
-        "--sar", type=Path, help="SAR raster; warped onto the optical grid if it has another one"
+        "--rgb",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="optical raster, or one for each band; the (first) one's grid and CRS are those of the result",
+    )
+    parser.add_argument(
+        "--sar",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="SAR raster, or one for each polarisation; warped onto the optical grid if it has another one",
     )
     parser.add_argument(
         "--out",
@@ -46,10 +56,21 @@ def parse_args():
         "--rgb-bands", type=int, nargs="+", metavar="N", help="1-based bands of --rgb in training order"
     )
     parser.add_argument(
-        "--sar-bands", type=int, nargs="+", metavar="N", help="1-based bands of --sar in training order"
+        "--sar-bands",
+        type=cli.band_number,
+        nargs="+",
+        metavar="N",
+        help="1-based bands of --sar in training order; 1+4 is the mean power of two",
     )
     parser.add_argument(
-        "--sar-scale", help="what --sar holds: linear_power, amplitude, db, stretched_uint8 (as trained)"
+        "--sar-scale",
+        help="what --sar holds: linear_power, amplitude, db, complex, stretched_uint8 (as trained)",
+    )
+    parser.add_argument(
+        "--sar-factor",
+        type=float,
+        metavar="F",
+        help="calibration: amplitudes and complex numbers are multiplied by it (what the file states, else 1)",
     )
     parser.add_argument("--nodata", type=float, help="number that means no data in rasters that declare none")
     parser.add_argument(
@@ -98,6 +119,7 @@ def main():
         rgb_bands=args.rgb_bands,
         sar_bands=args.sar_bands,
         sar_scale=args.sar_scale,
+        sar_factor=args.sar_factor,
         nodata=args.nodata,
         sensor=SensorGeometry(**sensor),
     )

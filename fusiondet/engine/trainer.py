@@ -195,7 +195,7 @@ def _check_bands(name: str, found: BandSpec, wanted: BandSpec) -> None:
 
 
 def _refuse_missing(name: str, found: BandSpec, wanted: tuple[str, ...]) -> None:
-    missing = [band for band in wanted if band not in found.names]
+    missing = [band for band in wanted if not found.has(band)]
     if missing:
         raise InputError(
             f"data set {name} lacks band {', '.join(missing)}: it has {', '.join(found.names)}, the network takes "

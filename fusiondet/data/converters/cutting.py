@@ -38,20 +38,21 @@ class Image:
     """One image of a mosaic with its labels.
 
     Attributes:
-        stem: start of the tiles' names. rgb, sar: its files. layers: numbers of its layers of footprints.
+        stem: start of the tiles' names. rgb, sar: its files, several where each has a band. layer: number of its
+            layer of footprints.
         heights: keyword arguments of `HeightRaster`, all None for none.
     """
 
     stem: str
-    rgb: Path | None
-    sar: Path | None
-    layers: list[int]
+    rgb: list[Path]
+    sar: list[Path]
+    layer: int
     heights: dict[str, Path | None]
 
     @property
     def files(self) -> list[Path]:
         """All its rasters."""
-        return [p for p in (self.rgb, self.sar, *self.heights.values()) if p is not None]
+        return [*self.rgb, *self.sar, *(p for p in self.heights.values() if p is not None)]
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Mosaic:
     """Images with footprints, cut into windows: a `conversion.Source`.
 
     Attributes:
-        layers: footprints; see `Image.layers`.
+        layers: footprints; see `Image.layer`.
         label_files: what they were read from.
         options: keyword arguments of `SceneReader`.
         zonal: statistic of the height rasters' pixels inside an outline.
@@ -67,7 +68,8 @@ class Mosaic:
         max_nodata: largest share of invalid pixels of a tile. min_area_m2: smallest building.
         cut: copy the pixels of every tile; else a tile refers to its rasters wherever their grid is the tiles'.
         notes: sentences for the user on what was decided before.
-        footprint_counts: what the layers hold; "read" is the number of footprints.
+        footprint_counts: what the layers hold; "read" is the number of footprints. footprint_checks: what 3DBAG says
+            against its buildings.
         facts: for `info`.
     """
 
@@ -86,6 +88,7 @@ class Mosaic:
     cut: bool = False
     notes: list[str] = field(default_factory=list)
     footprint_counts: Counter = field(default_factory=Counter)
+    footprint_checks: Counter = field(default_factory=Counter)
     facts: dict = field(default_factory=dict)
     _opened: "tuple[int, _OpenImage] | None" = None
 
@@ -126,6 +129,7 @@ class Mosaic:
         report.more = {
             "images": Counter({"read": len(self.images)}),
             "footprints": self.footprint_counts,
+            **({"3DBAG's checks": self.footprint_checks} if self.footprint_checks else {}),
             **report.more,
         }
         report.notes += [*self.notes, *self._height_notes(sample)]
@@ -170,7 +174,9 @@ class _OpenImage:
         self.mosaic, self.image = mosaic, image
         with ExitStack() as files:
             self.reader = files.enter_context(
-                SceneReader(image.rgb, image.sar, mosaic.bands, nodata=mosaic.nodata, **mosaic.options)
+                SceneReader(
+                    image.rgb or None, image.sar or None, mosaic.bands, nodata=mosaic.nodata, **mosaic.options
+                )
             )
             self.heights = (
                 files.enter_context(HeightRaster(**image.heights)) if any(image.heights.values()) else None
@@ -181,11 +187,8 @@ class _OpenImage:
     @functools.cached_property
     def _near(self) -> tuple[list[Building], np.ndarray, shapely.STRtree]:
         """Buildings that may touch the image, their outlines in its pixels as they are, and an index of these."""
-        buildings = []
-        around = _ground(self.reader)
-        for number in self.image.layers:
-            local, tree = _in_crs(self.mosaic.layers[number], self.reader.crs)
-            buildings += [local.buildings[i] for i in sorted(tree.query(around))]
+        local, tree = _in_crs(self.mosaic.layers[self.image.layer], self.reader.crs)
+        buildings = [local.buildings[i] for i in sorted(tree.query(_ground(self.reader)))]
         inverse = ~self.reader.transform
         outlines_px = shapely.transform(
             np.array([b.polygon for b in buildings], dtype=object),
@@ -272,18 +275,18 @@ class _OpenImage:
         n = len(bands.optical)
         grid = {"transform": transform, "crs": reader.crs}
         found, notes = {}, []
-        for modality, path, keys in (
+        for modality, files, keys in (
             ("optical", image.rgb, ("file_name", "window", "indexes")),
             ("sar", image.sar, ("sar_file_name", "sar_window", "sar_indexes")),
         ):
             names = getattr(bands, modality)
-            if path is None or not names:
+            if not files or not names:
                 continue
             keys = keys if n else ("file_name", "window", "indexes")
             folder = "rgb" if modality == "optical" else "sar"
             part = None if self.mosaic.cut else reader.in_file(modality, place.window)
             if part is not None and (modality == "optical" or self._same_scale()):
-                target = link(out, f"{folder}/{image.stem}{path.suffix}", path)
+                target = link(out, f"{folder}/{image.stem}{files[0].suffix}", files[0])
                 found |= dict(zip(keys, (target, part.window, part.indexes), strict=True))
                 notes += _slow(part, place.window)
                 continue

@@ -1,6 +1,7 @@
 """Which file goes with which: rasters, masks and label files of the same place, told by their names."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fusiondet.errors import InputError
@@ -36,6 +37,42 @@ def pair_by_name(base: list[Path], others: list[Path]) -> list[Path] | None:
     if len(set(theirs)) != len(theirs) or set(ours) != set(theirs):
         return None
     return [others[theirs.index(key)] for key in ours]
+
+
+def group_by_band(paths: list[Path], bands: Sequence[str]) -> list[list[Path]]:
+    """`paths` as images: one file each, or, where every name holds that of a band, one file for each band.
+
+    Args:
+        bands: names as they stand in the file names, between other characters than letters and digits.
+
+    Returns:
+        For each image its files, in the order of `bands`; images in the order of their first files.
+
+    Raises:
+        InputError: an image lacks the file of a band, or has two of it.
+    """
+    single = [[path] for path in paths]
+    if len(bands) < 2 or len(paths) < 2:
+        return single
+    wanted = {name.lower(): name for name in bands}
+    images: dict[tuple, dict[str, Path]] = {}
+    for path in paths:
+        parts = [part for part in re.split(r"[^0-9A-Za-z]+", path.stem.lower()) if part]
+        named = [part for part in parts if part in wanted]
+        if len(named) != 1:
+            return single
+        files = images.setdefault((path.parent, *(part for part in parts if part != named[0])), {})
+        if named[0] in files:
+            raise InputError(f"{path} and {files[named[0]]} are both band {wanted[named[0]]} of one image.")
+        files[named[0]] = path
+    for files in images.values():
+        for name in wanted:
+            if name not in files:
+                there = ", ".join(map(str, files.values()))
+                raise InputError(
+                    f"no file of band {wanted[name]} beside {there}. Pass one for each of {', '.join(bands)}."
+                )
+    return [[files[name] for name in wanted] for files in images.values()]
 
 
 def distinct_parts(paths: list[Path]) -> list[frozenset[str]]:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from fusiondet import cli
 from fusiondet.buildings import SensorGeometry
-from fusiondet.data.bands import SAR_SCALES, BandSpec
+from fusiondet.data.bands import LINEAR_SCALES, SAR_SCALES, BandSpec, sar_members
 from fusiondet.data.converters import conversion, threedbag
 from fusiondet.data.converters.conversion import Options, Report, convert
 from fusiondet.data.converters.cutting import Image, Mosaic
 from fusiondet.data.converters.heights import statistic
-from fusiondet.data.converters.pairing import pair, pair_by_name, unique_stems
+from fusiondet.data.converters.merging import merge_layers
+from fusiondet.data.converters.pairing import group_by_band, pair, pair_by_name, unique_stems
+from fusiondet.data.converters.threedbag_filters import CHECKS, Filters, parse_filters
 from fusiondet.data.converters.vectors import Layer, check_crs, read_layer
 from fusiondet.data.imagery import open_raster
 from fusiondet.errors import InputError
@@ -40,6 +42,11 @@ class Recipe:
     height_stat: str | None = None
     height_datum: str | None = None
     outline: str = "footprint"
+    join_parts: bool = False
+    filter: list[str] = field(default_factory=list)
+    image_year: int | None = None
+    max_years_apart: int | None = None
+    max_empty_share: float = 0.5
     ndsm: list[Path] = field(default_factory=list)
     dsm: list[Path] = field(default_factory=list)
     dtm: list[Path] = field(default_factory=list)
@@ -49,6 +56,7 @@ class Recipe:
     sar_names: list[str] = field(default_factory=list)
     sar_bands: list[int] | None = None
     sar_scale: str | None = None
+    sar_factor: float | None = None
     nodata: float | None = None
     gsd: float | None = None
     tile_size: int = 512
@@ -63,14 +71,23 @@ _LIMITS = {"gsd": (0.01, 1000), "max_nodata": (0, 1), "min_area_m2": (0, 1e6)}
 _FILES = {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
 _COUNT = {"type": int, "metavar": "PX"}
 _NUMBERS = {"type": int, "nargs": "+", "metavar": "N"}
+_MEANS = {"type": cli.band_number, "nargs": "+", "metavar": "N"}
 _NAME = {"metavar": "NAME"}
 # Option -> (help, arguments of add_argument). Recipe has the same names, and the defaults.
 _OPTIONS = {
-    "rgb": ("optical rasters (GeoTIFF, JPEG 2000, PNG, JPEG, VRT); none for a SAR-only set", _FILES),
-    "sar": ("SAR rasters: one for all images, or one for each, paired by name, else by order", _FILES),
+    "rgb": (
+        "optical rasters (GeoTIFF, JPEG 2000, PNG, JPEG, VRT); none for a SAR-only set. One file a band where "
+        "their names hold --rgb-names: B4.tif B3.tif B2.tif",
+        _FILES,
+    ),
+    "sar": (
+        "SAR rasters: one for all images, or one for each, paired by name, else by order. One file a "
+        "polarisation where their names hold --sar-names: s1_VV.tif s1_VH.tif",
+        _FILES,
+    ),
     "footprints": ("building layers: one for all images, or one for each", {**_FILES, "required": True}),
     "footprints_crs": ("CRS of footprints that name none", {"metavar": "CRS"}),
-    "layer": ("layer of a file with several", _NAME),
+    "layer": ("layer of a file with several; of 3DBAG's by default pand, with the roofs of lod12_2d", _NAME),
     "height_field": ("column of heights, metres; default: 3DBAG's, where the file has them", _NAME),
     "ground_field": ("column of ground elevations to subtract, metres", _NAME),
     "statistic": ("which of 3DBAG's roof statistics", {"choices": threedbag.STATISTICS}),
@@ -80,6 +97,27 @@ _OPTIONS = {
         {"choices": ("ground", "unverified")},
     ),
     "outline": ("what the outlines follow", {"choices": ("footprint", "roof")}),
+    "join_parts": (
+        "make one building of the rows with one identifier, their heights weighted by area",
+        {"action": "store_true"},
+    ),
+    "filter": (
+        "what to do with buildings that 3DBAG says something against (they are counted anyway): keep, unknown (the "
+        f"height) or drop; NAME is {', '.join(CHECKS)}",
+        {"nargs": "+", "default": [], "metavar": "NAME=ACTION"},
+    ),
+    "image_year": (
+        "of the images: buildings of a later year of construction are dropped",
+        {"type": int, "metavar": "YEAR"},
+    ),
+    "max_years_apart": (
+        "heights measured more years from --image-year are unknown",
+        {"type": int, "metavar": "N"},
+    ),
+    "max_empty_share": (
+        "share of an outline without laser points from which on it counts as sparse",
+        {"type": float, "metavar": "SHARE"},
+    ),
     "ndsm": (
         "rasters of heights above ground, metres; they win over a height field and are compared with it",
         _FILES,
@@ -89,9 +127,19 @@ _OPTIONS = {
     "zonal": ("median, mean, min, max or pNN of the height raster's pixels inside", {"metavar": "STAT"}),
     "rgb_names": ("names of the optical bands; default: red green blue, or pan", {"nargs": "+", **_NAME}),
     "rgb_bands": ("their numbers in the files, from 1; default: by name or colour", _NUMBERS),
-    "sar_names": ("polarisations, e.g. HH HV; needed with --sar", {"nargs": "+", "metavar": "POL"}),
-    "sar_bands": ("their numbers in the files, from 1; default: by name", _NUMBERS),
+    "sar_names": (
+        "polarisations, e.g. HH HV, or the mean power of several, HH+HV; needed with --sar",
+        {"nargs": "+", "metavar": "POL"},
+    ),
+    "sar_bands": (
+        "their numbers in the files, from 1, 1+4 for the mean power of two; default: by name",
+        _MEANS,
+    ),
     "sar_scale": ("what the SAR files hold; needed with --sar", {"choices": SAR_SCALES}),
+    "sar_factor": (
+        "calibration: amplitudes and complex numbers are multiplied by it; default: what the file states, else 1",
+        {"type": float, "metavar": "F"},
+    ),
     "nodata": (
         "number that means no data where a file declares none, e.g. 0 for a black border",
         {"type": float},
@@ -161,8 +209,8 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.sar and not (recipe.sar_scale and recipe.sar_names):
         raise InputError(
-            "--sar needs --sar-names (e.g. HH) and --sar-scale (linear_power, amplitude, db or stretched_uint8): what "
-            "the numbers mean cannot be told from the file."
+            f"--sar needs --sar-names (e.g. HH) and --sar-scale ({', '.join(SAR_SCALES)}): what the numbers mean "
+            "cannot be told from the file."
         )
     for name, value in recipe.sensor.to_dict().items():
         low, high = (-360, 360) if name in SensorGeometry.AZIMUTHS else (0, 90)
@@ -181,6 +229,7 @@ def _check(recipe: Recipe) -> None:
     if bool(recipe.dsm) != bool(recipe.dtm) or (recipe.ndsm and recipe.dsm):
         raise InputError("heights come either from --ndsm, or from --dsm and --dtm together.")
     statistic(recipe.zonal)
+    _filters(recipe)
 
 
 def _bands(recipe: Recipe) -> BandSpec:
@@ -194,7 +243,7 @@ def _bands(recipe: Recipe) -> BandSpec:
         count = len(recipe.rgb_bands) if recipe.rgb_bands else _band_count(recipe.rgb[0])
         names = ["pan"] if count == 1 else ["red", "green", "blue"]
     scale = recipe.sar_scale if recipe.sar else ""
-    if scale == "complex" or (recipe.cut and scale in ("linear_power", "amplitude")):
+    if scale == "complex" or (recipe.cut and scale in LINEAR_SCALES):
         scale = "db"
     return BandSpec(names if recipe.rgb else (), recipe.sar_names if recipe.sar else (), scale)
 
@@ -207,28 +256,45 @@ def _band_count(path: Path) -> int:
         return 3
 
 
+def _filters(recipe: Recipe) -> Filters:
+    return Filters(
+        parse_filters(recipe.filter), recipe.image_year, recipe.max_years_apart, recipe.max_empty_share
+    )
+
+
 def _mosaic(recipe: Recipe) -> Mosaic:
     """The source of the recipe: its files paired, its labels read."""
     notes: list[str] = []
-    base = recipe.rgb or recipe.sar
-    sar = pair(base, recipe.sar, "SAR raster", notes) if recipe.rgb else [None] * len(base)
+    optical = group_by_band(recipe.rgb, recipe.rgb_names or ())
+    polarisations = dict.fromkeys(p for name in recipe.sar_names for p in sar_members(name))
+    radar = group_by_band(recipe.sar, tuple(polarisations))
+    groups = optical or radar
+    base = [files[0] for files in groups]
+    sar = [None] * len(base)
+    if optical and radar:
+        partner = pair(base, [files[0] for files in radar], "SAR raster", notes)
+        sar = [next(files for files in radar if files[0] == first) for first in partner]
     heights = [pair(base, files, "height raster", notes) for files in (recipe.ndsm, recipe.dsm, recipe.dtm)]
     footprints = recipe.footprints
     chosen = pair_by_name(base, footprints) if len(footprints) == len(base) > 1 else None
+    layers = [_read_layer(recipe, path) for path in cli.progress(footprints, label="footprints", unit="file")]
+    counts, checks = _footprint_counts(layers), sum((layer.checks for layer in layers), Counter())
     if chosen is None and len(footprints) > 1:
         notes.append(f"{len(footprints)} footprint files taken as one layer for all images.")
-    layers = [_read_layer(recipe, path) for path in cli.progress(footprints, label="footprints", unit="file")]
+        layers = [merge_layers(layers)]
+        counts |= {key: n for key, n in layers[0].counts.items() if n}
+    notes += dict.fromkeys(note for layer in layers for note in layer.notes)
     images = [
         Image(
             stem,
-            path if recipe.rgb else None,
-            sar[i] if recipe.rgb else path,
-            [footprints.index(chosen[i])] if chosen else list(range(len(layers))),
+            files if recipe.rgb else [],
+            (sar[i] or []) if recipe.rgb else files,
+            footprints.index(chosen[i]) if chosen else 0,
             {"ndsm": heights[0][i], "dsm": heights[1][i], "dtm": heights[2][i]},
         )
-        for i, (path, stem) in enumerate(zip(base, unique_stems(base), strict=True))
+        for i, (files, stem) in enumerate(zip(groups, unique_stems(base), strict=True))
     ]
-    scene = {name: getattr(recipe, name) for name in ("rgb_bands", "sar_bands", "sar_scale")}
+    scene = {name: getattr(recipe, name) for name in ("rgb_bands", "sar_bands", "sar_scale", "sar_factor")}
     return Mosaic(
         images,
         layers,
@@ -237,7 +303,8 @@ def _mosaic(recipe: Recipe) -> Mosaic:
         footprints,
         {**scene, "target_gsd_m": recipe.gsd},
         notes=notes,
-        footprint_counts=_footprint_counts(layers),
+        footprint_counts=counts,
+        footprint_checks=+checks,
         facts={
             "description": f"tiles of {len(base)} images",
             "image_files": [p.name for p in base],
@@ -252,14 +319,24 @@ def _mosaic(recipe: Recipe) -> Mosaic:
 
 def _footprint_counts(layers: list[Layer]) -> Counter:
     """What the files hold: how many footprints were read, and what happened to their outlines."""
-    counts = sum((layer.geometry for layer in layers), Counter())
-    read = sum(len(layer.buildings) for layer in layers) + counts["no geometry"] + counts["no area"]
+    counts = sum((layer.geometry + layer.counts for layer in layers), Counter())
+    gone = (
+        "no geometry",
+        "no area",
+        "rows joined to others",
+        *(c for c in counts if c.startswith("dropped: ")),
+    )
+    read = sum(len(layer.buildings) for layer in layers) + sum(counts[name] for name in gone)
     return Counter({"read": read}) + counts
 
 
 def _read_layer(recipe: Recipe, path: Path) -> Layer:
-    options = ("layer", "statistic", "height_stat", "height_datum", "outline")
+    options = ("layer", "statistic", "height_stat", "height_datum", "outline", "join_parts")
     layer = read_layer(
-        path, recipe.height_field, recipe.ground_field, **{name: getattr(recipe, name) for name in options}
+        path,
+        recipe.height_field,
+        recipe.ground_field,
+        filters=_filters(recipe),
+        **{name: getattr(recipe, name) for name in options},
     )
     return layer if layer.crs else dataclasses.replace(layer, crs=recipe.footprints_crs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import Tile
-from fusiondet.data.bands import BandSpec
+from fusiondet.data.bands import BandSpec, band_numbers
 from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery.rasters import Bands, PixelWindow, band_names, open_raster
 from fusiondet.errors import InputError
@@ -69,7 +69,7 @@ def read_tile_image(
 
     Args:
         optical, sar: a path is all of that file; None when the tile lacks that modality: its channels are NaN.
-        bands: the bands wanted, in channel order.
+        bands: the bands wanted, in channel order; a mean of polarisations, "HH+VV", is made of its members.
         file_bands: the bands that the files hold, in the files' order; its `sar_scale` says how to get to dB.
         nodata: number that means "no data" in files that declare none.
         window: (x0, y0, width, height) in pixels inside the tile; None for all of it.
@@ -94,7 +94,11 @@ def read_tile_image(
         with open_raster(raster.path) as source:
             indexes = raster.indexes or range(1, len(known) + 1)
             _check_band_count(source, known, indexes, raster.path)
-            band = Bands(source, [indexes[known.index(name)] for name in wanted], nodata, scale)
+            numbers = band_numbers(wanted, known, "optical" if scale is None else "SAR")
+            numbers = [
+                indexes[n - 1] if isinstance(n, int) else tuple(indexes[i - 1] for i in n) for n in numbers
+            ]
+            band = Bands(source, numbers, nodata, scale)
             parts.append((raster.path, len(wanted), band.read_final(raster.part(window))))
     return _stack_tile(parts)
 

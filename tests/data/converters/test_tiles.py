@@ -243,6 +243,47 @@ class TestSar:
         assert dataset.bands.sar_scale == "stretched_uint8"
         assert (read_tile(dataset, dataset.tiles[0])[3] == 77).all()
 
+    def test_in_its_own_scale_nothing_is_copied(self, town, tmp_path):
+        power = np.stack([np.full((120, 200), 10.0), np.full((120, 200), 1000.0)]).astype("float32")
+        sar = raster(tmp_path / "sar.tif", power)
+        recipe = {"sar": [sar], "sar_names": ["HH", "VV"], "sar_scale": "linear_power"}
+        _, dataset = make(town, tmp_path, **recipe)
+        assert dataset.bands == BandSpec(sar=("HH", "VV"), sar_scale="linear_power")
+        tile = dataset.tiles[3]
+        assert (tile.sar_file_name, tile.sar_window) == ("sar/ortho.tif", (100, 20, 100, 100))
+        assert read_tile(dataset, tile)[3:, 0, 0].tolist() == pytest.approx([10, 30])
+        mean = read_tile(dataset, tile, dataset.bands.select((), ("HH+VV",)))
+        assert np.allclose(mean, 10 * np.log10(505))
+        image = read_tile(dataset, tile)
+        _, cut = make(town, tmp_path, **recipe, cut=True)
+        assert cut.bands.sar_scale == "db" and cut.tiles[3].sar_window is None
+        assert np.allclose(read_tile(cut, cut.tiles[3]), image, atol=1e-5)
+
+    def test_mean_power_and_chosen_bands(self, town, tmp_path):
+        power = np.stack([np.full((120, 200), v) for v in (1.0, 10.0, 100.0)]).astype("float32")
+        sar = raster(tmp_path / "sar.tif", power)
+        recipe = {
+            "sar": [sar],
+            "sar_names": ["VV", "HH+HV"],
+            "sar_bands": [3, (1, 2)],
+            "sar_scale": "linear_power",
+        }
+        _, dataset = make(town, tmp_path, **recipe)
+        assert dataset.bands.sar == ("VV", "HH+HV")
+        image = read_tile(dataset, dataset.tiles[0])
+        assert np.allclose(image[3], 20) and np.allclose(image[4], 10 * np.log10(5.5), atol=1e-5)
+
+    def test_complex_and_a_file_for_each_polarisation(self, town, tmp_path):
+        for name, value in (("VV", 3 + 4j), ("VH", 1j)):
+            raster(tmp_path / f"slc_{name}.tif", np.full((1, 120, 200), value, "complex64"))
+        files = [tmp_path / "slc_VH.tif", tmp_path / "slc_VV.tif"]
+        _, dataset = make(
+            town, tmp_path, sar=files, sar_names=["VV", "VH"], sar_scale="complex", sar_factor=2.0
+        )
+        assert dataset.bands == BandSpec(sar=("VV", "VH"), sar_scale="db")
+        image = read_tile(dataset, dataset.tiles[0])
+        assert np.allclose(image[3], 20, atol=1e-5) and np.allclose(image[4], 10 * np.log10(4), atol=1e-5)
+
     def test_scale_and_names_are_never_guessed(self, town, tmp_path):
         sar = raster(tmp_path / "sar.tif", np.ones((1, 120, 200), "float32"))
         for missing in ({"sar_names": ["HH"]}, {"sar_scale": "db"}):
@@ -371,6 +412,33 @@ class TestManyImages:
         recipe = self.pieces(tmp_path)
         with pytest.raises(InputError, match="3 SAR rasters for 2 images"):
             make(recipe, tmp_path, sar=recipe["rgb"] + recipe["rgb"][:1], sar_names=["HH"], sar_scale="db")
+
+
+class TestThreeDBag:
+    def test_one_building_in_two_files_counts_once(self, town, tmp_path):
+        a = layer(tmp_path / "a.gpkg", [box(10, 10, 30, 30), box(90, 40, 110, 60)],
+                  identificatie=["P1", "P2"], b3_h_70p=[12.0, 20.0], b3_h_maaiveld=[2.0, 2.0])  # fmt: skip
+        b = layer(tmp_path / "b.gpkg", [box(90, 40, 110, 60), box(150, 20, 190, 60)],
+                  identificatie=["P2", "P3"], b3_h_70p=[20.0, None], b3_h_maaiveld=[2.0, 2.0])  # fmt: skip
+        report, dataset = make(town, tmp_path, footprints=[a, b], height_field=None, tile_size=200)
+        (tile,) = dataset.tiles
+        assert {x.id: x.height_m for x in tile.buildings} == {"P1": 10.0, "P2": 18.0, "P3": None}
+        assert report.more["footprints"] == {"read": 4, "in several files, counted once": 1}
+
+    def test_filters_and_parts(self, town, tmp_path):
+        houses = layer(
+            tmp_path / "f.gpkg", [box(10, 10, 30, 30), box(30, 10, 40, 30), box(60, 20, 80, 60)],
+            identificatie=["P1", "P1", "P2"], b3_h_70p=[12.0, 6.0, 9.0], b3_h_maaiveld=[2.0, 2.0, 2.0],
+            oorspronkelijkbouwjaar=[1990, 1990, 2020],
+        )  # fmt: skip
+        recipe = {"footprints": [houses], "height_field": None, "tile_size": 200, "image_year": 2018}
+        report, dataset = make(town, tmp_path, **recipe, join_parts=True)
+        (building,) = dataset.tiles[0].buildings
+        assert building.id == "P1" and building.polygon.bounds == pytest.approx((10, 10, 40, 30))
+        assert building.height_m == pytest.approx((400 * 10 + 200 * 4) / 600)
+        assert report.more["footprints"]["dropped: later"] == 1 and report.more["footprints"]["read"] == 3
+        with pytest.raises(InputError, match="unknown filter 'glass'"):
+            make(town, tmp_path, **recipe, filter=["glass=drop"])
 
 
 class TestBadInput:
