@@ -57,6 +57,8 @@ BANDS = {
 }
 # An outline in pixels may leave the bounds of the same one on the map by so much.
 _SAME_PLACE_PX = 2.0
+# An outline that ends so close to the edge of its tile goes on beyond it.
+_AT_EDGE_PX = 0.25
 
 
 # ---- The table of a competition --------------------------------------------------------------------------
@@ -356,6 +358,10 @@ class ImageTiles:
         buildings = clip_labels(
             [b for b in in_pixels if b is not None], place.window, valid, least_px, counts
         )
+        # Label files may be cut at their tile already, so that nothing is left to be cut here.
+        frame = shapely.box(0, 0, width, height).buffer(-_AT_EDGE_PX, join_style="mitre")
+        counts["at a tile's edge"] = sum(not frame.covers(b.polygon) for b in buildings)
+        del counts["cut by a tile's edge"]
         transform = self.grid * Affine.translation(x0, y0)
         tile = Tile(
             width=width,

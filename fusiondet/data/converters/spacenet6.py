@@ -36,6 +36,7 @@ building has `partialDec` 1) and are not read: what a tile cuts is found anew.
 """
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -67,6 +68,7 @@ import numpy as np
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 
 PRODUCTS = {
     "PS-RGB": ("red", "green", "blue"),
@@ -96,6 +98,11 @@ SPLIT = ("train=80", "val=20")
 # What is left of a tile at the edge of a split is at least so wide.
 MIN_SIDE_PX = 256
 
+# Folders and files below a wrong root that are looked through for the right one.
+MAX_SEARCHED = 10_000
+# Sum of three correlations by which another order of red, green and blue has to fit better.
+_ORDER_MARGIN = 0.03
+
 _ID = re.compile(r"(\d{14}_\d{14})_tile_\d+$")
 
 
@@ -110,7 +117,8 @@ def find_root(root: Path) -> Path:
         raise InputError(f"--root {root}: no such folder; expected SpaceNet 6's .../train/AOI_11_Rotterdam.")
     if _is_root(root):
         return root
-    around = [*root.absolute().parents[:2], *root.glob("*"), *root.glob("*/*"), *root.glob("*/*/*")]
+    below = itertools.chain.from_iterable(root.glob(depth) for depth in ("*", "*/*", "*/*/*"))
+    around = [*root.absolute().parents[:2], *itertools.islice(below, MAX_SEARCHED)]
     better = sorted(
         (p for p in around if p.is_dir() and _is_root(p)), key=lambda p: not (p / LABELS).is_dir()
     )
@@ -478,6 +486,44 @@ def settle_sar_scale(files: list[Path], asked: str) -> tuple[str, str]:
     return "db", f"{SAR} is taken as dB, as published: the numbers alone do not tell ({seen})"
 
 
+def check_band_order(images: dict[str, Path], colours: dict[str, Path]) -> None:
+    """Refuse a four-band product whose first bands are not red, green and blue, by comparing it with PS-RGB.
+
+    Other releases of these pictures begin with blue. Tiles whose bands hardly differ say nothing.
+
+    Args:
+        images, colours: ImageId -> files of the product and of PS-RGB.
+
+    Raises:
+        InputError: another order fits better.
+    """
+    shared = [name for name in images if name in colours]
+    samples = []
+    for name in shared[:: max(1, len(shared) // SCALE_TILES)][:SCALE_TILES]:
+        try:
+            with open_raster(images[name]) as raster, open_raster(colours[name]) as colour:
+                bands = raster.read((1, 2, 3))
+                known = colour.read((1, 2, 3), out_shape=bands.shape)
+        except (InputError, RasterioError):  # named where the tile is made
+            continue
+        valid = (bands != NODATA).any(axis=0) & (known != NODATA).any(axis=0)
+        samples.append(np.concatenate([bands, known])[:, valid].astype(np.float64))
+    pixels = np.concatenate(samples, axis=1) if samples else np.zeros((6, 0))
+    if pixels.shape[1] < 2 or not (pixels.std(axis=1) > 0).all():
+        return
+    like = np.corrcoef(pixels)[:3, 3:]
+    orders = {
+        order: sum(like[i, c] for i, c in enumerate(order)) for order in itertools.permutations(range(3))
+    }
+    best = max(orders, key=orders.get)
+    if orders[best] > orders[0, 1, 2] + _ORDER_MARGIN:
+        found = ", ".join(PRODUCTS["PS-RGB"][c] for c in best)
+        raise InputError(
+            f"{next(iter(images.values())).parent}: its first bands are {found} by comparison with PS-RGB, "
+            "expected red, green, blue as published. Reorder them: gdal_translate -b 3 -b 2 -b 1 -b 4 IN OUT."
+        )
+
+
 def source_of(
     root: Path,
     rules: TileRules,
@@ -508,6 +554,8 @@ def source_of(
             f"{root / (product or SAR)}: holds no tiles. Products with tiles: {', '.join(there) or 'none'} "
             "(see --optical and --sar)."
         )
+    if product in ("PS-RGBNIR", "RGBNIR"):
+        check_band_order(images, tile_files(root / "PS-RGB", suffix))
     sar_files = tile_files(root / SAR, suffix)
     if sar != "none" and not sar_files:
         raise InputError(f"{root / SAR}: holds no tiles. Unpack the product, or pass --sar none.")

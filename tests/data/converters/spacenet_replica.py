@@ -18,6 +18,7 @@ import rasterio
 import shapely
 from affine import Affine
 
+ROOT = Path(__file__).resolve().parents[3]
 # Corner of a real tile of Rotterdam, and what its products' pixels measure.
 LEFT, TOP = 592736.9762427969, 5747555.521581902
 OPTICAL_GSD_M, SAR_GSD_M = 0.4999964762785847, 0.5

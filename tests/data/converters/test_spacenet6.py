@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 
+from fusiondet import cli
 from fusiondet.buildings import building_to_map
 from fusiondet.data.coco import read_coco
 from fusiondet.data.converters import spacenet6
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import yaml
 from affine import Affine
 
 # Above the ground and below the buildings, in the first channel of each product.
@@ -207,6 +209,16 @@ class TestTurn:
             with rasterio.open(tmp_path / "b" / turned.file_name) as raster:
                 assert raster.transform.almost_equals(Affine(*turned.transform), 1e-6)
         assert count == 8
+
+    def test_the_configs_flip_left_and_right_alone(self, archive, tmp_path):
+        from fusiondet.data.augmentations import allowed_dihedral
+
+        path = replica.ROOT / "configs" / "spacenet6" / "Base-SpaceNet6.yaml"
+        look_range = yaml.safe_load(path.read_text(encoding="utf-8"))["INPUT"]["SAR_LOOK_AZIMUTH_RANGE_DEG"]
+        data, _ = make(archive, tmp_path / "out", turn="north")
+        for tile in data["train"].tiles:
+            sensor = tile.sensor.in_image_axes(tile.transform)
+            assert allowed_dihedral(sensor, look_range) == [(False, 0), (True, 0)]
 
     def test_a_turned_tile_that_gives_way_to_a_split_is_cut_on_the_right_side(self, archive, tmp_path):
         options = Options(skip_invalid=True, split=["train=50", "val=50"], block_m=70, min_side_px=16, seed=1)
@@ -473,6 +485,32 @@ class TestBadArchives:
         data, report = make(own_archive, tmp_path / "out")
         assert len(data["train"].tiles) == 7 and path.name in report.named["unusable images"][0]
 
+    def test_blue_before_red(self, own_archive):
+        for path in (own_archive / "PS-RGBNIR").iterdir():
+            with rasterio.open(path, "r+") as raster:
+                image = raster.read()
+                # As in a real picture, bands are not copies of each other.
+                image[0, ::3] += 150
+                image[2, ::5] += 170
+                raster.write(image[[2, 1, 0, 3]])
+            with rasterio.open(
+                own_archive / "PS-RGB" / path.name.replace("PS-RGBNIR", "PS-RGB"), "r+"
+            ) as raster:
+                raster.write((image[:3] / 6).astype(np.uint8))
+        with pytest.raises(
+            InputError, match="its first bands are blue, green, red by comparison with PS-RGB"
+        ):
+            spacenet6.source_of(own_archive, TileRules(), optical="PS-RGBNIR")
+
+    def test_strict_ends_the_process_with_2(self, own_archive, tmp_path, monkeypatch, capsys, load_tool):
+        (own_archive / "PS-RGB" / f"{replica.PREFIX}_PS-RGB_{replica.NORTH_STRIP}_tile_1.tif").unlink()
+        words = ["spacenet6", "--root", str(own_archive), "--out", str(tmp_path / "out"), "--strict"]
+        monkeypatch.setattr("sys.argv", ["prepare_dataset.py", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.run(load_tool("prepare_dataset").main)
+        assert end.value.code == 2 and "tile_1 has no PS-RGB" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize(
         "words", [["--ground", "nowhere.tif"], ["--ground", "4000"], ["--max-nodata", "2"]]
     )
@@ -510,7 +548,7 @@ class TestRealTile:
         corner = shapely.Point(299.6396801332012, 349.3765436094254)
         assert min(corner.distance(shapely.Point(p)) for p in building.polygon.exterior.coords) < 0.01
         # Of a whole building, in the middle of the tile, the file says partialDec 1: not read.
-        assert report.labels["cut by a tile's edge"] == 0
+        assert report.labels["at a tile's edge"] == 0
 
     def test_table_whose_outlines_were_cut_off(self, shared_data, tmp_path):
         folder, root = self.archive(shared_data, tmp_path)
