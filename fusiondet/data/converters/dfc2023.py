@@ -37,6 +37,7 @@ from fusiondet.data.labels import check_height_labels, read_heights
 from fusiondet.errors import InputError, unknown_name
 
 import numpy as np
+import rasterio
 from affine import Affine
 
 SPLITS = ("train", "val", "test")
@@ -355,7 +356,8 @@ class Dfc2023:
         found = [dataclasses.replace(building, outline=self.outline) for building in found]
         found = clip_labels(found, (0, 0, *size), np.ones(size[::-1], bool), 0.0, labels)
         unknown = Counter()
-        tile.buildings = [self._with_height(building, heights_m, unknown) for building in found]
+        with rasterio.Env():  # else each outline that is rasterised sets one up
+            tile.buildings = [self._with_height(building, heights_m, unknown) for building in found]
         self._refer(tile, place.name, optical, sar, image, heights_m, dtype, out)
         counts = {
             "labels": labels,

@@ -45,7 +45,7 @@ HOUSES = [
     House(MultiPolygon([box(60, 6, 70, 16), box(74, 6, 90, 12)]), 12.0, "polygon"),
     House(Polygon([(6, 50), (30, 50), (30, 60), (16, 60), (16, 80), (6, 80)]), 4.5, "uncompressed"),
     House(Polygon(box(50, 50, 80, 80).exterior, [box(58, 58, 70, 72).exterior]), 33.0, "rle"),
-    House(box(84, 84, 94, 94), 0.0, "list of rle"),
+    House(box(84, 84, 94, 94), 0.0, "polygon"),
 ]
 # The third tile of a split has no building; the others lack one, each another one.
 
@@ -66,7 +66,7 @@ def segmentation(house: House):
         edges = np.flatnonzero(np.diff(flat)) + 1
         counts = np.diff([0, *edges, flat.size]).tolist()
         return {"size": [SIZE, SIZE], "counts": [0, *counts] if flat[0] else counts}
-    return [encode_rle(mask)] if house.written == "list of rle" else encode_rle(mask)
+    return encode_rle(mask)
 
 
 def pictures(number: int) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ def document(names: list[str], track: int = 2, labelled: bool = True) -> dict:
             x0, y0, x1, y1 = house.polygon.bounds
             annotations.append(
                 {
-                    "id": len(annotations),
+                    "id": len(annotations) + 1,  # pycocotools takes a match with number 0 for none
                     "image_id": image["id"],
                     "category_id": 1 + len(annotations) % len(roofs),
                     "segmentation": segmentation(house),

@@ -6,13 +6,15 @@ import pickle
 import shutil
 
 from fusiondet import cli
-from fusiondet.data.coco import polygon_to_mask, read_coco
+from fusiondet.data.coco import encode_rle, polygon_to_mask, read_coco
 from fusiondet.data.converters.conversion import Problems
 from fusiondet.data.converters.dfc2023 import Dfc2023, add_arguments, find_parts, main, sensor_and_city
 from fusiondet.data.imagery import read_tile
 from fusiondet.data.labels import read_heights, tile_height_label
 from fusiondet.data.prepare import prepare as run_words
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dfc2023 import evaluate_dfc2023, read_truth
+from fusiondet.export.submission import Findings, PaintedSubmission
 from fusiondet.files import safe_join
 from tests.data.converters.dfc2023_replica import (
     BRIGHT,
@@ -112,7 +114,7 @@ def test_labels_pixels_and_heights_are_where_the_archive_has_them(archive, capsy
     assert (
         "cities: 2 Brasilia, 1 NewYork, 1 Copenhagen, 3 unknown" in text and "unknown heights: 5 zero" in text
     )
-    assert "5 in several parts" in text and "3 RLE" not in text
+    assert "17 RLE" not in text and "12 RLE, 5 in several parts, 25 kept" in text
 
 
 @pytest.mark.parametrize("fault", ["shifted heights", "flipped heights", "shifted picture", "turned labels"])
@@ -249,6 +251,29 @@ def test_heights_per_pixel_are_those_of_the_raster(archive):
     np.testing.assert_array_equal(tile_height_label(dataset, dataset.tiles[0]), pictures(0)["height"][0])
 
 
+def test_perfect_answers_to_the_tiles_are_perfect_to_the_contest(archive):
+    """Predictions by our ids and file names, scored against the archive's own labels and heights."""
+    dataset = split(prepare(archive), "val")
+    records = [
+        {
+            "image_id": tile.id,
+            "category_id": 1,
+            "score": 0.9,
+            "segmentation": encode_rle(polygon_to_mask(building.polygon, SIZE, SIZE)),
+            "height_m": building.height_m,
+        }
+        for tile in dataset.tiles
+        for building in tile.buildings
+    ]
+    truth = read_truth(archive / "annotations" / "buildings_only_val.json", archive / "val" / "height")
+    names = {tile.id: f"{stem(tile)}.tif" for tile in dataset.tiles}
+    document = json.loads((dataset.root / "annotations" / "val.json").read_text())
+    submission = PaintedSubmission(document, records, names, Findings("submission", strict=True))
+    numbers = evaluate_dfc2023(truth, submission)
+    assert numbers["dfc2023/ap50"] == numbers["dfc2023/delta1"] == 1
+    assert numbers["dfc2023_strict/score"] == 1
+
+
 # ---- Splits ----------------------------------------------------------------------------------------------
 
 
@@ -366,8 +391,8 @@ FAULTS = {
         (0, 0),
     ),
     "unusable images": (_resize, "100 x 96 px, but buildings_only_train.json says 96 x 96 px", (-1, -5)),
-    "broken outlines": (lambda r: edit(r, _break_rle), "annotation 0 of GF2_Brasilia.*damaged RLE", (0, -1)),
-    "annotation ids that occur twice": (lambda r: edit(r, _twin), "annotation id 0 occurs again", (0, 0)),
+    "broken outlines": (lambda r: edit(r, _break_rle), "annotation 1 of GF2_Brasilia.*damaged RLE", (0, -1)),
+    "annotation ids that occur twice": (lambda r: edit(r, _twin), "annotation id 1 occurs again", (0, 0)),
     "height rasters with holes": (_holes, f"{TRAIN[0]}.tif: no height in 240 of {SIZE * SIZE} pixels", (0, 0)),
     "unusable SAR rasters": (
         lambda r: write_tif(r / "train" / "sar" / f"{TRAIN[0]}.tif", np.zeros((1, SIZE, SIZE), np.uint16)),
@@ -416,6 +441,19 @@ def test_the_same_building_once_more_is_dropped(archive, capsys):
     edit(archive, lambda d: d["annotations"].append(d["annotations"][0]))
     assert sum(len(t.buildings) for t in split(prepare(archive)).tiles) == 15
     assert "1 the same once more" in capsys.readouterr().out
+
+
+def test_lists_of_rle_are_one_building(archive):
+    """Not COCO, but seen: the parts of a building as an RLE each."""
+
+    def in_parts(content):
+        masks = [polygon_to_mask(part, SIZE, SIZE) for part in HOUSES[2].polygon.geoms]
+        parts = [a for a in content["annotations"] if isinstance(a["segmentation"], list)]
+        parts = next(a for a in parts if len(a["segmentation"]) == 2)
+        parts["segmentation"] = [encode_rle(mask) for mask in masks]
+
+    edit(archive, in_parts)
+    assert misplaced(split(prepare(archive))) == 0
 
 
 def test_strict_is_exit_code_2(archive, capsys):
