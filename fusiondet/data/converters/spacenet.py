@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusiondet import cli
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel, pixel_to_map
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
@@ -414,6 +415,8 @@ class ImageTiles:
                 found |= dict(zip(keys, names, strict=True))
                 continue
             pixels = image[:n] if modality == "optical" else image[n:]
+            if not first and not np.isfinite(pixels).any():
+                continue
             folder = "rgb" if modality == "optical" else "sar"
             if modality == "optical":
                 dtype, nodata = self.reader.optical_format
@@ -441,22 +444,28 @@ def _in_pixels(building: Building, grid: Affine) -> Building | None:
     return None if polygon is None else dataclasses.replace(building, polygon=polygon)
 
 
-def label_layer(path: Path, crs: str | None, problems: Problems, **options) -> Layer:
-    """The footprints of a label file in the CRS of its image; see `read_layer` for the options.
-
-    Outlines without area and repeated identifiers are problems.
-    """
+def label_layer(path: Path, problems: Problems, **options) -> Layer:
+    """The footprints of a label file in its own CRS; repeated identifiers are a problem. Options are `read_layer`'s."""
     layer = read_layer(path, **options)
-    if layer.crs and crs:
-        layer = transform_layer(layer, crs)
-    elif layer.crs:
-        raise InputError(
-            f"{path}: is in {layer.crs}, but its image has no CRS. Set it: `rio edit-info --crs EPSG:n FILE`."
-        )
     repeated = layer.counts.get("identifiers of several rows")
     if repeated:
         note = next(note for note in layer.notes if "stand in several rows" in note)
         problems.add("label files with one identifier for several buildings", f"{path.parent}/{note}")
+    return layer
+
+
+def in_crs_of(layer: Layer, reader: SceneReader, path: Path) -> Layer:
+    """The footprints of the file `path` in the CRS of an image; those that name none are in it already.
+
+    Raises:
+        InputError: the image has no CRS.
+    """
+    if layer.crs and reader.crs:
+        return transform_layer(layer, reader.crs)
+    if layer.crs:
+        raise InputError(
+            f"{path}: is in {layer.crs}, but its image has no CRS. Set it: `rio edit-info --crs EPSG:n FILE`."
+        )
     return layer
 
 
@@ -499,7 +508,7 @@ class SpaceNet:
                 "labels without an image", f"{self.table}: no image has a name that goes with {name}."
             )
         found = []
-        for number, path in enumerate(self.images):
+        for number, path in enumerate(cli.progress(self.images, label="headers", unit="image")):
             if self.labels[number] is None and self.ids[number] is None:
                 where = " and ".join(
                     words
@@ -542,7 +551,8 @@ class SpaceNet:
         """Buildings of an image in its CRS, and what happened to other labels."""
         of_file, of_table, counts = None, None, Counter()
         if self.labels[number] is not None:
-            layer = label_layer(self.labels[number], reader.crs, problems)
+            path = self.labels[number]
+            layer = in_crs_of(label_layer(path, problems), reader, path)
             of_file, counts = layer.buildings, layer.geometry
         if self.ids[number] is not None:
             of_table, table_counts = self._of_table(self.ids[number], reader, problems)

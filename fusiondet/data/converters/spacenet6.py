@@ -29,7 +29,7 @@ look alike, does not depend on it. Incidence is 35 degrees on average; 33.4 to 3
 Heights: `roof_075mean`, `roof_075median` and the table's Mean_ and Median_Building_Height are the same numbers: of 3D
 BAG's 75th percentile of the roof points (over the parts of a building), which is an elevation above NAP. The ground is
 near 0 m NAP in most of the port and some metres off elsewhere, so that they look like heights. They are called
-unverified unless `--ground` is given. A roof at or below 0 m is unknown with GeoJSON labels.
+unverified unless `--ground` is given; a roof at or below 0 m is unknown without it.
 
 The labels' own `partialDec`, `truncated`, `origarea` and `origlen` describe other stages of production (a whole
 building has `partialDec` 1) and are not read: what a tile cuts is found anew.
@@ -37,21 +37,32 @@ building has `partialDec` 1) and are not read: what a tile cuts is found anew.
 
 import dataclasses
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusiondet.buildings import Building, SensorGeometry, clean_height_m, map_to_pixel, pixel_to_map
+from fusiondet import cli
+from fusiondet.buildings import (
+    Building,
+    SensorGeometry,
+    clean_height_m,
+    clean_polygon,
+    map_to_pixel,
+    pixel_to_map,
+)
 from fusiondet.data.bands import POLARISATIONS, SAR_SCALES, BandSpec
 from fusiondet.data.coco import Dataset, polygon_to_mask
 from fusiondet.data.converters import conversion
 from fusiondet.data.converters.conversion import UNUSABLE, Made, Place, Problems, Report, link
+from fusiondet.data.converters.records import read_records
 from fusiondet.data.converters.spacenet import (
     ImageTiles,
     TileRules,
     add_rule_arguments,
+    in_crs_of,
     label_layer,
     open_table,
     rules_from,
@@ -216,7 +227,8 @@ class SpaceNet6:
         labelled = set(open_table(self.table, self._columns).image_ids if self.table else self.outlines)
         labels = self.table or self.root / LABELS
         found = []
-        for number, name in enumerate(sorted({*self.images, *self.sar, *labelled})):
+        names = sorted({*self.images, *self.sar, *labelled})
+        for number, name in enumerate(cli.progress(names, label="headers", unit="tile")):
             strip = _strip(name)
             if name not in self.images:
                 if name in self.sar:
@@ -259,8 +271,16 @@ class SpaceNet6:
         return self.turn is not None and look == LOOKS[self.turn]
 
     @property
+    def _height_column(self) -> str | None:
+        """Column of the labels that heights come from; None for no heights."""
+        if self.statistic is None:
+            return None
+        return f"{self.statistic.capitalize()}_Building_Height" if self.table else f"roof_075{self.statistic}"
+
+    @property
     def _columns(self) -> tuple[str, ...]:
-        heights = () if self.statistic is None else (f"{self.statistic.capitalize()}_Building_Height",)
+        """Columns that the table needs."""
+        heights = () if self._height_column is None else (self._height_column,)
         return ("ImageId", "TileBuildingId", "PolygonWKT_Pix", *heights)
 
     def make(self, place: Place, out: Path, problems: Problems) -> Made:
@@ -295,9 +315,7 @@ class SpaceNet6:
         if self.table:
             buildings, counts = self._of_table(name, reader, problems)
         else:
-            field_ = None if self.statistic is None else f"roof_075{self.statistic}"
-            layer = label_layer(self.outlines[name], reader.crs, problems, height_field=field_)
-            buildings, counts = layer.buildings, layer.geometry
+            buildings, counts = self._of_file(name, reader, problems)
         frame = shapely.box(0, 0, reader.width, reader.height)
         if buildings and not any(
             map_to_pixel(b.polygon, reader.transform).intersects(frame) for b in buildings
@@ -308,6 +326,18 @@ class SpaceNet6:
             )
         return self._above_ground(buildings, reader), counts
 
+    def _of_file(self, name: str, reader: SceneReader, problems: Problems) -> tuple[list[Building], Counter]:
+        path, column = self.outlines[name], self._height_column
+        layer = label_layer(path, problems, height_field=column)
+        if self.ground is not None and column is not None:
+            # What is no height yet may be negative: the roof of a shed in a polder.
+            rows = read_records(path, None, lambda name: name == column, lambda _: (column, None)).rows
+            elevations = [row.get(column) for geometry, row in rows if clean_polygon(geometry) is not None]
+            for building, elevation in zip(layer.buildings, elevations, strict=True):
+                _set_elevation(building, elevation, column)
+        layer = in_crs_of(layer, reader, path)
+        return layer.buildings, layer.geometry
+
     def _of_table(self, name: str, reader: SceneReader, problems: Problems) -> tuple[list[Building], Counter]:
         grid = self._table_grid(name, reader)
         rows = open_table(self.table, self._columns).rows(name)
@@ -317,13 +347,8 @@ class SpaceNet6:
         buildings = []
         for row, polygon in found:
             building = Building(pixel_to_map(polygon, grid), id=row.values["TileBuildingId"])
-            if self.statistic is not None:
-                column = self._columns[-1]
-                building.height_m, building.height_source = _number(row.values.get(column)), column
-                if building.height_m is None:
-                    building.attributes[UNKNOWN_HEIGHT] = (
-                        clean_height_m(row.values.get(column))[1] or "missing"
-                    )
+            if self._height_column is not None:
+                _set_elevation(building, row.values.get(self._height_column), self._height_column)
             buildings.append(building)
         return buildings, counts
 
@@ -335,36 +360,29 @@ class SpaceNet6:
         return Affine(TABLE_GSD_M, 0, reader.transform.c, 0, -TABLE_GSD_M, reader.transform.f)
 
     def _above_ground(self, buildings: list[Building], reader: SceneReader) -> list[Building]:
-        """`buildings` with what is known of their heights: elevations less the ground where that is given."""
-        if self.statistic is None:
+        """`buildings`, whose heights are elevations yet, with heights: less the ground, where that is given."""
+        if self.statistic is None or not buildings:
             return buildings
-        ground_m = None
-        if isinstance(self.ground, Path) and buildings:
-            crs = CRS.from_user_input(reader.crs) if reader.crs else None
-            with BandReader(self.ground) as raster:
-                ground_m = raster.onto(reader.transform, crs, (reader.height, reader.width))
-        measured = []
-        for building in buildings:
-            elevation_m, facts = building.height_m, {}
-            if elevation_m is not None:
-                base_m = self.ground if ground_m is None else ground_under(building, ground_m, reader)
-                height_m, reason = (
-                    (None, "no ground")
-                    if ground_m is not None and base_m is None
-                    else (clean_height_m(elevation_m - (base_m or 0.0)))
-                )
-                facts = {
-                    "height_m": height_m,
-                    "height_source": None,
-                    "height_stat": None,
-                    "height_datum": None,
-                }
-                if height_m is None:
-                    facts["attributes"] = {**building.attributes, UNKNOWN_HEIGHT: reason}
-                else:
-                    facts |= self._described(building)
-            measured.append(dataclasses.replace(building, **facts))
-        return measured
+        if not isinstance(self.ground, Path):
+            return [self._measured(building, self.ground or 0.0) for building in buildings]
+        crs = CRS.from_user_input(reader.crs) if reader.crs else None
+        with BandReader(self.ground) as raster:
+            ground_m = raster.onto(reader.transform, crs, (reader.height, reader.width))
+        return [self._measured(b, ground_under(b, ground_m, reader)) for b in buildings]
+
+    def _measured(self, building: Building, base_m: float | None) -> Building:
+        """`building` with its elevation less that of the ground, None where that is unknown."""
+        height_m, reason = None, building.attributes.get(UNKNOWN_HEIGHT)
+        if building.height_m is not None:
+            height_m, reason = (
+                (None, "no ground") if base_m is None else clean_height_m(building.height_m - base_m)
+            )
+        if height_m is None:
+            facts = {"height_source": None, "height_stat": None, "height_datum": None}
+            facts["attributes"] = {**building.attributes, UNKNOWN_HEIGHT: reason}
+        else:
+            facts = self._described(building)
+        return dataclasses.replace(building, height_m=height_m, **facts)
 
     def _described(self, building: Building) -> dict:
         source = building.height_source
@@ -427,13 +445,16 @@ def _strip(name: str) -> str:
     return _ID.fullmatch(name).group(1) if _ID.fullmatch(name) else name
 
 
-def _number(text: str | None) -> float | None:
-    """A finite number of a table, which may be negative; None for anything else."""
+def _set_elevation(building: Building, value, column: str) -> None:
+    """Make a raw value of `column` the building's height, whatever its sign, or say why it is unknown."""
+    building.attributes.pop(UNKNOWN_HEIGHT, None)
     try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
+        building.height_m = float(value)
+    except (TypeError, ValueError):
+        building.height_m = None
+    building.height_source = column
+    if building.height_m is None or not math.isfinite(building.height_m):
+        building.height_m, building.attributes[UNKNOWN_HEIGHT] = None, clean_height_m(value)[1] or "missing"
 
 
 def _paper_split(places: list[Place]) -> list[Place]:
@@ -699,7 +720,8 @@ def add_arguments(parser) -> None:
             action="store_const",
             const=look,
             help=f"write tiles of strips whose antenna looks {look} ({flag} in {ORIENTATIONS}) turned by 180 degrees, "
-            "so that all look one way in the image" + ("; as the published baseline does" if flag else ""),
+            "so that all look one way in the image; 15 MB a tile with all polarisations"
+            + ("; as the published baseline does" if flag else ""),
         )
     parser.add_argument(
         "--paper-split",

@@ -67,8 +67,10 @@ def on_map(dataset):
 
 
 class TestLabels:
-    @pytest.mark.parametrize("labels", ["geojson", "csv"])
-    @pytest.mark.parametrize("optical", list(THRESHOLDS))
+    @pytest.mark.parametrize(
+        ("optical", "labels"),
+        [*((product, "geojson") for product in THRESHOLDS), ("PS-RGB", "csv"), ("RGBNIR", "csv")],
+    )
     def test_lie_on_what_is_bright(self, archive, tmp_path, optical, labels):
         data, report = make(archive, tmp_path / "out", optical=optical, labels=labels)
         tiles = data["train"].tiles
@@ -161,8 +163,13 @@ class TestSar:
             archive / tile.file_name.replace("PS-RGB", spacenet6.SAR).removeprefix("images/")
         ) as raster:
             power = 10 ** (raster.read().astype(float) / 10)
+        expected = 10 * np.log10(power.mean(axis=0))
+        np.testing.assert_allclose(read_tile(data["train"], tile)[3], expected, atol=1e-3)
+        # The same without a copy: all polarisations, of which a config takes the mean.
+        data, _ = make(archive, tmp_path / "all")
+        mean = data["train"].bands.select(sar=["HH+HV+VH+VV"])
         np.testing.assert_allclose(
-            read_tile(data["train"], tile)[3], 10 * np.log10(power.mean(axis=0)), atol=1e-3
+            read_tile(data["train"], data["train"].tiles[0], mean)[3], expected, atol=1e-3
         )
 
     def test_on_another_grid_is_warped_and_still_fits(self, tmp_path):
@@ -301,14 +308,20 @@ class TestHeights:
         # A roof below sea level is a height above a ground that is lower still.
         _, report = make(own_archive, tmp_path / "b", labels="csv", ground=-5.0)
         assert report.unknown_heights == {"missing": 2}
-        (path,) = (own_archive / spacenet6.LABELS).glob(f"*_{replica.NORTH_STRIP}_tile_1.geojson")
+        (path,) = (own_archive / spacenet6.LABELS).glob(f"*_{replica.NORTH_STRIP}_tile_2.geojson")
         document = json.loads(path.read_text())
         document["features"][0]["properties"]["roof_075mean"] = None
         document["features"][1]["properties"]["roof_075mean"] = float("nan")
+        document["features"][2]["properties"]["roof_075mean"] = -2.5
         path.write_text(json.dumps(document))
         data, report = make(own_archive, tmp_path / "c", labels="geojson")
+        assert report.unknown_heights == {"missing": 2, "negative": 1}
+        assert data["train"].info["unknown_heights"] == {"missing": 2, "negative": 1}
+        unknown = [b for t in data["train"].tiles for b in t.buildings if b.height_m is None]
+        assert {(b.height_source, b.height_datum) for b in unknown} == {(None, None)}
+        data, report = make(own_archive, tmp_path / "d", labels="geojson", ground=-5.0)
         assert report.unknown_heights == {"missing": 2}
-        assert data["train"].info["unknown_heights"] == {"missing": 2}
+        assert 2.5 in [b.height_m for t in data["train"].tiles for b in t.buildings]
 
 
 class TestSplits:
