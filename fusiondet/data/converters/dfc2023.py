@@ -18,6 +18,7 @@ above ground (nDSM, about 2 m, of stereo images). 1773 / 579 / 605 tiles; of val
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -38,6 +39,7 @@ from fusiondet.errors import InputError, unknown_name
 
 import numpy as np
 import rasterio
+import shapely
 from affine import Affine
 
 SPLITS = ("train", "val", "test")
@@ -54,13 +56,22 @@ SUFFIXES = (".tif", ".tiff", ".png", ".jpg")
 # The polarisation is unpublished.
 BANDS = BandSpec(("red", "green", "blue"), ("SAR",), "stretched_uint8")
 PUBLISHED_GSD_M = 0.5
-_PLACED_NAME = re.compile(r"(?P<sensor>[A-Za-z0-9]+)_(?P<city>.+)_-?\d+(\.\d+)?_-?\d+(\.\d+)?")
+_PLACED_NAME = re.compile(
+    r"(?P<sensor>[A-Za-z0-9]+)_(?P<city>.+)_(?P<lat>-?\d+(\.\d+)?)_(?P<lon>-?\d+(\.\d+)?)"
+)
+_METRES_PER_DEGREE = 111_320.0
 
 
 def sensor_and_city(name: str) -> tuple[str | None, str | None]:
     """What an image's name says: ("GF2", "Brasilia") of "GF2_Brasilia_-15.8652_-47.9337.tif"; else (None, None)."""
     found = _PLACED_NAME.fullmatch(Path(name).stem)
     return (found["sensor"], found["city"]) if found else (None, None)
+
+
+def place_in_name(name: str) -> tuple[float, float] | None:
+    """(latitude, longitude) in degrees that an image's name says, None where it says none."""
+    found = _PLACED_NAME.fullmatch(Path(name).stem)
+    return (float(found["lat"]), float(found["lon"])) if found else None
 
 
 # ---- Where things are ------------------------------------------------------------------------------------
@@ -258,6 +269,7 @@ class Dfc2023:
         self._report_unlisted(problems)
         if self.holdout or self.by_city:
             return self._places_by_city()
+        self._report_shared_ground(problems)
         return [self._place(n, split=self.parts[i.part].split) for n, i in enumerate(self._images)]
 
     def _find(self, number: int, part: Part, index: CocoIndex, problems: Problems) -> None:
@@ -297,6 +309,31 @@ class Dfc2023:
             for key, path in _by_key(folder).items():
                 if key not in keys:
                     problems.add("images without labels", f"{path}: no labels list it. It is left out.")
+
+    def _report_shared_ground(self, problems: Problems) -> None:
+        """Name tiles of one split that lie on those of an earlier one, as their names say: some splits are drawn so."""
+        numbers, outlines = [], []
+        for number, image in enumerate(self._images):
+            place = place_in_name(image.record.name)
+            if place is not None:
+                lat, lon = place
+                side = self._gsd_of(sensor_and_city(image.record.name)[0]) / _METRES_PER_DEGREE
+                # Names are rounded to 11 m: neighbours that seem to overlap by less are none.
+                down, across = (0.45 * pixels * side for pixels in (image.record.height, image.record.width))
+                across /= max(math.cos(math.radians(lat)), 0.01)
+                numbers.append(number)
+                outlines.append(shapely.box(lon - across, lat - down, lon + across, lat + down))
+        touching: dict[int, int] = {}
+        outlines = np.array(outlines, dtype=object)
+        for a, b in shapely.STRtree(outlines).query(outlines, predicate="intersects").T.tolist():
+            if self._images[numbers[a]].part > self._images[numbers[b]].part:
+                touching.setdefault(numbers[a], numbers[b])
+        for number, other in sorted(touching.items()):
+            problems.add(
+                "tiles on the ground of another split",
+                f"{self._place(number).name}: shares ground with {self._place(other).name}, as their names say. What "
+                "is learned is also what is scored: see --holdout-city.",
+            )
 
     def _place(self, number: int, split: str | None = None, group: str | None = None) -> Place:
         image = self._images[number]

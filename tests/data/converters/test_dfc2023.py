@@ -332,6 +332,20 @@ def test_what_a_name_says(name, known):
     assert sensor_and_city(name) == known
 
 
+def test_splits_that_share_ground_are_told_by_the_names(tmp_path, capsys):
+    """96 px of 0.5 m are 48 m; 0.0003 degrees north are 33 m, 0.0005 are 56 m, and east half of that at 60 degrees."""
+    near, far = ("60.0003_10.0000", "60.0000_10.0007"), ("60.0005_10.0000", "60.0000_10.0010")
+    names = {"train": ["SV_Oslo_60.0000_10.0000"], "val": [f"SV_Oslo_{place}" for place in (*near, *far)]}
+    root = write_archive(tmp_path / "a", names=names)
+    prepare(root)
+    text = capsys.readouterr().out
+    assert "problem: 2 tiles on the ground of another split" in text
+    assert "val/SV_Oslo_60.0003_10.0000: shares ground with train/SV_Oslo_60.0000_10.0000" in text
+    assert "val/SV_Oslo_60.0000_10.0007: shares" in text
+    with pytest.raises(InputError, match="see --holdout-city"):
+        prepare(root, "--strict", out="strict")
+
+
 # ---- What goes wrong -------------------------------------------------------------------------------------
 
 
