@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what fusion, heights and dense heads cost, as ratios of networks that take turns on this machine."""
+"""Measure what fusion, heights, dense heads and conversions cost, as ratios of what takes turns on this machine."""
 
 import argparse
 from pathlib import Path
@@ -28,6 +28,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _common_arguments(joint, Path("configs/synthetic/joint_r18_small.yaml"), batch=1, steps=20, size=256)
+    convert = commands.add_parser(
+        "convert",
+        help="tiles of a mosaic with footprints / a plain loop; time and memory as tiles and buildings grow",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _convert_arguments(convert)
     return top
 
 
@@ -50,12 +56,40 @@ def _common_arguments(
         help="float32, bfloat16, or float16 (loss-scaled, GPU only): autocast",
     )
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own choice")
-    command.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
-    command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    cli.seed_argument(command)
+    _result_arguments(command)
     command.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config overrides, e.g. MODEL.RESNETS.DEPTH 101"
     )
+
+
+def _convert_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", type=int, default=20_000, help="side of the mosaic, pixels")
+    command.add_argument("--tile-size", type=int, default=512, help="side of its tiles, pixels")
+    command.add_argument("--buildings", type=int, default=10_000, help="footprints on it")
+    command.add_argument("--city", type=int, default=10_000, help="buildings of the CityJSON")
+    command.add_argument(
+        "--tiles", type=int, default=400, help="growth: from so many tiles to ten times as many"
+    )
+    command.add_argument(
+        "--grown-buildings",
+        type=int,
+        default=2_000,
+        help="growth: from so many footprints to ten times as many",
+    )
+    command.add_argument("--rounds", type=int, default=3, help="runs of each contestant")
+    command.add_argument(
+        "--compress", help="compression of the mosaic, and of tiles copied from it, e.g. deflate"
+    )
+    command.add_argument(
+        "--folder", type=Path, help="for rasters, some GB; default: the system's temporary one"
+    )
+    _result_arguments(command)
+
+
+def _result_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
+    command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    cli.seed_argument(command)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,6 +98,25 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.out:
         require_new(args.out, args.overwrite)
+    result, table = (_measure_conversion if args.command == "convert" else _measure_networks)(args)
+    print(table)
+    if args.out:
+        write_json(result, args.out, indent=1)
+        print(f"wrote {args.out}")
+
+
+def _measure_conversion(args) -> tuple[dict, str]:
+    from fusiondet.benchmarking import convert
+
+    names = ("buildings", "city", "tiles", "grown_buildings", "rounds", "seed", "folder", "compress")
+    settings = convert.Settings(
+        mosaic_px=args.size, tile_px=args.tile_size, **{name: getattr(args, name) for name in names}
+    )
+    result = convert.benchmark_conversion(settings)
+    return result, convert.format_table(result)
+
+
+def _measure_networks(args) -> tuple[dict, str]:
     from fusiondet.benchmarking import Settings, fusion, joint, training
     from fusiondet.config import load_config
 
@@ -89,10 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         "joint": (joint.benchmark_joint, joint.format_table),
     }[args.command]
     result = compare(cfg, settings)
-    print(format_table(result))
-    if args.out:
-        write_json(result, args.out, indent=1)
-        print(f"wrote {args.out}")
+    return result, format_table(result)
 
 
 if __name__ == "__main__":
