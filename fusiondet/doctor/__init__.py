@@ -8,7 +8,9 @@
     rasters.py       files, sizes, types, ranges, no data
     colours.py       are red, green and blue what they are called
     radar.py         is the SAR picture in dB, once
-    registration.py  outlines and SAR against the optical picture: flips and shifts
+    registration.py  outlines against the optical picture: turned, mirrored, shifted
+    echoes.py        the SAR picture against what a radar would see of the outlines
+    outlines.py      points along edges, correlation over shifts
     copies.py        the same picture in two splits
     findings.py      verdict, what was found, what to do
     page.py          one HTML page with the worst tiles

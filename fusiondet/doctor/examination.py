@@ -6,13 +6,14 @@ from fusiondet.cli import progress
 from fusiondet.doctor.annotations import DEFAULT_MAX_DETECTIONS, check_annotations
 from fusiondet.doctor.colours import ColourCheck
 from fusiondet.doctor.copies import check_copies
+from fusiondet.doctor.echoes import SAR_SHIFT, EchoCheck
 from fusiondet.doctor.findings import Finding, text, worst_first
 from fusiondet.doctor.ground import check_ground
 from fusiondet.doctor.heights import check_heights
 from fusiondet.doctor.page import write_page
-from fusiondet.doctor.radar import RadarCheck
+from fusiondet.doctor.radar import SAR_SCALE, RadarCheck
 from fusiondet.doctor.rasters import PixelCheck, check_files
-from fusiondet.doctor.registration import LabelCheck, RadarShiftCheck
+from fusiondet.doctor.registration import LabelCheck
 from fusiondet.doctor.samples import chosen_tiles, read_samples
 from fusiondet.doctor.source import Split, read_splits
 from fusiondet.files import require_new, write_json
@@ -49,18 +50,16 @@ def examine(
 
 def _check_pixels(splits: list[Split], samples: int) -> list[Finding]:
     pixels, colours, scale = PixelCheck(), ColourCheck(), RadarCheck()
-    labels, shifts = LabelCheck(), RadarShiftCheck()
+    labels, shifts = LabelCheck(), EchoCheck()
     chosen = chosen_tiles(splits, samples)
     for sample in progress(read_samples(chosen), total=len(chosen), label="looking at pixels"):
         for check in (pixels, colours, scale, labels, shifts):
             check.add(sample)
-    return [
-        *pixels.findings(splits, samples),
-        *colours.findings(),
-        *scale.findings(),
-        *labels.findings(),
-        *shifts.findings(labels),
-    ]
+    findings = [*pixels.findings(splits, samples), *colours.findings(), *scale.findings(), *labels.findings()]
+    if any(finding.name == SAR_SCALE and finding.verdict == "FAIL" for finding in findings):
+        why = "Needs a SAR picture in dB: mend its scale first."
+        return [*findings, Finding(SAR_SHIFT, "n/a", why)]
+    return [*findings, *shifts.findings(labels)]
 
 
 def report_data(

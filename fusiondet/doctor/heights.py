@@ -175,6 +175,6 @@ def _rasters(splits: list[Split], samples: int) -> Finding:
         return Finding(name, "n/a", "There is none.", "", numbers)
     if notes:
         return Finding(
-            name, "warn", " ".join(notes), "Fill the holes, or say which of the two is right.", numbers
+            name, "warn", " ".join(notes[:2]), "Fill the holes, or say which of the two is right.", numbers
         )
     return Finding(name, "ok", f"{', '.join(looked)}: heights above ground.", "", numbers)

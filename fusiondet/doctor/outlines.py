@@ -9,6 +9,8 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 _STEP_PX = 0.5
+# Of larger tiles the middle is compared.
+_MAX_SIDE_PX = 512
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,9 @@ def peak_px(surface: np.ndarray) -> tuple[float, float]:
     row, column = np.unravel_index(int(surface.argmax()), surface.shape)
     reach = surface.shape[0] // 2
     return float(column - reach), float(row - reach)
+
+
+def middle(array: np.ndarray) -> np.ndarray:
+    """The middle of an (H, W) array, at most 512 pixels a side: turning and mirroring keeps it in place."""
+    top, left = (max(0, (n - _MAX_SIDE_PX) // 2) for n in array.shape)
+    return array[top : array.shape[0] - top, left : array.shape[1] - left]

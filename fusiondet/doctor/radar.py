@@ -15,6 +15,7 @@ from fusiondet.doctor.samples import Sample
 import cv2
 import numpy as np
 
+SAR_SCALE = "SAR scale"
 # 10 log10 of the largest numbers that dB have (80, uncalibrated), and of small ones.
 _TWICE_DB = (4.0, 19.5)
 # Cities have corners 8 dB and more above the rest; after a second logarithm this much is left.
@@ -77,7 +78,7 @@ class RadarCheck:
         return [self._scale(), self._polarisations()] if several else [self._scale()]
 
     def _scale(self) -> Finding:
-        name = "SAR scale"
+        name = SAR_SCALE
         if not self.bands:
             return Finding(name, "n/a", "There is no SAR picture.")
         if self.scales == {"stretched_uint8"}:
