@@ -171,11 +171,13 @@ def allowed_dihedral(
     sensor: SensorGeometry,
     sar_look_range_deg: Sequence[float] = (),
     sun_range_deg: Sequence[float] = (),
+    quarter_turns: bool = True,
 ) -> list[tuple[bool, int]]:
     """(mirror first, clockwise quarter turns) that keep the azimuths in their ranges; the identity is always in.
 
     Args:
         sar_look_range_deg, sun_range_deg: (from, to) clockwise; () allows any. An unknown azimuth is not restricted.
+        quarter_turns: False leaves out what turns east to north, so that mirrors and half turns remain.
     """
     kept = [(False, 0)]
     for mirror in (False, True):
@@ -184,6 +186,8 @@ def allowed_dihedral(
             inside = in_range_deg(turned.sar_look_azimuth_deg, sar_look_range_deg) and in_range_deg(
                 turned.sun_azimuth_deg, sun_range_deg
             )
+            if quarters % 2 and not quarter_turns:
+                continue
             if inside and (mirror, quarters) != (False, 0):
                 kept.append((mirror, quarters))
     return kept

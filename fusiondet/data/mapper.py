@@ -35,6 +35,7 @@ class FusionDatasetMapper:
         crop: tuple[str, tuple[float, float]] | None = None,
         scale_range: tuple[float, float] = (1.0, 1.0),
         dihedral: bool = False,
+        quarter_turns: bool = True,
         sar_look_range_deg: tuple[float, float] | tuple = (),
         sun_range_deg: tuple[float, float] | tuple = (),
         optical_brightness: float = 0.0,
@@ -68,6 +69,7 @@ class FusionDatasetMapper:
         self.optical_bands, self.sar_bands = tuple(optical_bands), tuple(sar_bands)
         self.mask_format, self.seed = mask_format, seed
         self.crop, self.scale_range, self.dihedral = crop, scale_range, dihedral
+        self.quarter_turns = quarter_turns
         self.sar_look_range_deg, self.sun_range_deg = sar_look_range_deg, sun_range_deg
         self.optical_brightness, self.optical_contrast = optical_brightness, optical_contrast
         self.sar_gain_db, self.sar_speckle_looks = sar_gain_db, sar_speckle_looks
@@ -87,6 +89,7 @@ class FusionDatasetMapper:
             "crop": crop,
             "scale_range": tuple(cfg.INPUT.SCALE_RANGE),
             "dihedral": cfg.INPUT.DIHEDRAL,
+            "quarter_turns": cfg.INPUT.QUARTER_TURNS,
             "sar_look_range_deg": tuple(cfg.INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG),
             "sun_range_deg": tuple(cfg.INPUT.SUN_AZIMUTH_RANGE_DEG),
             "optical_brightness": cfg.INPUT.OPTICAL_BRIGHTNESS,
@@ -219,7 +222,9 @@ class FusionDatasetMapper:
     def _geometry(self, sample: aug.Sample, rng) -> aug.Sample:
         if not self.dihedral:
             return sample
-        choices = aug.allowed_dihedral(sample.sensor, self.sar_look_range_deg, self.sun_range_deg)
+        choices = aug.allowed_dihedral(
+            sample.sensor, self.sar_look_range_deg, self.sun_range_deg, self.quarter_turns
+        )
         return aug.dihedral(sample, *choices[rng.integers(len(choices))])
 
     def _photometry(self, sample: aug.Sample, rng) -> aug.Sample:

@@ -130,6 +130,7 @@ def test_a_crop_cuts_outlines_and_drops_what_is_outside():
 
 def test_only_turns_that_keep_the_azimuths_are_allowed():
     assert len(aug.allowed_dihedral(SENSOR)) == 8
+    assert aug.allowed_dihedral(SENSOR, quarter_turns=False) == [(False, 0), (False, 2), (True, 0), (True, 2)]
     assert aug.allowed_dihedral(SENSOR, (80, 100)) == [(False, 0), (True, 2)], (
         "up-down flip keeps a look to the east"
     )

@@ -180,6 +180,9 @@ def test_randomness_follows_from_seed_and_counter_alone(tmp_path):
 def test_flips_are_drawn_only_within_the_azimuth_range(record):
     free = {plain(True, dihedral=True)(record, i)["sensor"]["sar_look_azimuth_deg"] for i in range(40)}
     assert free == {0.0, 90.0, 180.0, 270.0}
+    halves = plain(True, dihedral=True, quarter_turns=False)
+    turned = {halves(record, i)["sensor"]["sar_look_azimuth_deg"] % 180 for i in range(40)}
+    assert len(free) > 2 and turned == {record["sensor"]["sar_look_azimuth_deg"] % 180}
     kept = plain(True, dihedral=True, sar_look_range_deg=(85, 95))
     assert {kept(record, i)["sensor"]["sar_look_azimuth_deg"] for i in range(20)} == {90.0}
 
