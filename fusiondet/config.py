@@ -39,7 +39,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
     # Draw flips and quarter turns, those that keep the turned azimuths inside the two ranges below.
     cfg.INPUT.DIHEDRAL = True
-    # False leaves out of these what turns east to north: for tiles of unknown azimuths that were all looked at along one
+    # False leaves out what turns east to north: for tiles of unknown azimuths that were all looked at along one
     # line, one way or the other, as from the two orbits of a satellite.
     cfg.INPUT.QUARTER_TURNS = True
     # (from, to) clockwise, degrees from grid north: a flip or turn that would move the azimuth out of it is not drawn.
