@@ -22,7 +22,6 @@ import csv
 import dataclasses
 import functools
 import glob
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -479,7 +478,7 @@ class SpaceNet:
     """Images with label files or the table of a competition: a `conversion.Source`.
 
     Attributes:
-        images, stems: files, and unique names for them. labels: label file of each, or None. rows: its ImageId in
+        images, stems: files, and unique names for them. labels: label file of each, or None. ids: its ImageId in
             `table`, or None. table: the competition's CSV, or None.
         unused_labels, unused_ids: label files and ids of the table that belong to no image.
     """
@@ -598,7 +597,6 @@ class SpaceNet:
             "description": f"SpaceNet tiles of {len(self.images)} images",
             "licence": "CC BY-SA 4.0 (SpaceNet LLC)",
             "outline": "as drawn on the images: roofs",
-            "heights": "unknown",
         }
 
 
@@ -618,7 +616,7 @@ class _Frame:
 
     def outline_px(self, row: Row) -> BaseGeometry | None:
         in_pixels, on_map = row.outline("PolygonWKT_Pix"), self._on_map(row)
-        if in_pixels is None or in_pixels.is_empty or on_map is None or on_map.is_empty:
+        if in_pixels is None or in_pixels.is_empty or on_map is None:
             return in_pixels
         left, top, right, bottom = on_map.bounds
         x0, y0, x1, y1 = in_pixels.bounds
@@ -629,15 +627,19 @@ class _Frame:
         return on_map
 
     def _on_map(self, row: Row) -> BaseGeometry | None:
-        """The row's outline on the map, in pixels; None where there is none."""
+        """The row's outline on the map, in pixels; None where there is none.
+
+        Longitude and latitude, or where it cannot be those, the image's own CRS.
+        """
         geometry = row.outline("PolygonWKT_Geo")
         if geometry is None or geometry.is_empty or self._convert is None:
-            return geometry and None
-        x, y = self._convert(*shapely.get_coordinates(geometry).T)
+            return None
+        x, y = shapely.get_coordinates(geometry).T
+        if np.abs(x).max() <= 360 and np.abs(y).max() <= 90:
+            x, y = self._convert(x, y)
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             return None
-        moved = shapely.set_coordinates(shapely.force_2d(geometry), np.column_stack(self._inverse * (x, y)))
-        return moved if math.isfinite(moved.area) else None
+        return shapely.set_coordinates(shapely.force_2d(geometry), np.column_stack(self._inverse * (x, y)))
 
 
 def expand(patterns: Sequence[str], suffixes: tuple[str, ...], option: str) -> list[Path]:

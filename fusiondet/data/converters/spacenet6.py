@@ -381,15 +381,14 @@ class SpaceNet6:
             facts = {"height_source": None, "height_stat": None, "height_datum": None}
             facts["attributes"] = {**building.attributes, UNKNOWN_HEIGHT: reason}
         else:
-            facts = self._described(building)
+            facts = self._described(building.height_source)
         return dataclasses.replace(building, height_m=height_m, **facts)
 
-    def _described(self, building: Building) -> dict:
-        source = building.height_source
-        if self.ground is not None:
-            source += f" - {self.ground.name if isinstance(self.ground, Path) else f'{self.ground:g} m'}"
+    def _described(self, column: str) -> dict[str, str]:
+        """What is recorded with every known height that comes from `column`."""
+        less = "" if self.ground is None else f" - {getattr(self.ground, 'name', f'{self.ground} m')}"
         return {
-            "height_source": source,
+            "height_source": column + less,
             "height_stat": f"p75 ({self.statistic} of parts)",
             "height_datum": "unverified" if self.ground is None else "ground",
         }
@@ -397,6 +396,13 @@ class SpaceNet6:
     def finish(self, sample: Dataset, report: Report) -> None:
         """Notes on what the numbers are."""
         report.notes += self.notes
+        if self._height_column is not None:
+            facts = self._described(self._height_column)
+            datum = "above the ground"
+            if self.ground is None:
+                datum = "an elevation above NAP, datum unverified: pass --ground to subtract the ground"
+            origin = f"{facts['height_source']} of {self.facts['label_source']}"
+            report.notes.append(f"heights: {origin}, 3D BAG's {facts['height_stat']}, {datum}.")
         many = self.facts.get("tiles_per_place", 1)
         if many > 1.5:
             report.notes.append(
@@ -414,9 +420,7 @@ class SpaceNet6:
             "description": "SpaceNet 6: Multi-Sensor All Weather Mapping, Rotterdam (arXiv 2004.06500)",
             "licence": "CC BY-SA 4.0 (SpaceNet LLC)",
             "outline": "footprints",
-            "heights": None if self.statistic is None else "3D BAG roof elevation, 75th percentile",
-            "height_statistic_of_parts": self.statistic,
-            "ground": None if self.ground is None else str(getattr(self.ground, "name", self.ground)),
+            **({} if self._height_column is None else self._described(self._height_column)),
             "optical_product": self.optical,
             "turned_looks": self.turn,
             "sar_incidence_range_deg": list(INCIDENCE_RANGE_DEG) if self.bands.sar else None,
@@ -591,11 +595,6 @@ def source_of(
     if names or turn:
         orientations = read_orientations(root / "SummaryData" / ORIENTATIONS)
     facts["label_source"] = table.name if table else LABELS
-    if statistic != "none" and ground is None:
-        notes.append(
-            "heights are roof elevations above NAP (3D BAG, 75th percentile), datum unverified: pass --ground to "
-            "subtract the ground."
-        )
     return SpaceNet6(
         root,
         product,

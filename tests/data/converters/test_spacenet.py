@@ -19,6 +19,7 @@ import shapely
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproj import Transformer
 
 
 @pytest.fixture
@@ -110,6 +111,27 @@ class TestLabels:
         assert all(replica.covered(data, tile, 1000) == 1 for tile in data.tiles)
         assert report.problems == {"labels without an image": 1}
         assert "733151" in report.named["labels without an image"][0]
+
+    @pytest.mark.parametrize("degrees", [True, False])
+    def test_map_column_in_degrees_or_in_the_images_own_crs(self, tmp_path, degrees):
+        crs, grid = "EPSG:32616", Affine(0.5, 0, 732701, 0, -0.5, 3730989)
+        image = np.full((1, 60, 60), 300, np.uint16)
+        image[0, 20:35, 10:40] = 2000
+        replica.write_raster(tmp_path / "Atlanta_732701.tif", image, grid, crs)
+        outline = pixel_to_map(shapely.box(10, 20, 40, 35), grid)
+        if degrees:
+            convert_ = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+            outline = shapely.transform(outline, convert_, interleaved=False)
+        # In pixels of an image four times as coarse.
+        pixels = shapely.box(2.5, 5, 10, 8.75)
+        (tmp_path / "t.csv").write_text(
+            f'ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo\nAtlanta_732701,1,"{pixels.wkt}","{outline.wkt}"\n'
+        )
+        source = source_of([str(tmp_path / "*.tif")], [], tmp_path / "t.csv", TileRules())
+        report = convert(source, tmp_path / "out", Options(), {})
+        data = read_coco(tmp_path / "out/annotations/train.json")
+        assert report.labels["taken from PolygonWKT_Geo (pixels of another image)"] == 1
+        assert replica.covered(data, data.tiles[0], 1000) == 1
 
 
 class TestBadInput:

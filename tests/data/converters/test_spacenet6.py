@@ -252,7 +252,11 @@ class TestHeights:
         }
         roofs = {roof.id: roof.roof_m for roof in replica.town(4, 2, 50.0)}
         assert all(b.height_m == roofs[b.id] for b in buildings)
-        assert any("datum unverified" in note for note in report.notes)
+        (note,) = [note for note in report.notes if note.startswith("heights: ")]
+        assert "roof_075mean of geojson_buildings" in note and "datum unverified" in note
+        info = data["train"].info
+        assert info["height_source"] == "roof_075mean" and info["height_datum"] == "unverified"
+        assert info["heights"] == {"known": len(buildings)}
 
     def test_of_the_table_and_of_the_other_statistic(self, archive, tmp_path):
         data, _ = make(archive, tmp_path / "out", labels="csv", statistic="median")
