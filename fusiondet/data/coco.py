@@ -52,6 +52,7 @@ MAX_SIDE_PX = 32768
 # Few data sets have something to say here, so that null is left out.
 _RARE_KEYS = ("cloud_file_name", "window", "sar_window", "indexes", "sar_indexes")
 _TUPLE_KEYS = ("transform", "window", "sar_window", "indexes", "sar_indexes")
+_TILE_KEYS = tuple(f.name for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor"))
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
 
 
@@ -125,6 +126,7 @@ class CocoWriter:
         """Args are those of `Dataset`. `info` may be filled until the end of the block."""
         self.path, self.info = Path(path), {} if info is None else info
         self._bands, self._nodata = bands, nodata
+        self._root = image_root(self.path)
         self._ids: set = set()
         self._free, self._images, self._annotations = 1, 0, 0
         self._files = ExitStack()
@@ -148,18 +150,21 @@ class CocoWriter:
             while self._free in self._ids:
                 self._free += 1
             image["id"] = self._free
-        _validate_image(image, self.path, self._ids)
-        self._append("images", image, self._images)
-        self._images += 1
-        for record in annotations:
-            record = {"id": self._annotations + 1, "image_id": image["id"], **record}
+        _validate_image(image, self.path, self._root, self._ids)
+        first = self._annotations + 1
+        records = [{"id": first + i, "image_id": image["id"], **a} for i, a in enumerate(annotations)]
+        for record in records:
             _validate_annotation(record, self.path, self._ids)
-            self._append("annotations", record, self._annotations)
-            self._annotations += 1
+        self._append("images", [image], self._images)
+        self._append("annotations", records, self._annotations)
+        self._images += 1
+        self._annotations += len(records)
         return image["id"]
 
-    def _append(self, name: str, record: dict, before: int) -> None:
-        self._parts[name].write((", " if before else "") + json.dumps(record, allow_nan=False))
+    def _append(self, name: str, records: list[dict], before: int) -> None:
+        if records:
+            text = json.dumps(records, allow_nan=False)
+            self._parts[name].write((", " if before else "") + text[1:-1])
 
     def __exit__(self, kind, error, trace):
         if kind is None:
@@ -245,14 +250,15 @@ def validate_coco(document: dict, path: Path) -> None:
         if not isinstance(document.get(key), kind | None):
             raise InputError(f"{path}: {key!r} is {str(document[key])[:40]!r}, which it cannot be.")
     ids: set = set()
+    root = image_root(path)
     for image in document["images"]:
-        _validate_image(image, path, ids)
+        _validate_image(image, path, root, ids)
     for annotation in document["annotations"]:
         _validate_annotation(annotation, path, ids)
 
 
-def _validate_image(image: dict, path: Path, ids: set) -> None:
-    """Check one image record, and put its id among `ids`."""
+def _validate_image(image: dict, path: Path, root: Path, ids: set) -> None:
+    """Check one image record, whose file names are relative to `root`, and put its id among `ids`."""
     where = f"{path}: image {image.get('id')!r}"
     for key in ("id", "file_name", "width", "height"):
         if image.get(key) is None:
@@ -269,7 +275,7 @@ def _validate_image(image: dict, path: Path, ids: set) -> None:
         if image.get(key) is not None:
             if not isinstance(image[key], str):
                 raise InputError(f"{where}: {key!r} is {image[key]!r}, expected a file name.")
-            safe_join(image_root(path), image[key])
+            safe_join(root, image[key])
     for key in ("window", "sar_window"):
         window = image.get(key)
         if window is not None and not (
@@ -532,11 +538,7 @@ def _plain(value) -> float | None:
 
 
 def _image_record(tile: Tile) -> dict:
-    record = {
-        f.name: getattr(tile, f.name)
-        for f in dataclasses.fields(Tile)
-        if f.name not in ("buildings", "sensor")
-    }
+    record = {name: getattr(tile, name) for name in _TILE_KEYS}
     for name in _RARE_KEYS:
         if record[name] is None:
             del record[name]
@@ -564,4 +566,4 @@ def _has_holes(polygon: BaseGeometry) -> bool:
 
 
 def _flat(ring) -> list[float]:
-    return [round(float(v), 3) for xy in list(ring.coords)[:-1] for v in xy[:2]]
+    return shapely.get_coordinates(ring)[:-1].round(3).ravel().tolist()

@@ -30,7 +30,7 @@ from fusiondet.data.coco import CocoWriter, Dataset, tile_from_records, tile_rec
 from fusiondet.data.converters.splits import assign_blocks, clear_of, conflicts, leaked_area, parse_split
 from fusiondet.data.imagery import PixelWindow, metric_crs
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, read_json, require_new_dir, write_json
+from fusiondet.files import read_json, require_new_dir, write_json
 
 import numpy as np
 import shapely
@@ -394,7 +394,8 @@ def _convert(source: Source, work: Path, options: Options, places: list[Place], 
     _refuse_unusable(problems, options)
     if not kept:
         raise InputError(
-            f"no tile is left of {len(places)} tiles ({_why(shards) or 'unusable'}). See --max-nodata, where there is one."
+            f"no tile is left of {len(places)} tiles ({_why(shards) or 'unusable'}). See --max-nodata, where there "
+            "is one."
         )
     names, split, smaller = _splits([places[i] for i in kept], options)
     replaced = {kept[k]: place for k, place in smaller.items()}
@@ -561,9 +562,12 @@ def _make_shard_here(work) -> None:
 
 
 def _make_shard(source: Source, path: Path, job: list[tuple[int, Place]], out: Path, strict: bool) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+    # In a hidden folder of its own, so that a name serves where `atomic_path` would make a folder.
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "w", encoding="utf-8") as f:
         for i, place in job:
             f.write(json.dumps({"i": i, **_make_line(source, place, out, strict)}, allow_nan=False) + "\n")
+    os.replace(unfinished, path)
 
 
 def _make_line(source: Source, place: Place, out: Path, strict: bool) -> dict:
@@ -672,7 +676,13 @@ def _grounds(places: list[Place]) -> np.ndarray | None:
     crs = None
     if first.crs is not None:
         crs = metric_crs(first.crs, *first.ground(None).centroid.coords[0])
-    return np.array([place.ground(crs) for place in places])
+    if any(place.crs not in (None, crs) for place in places):
+        return np.array([place.ground(crs) for place in places])
+    # Nothing is bent: corners suffice, of all places at once.
+    a, b, c, d, e, f = np.array([place.transform for place in places], float).T[..., None]
+    x0, y0, width, height = np.array([place.window for place in places], float).T[..., None]
+    u, v = x0 + width * [0, 1, 1, 0], y0 + height * [0, 0, 1, 1]
+    return shapely.polygons(np.stack([a * u + b * v + c, d * u + e * v + f], axis=-1))
 
 
 def _leaked(grounds: dict[str, list[Place]]) -> float | None:
