@@ -183,10 +183,14 @@ class _OpenImage:
             )
             self.files = files.pop_all()
         self._labels: dict[int, tuple[Building, str | None]] = {}
+        self._linked: set[tuple[Path, str]] = set()
+        self._has_no_gaps = self.reader.has_no_gaps("optical" if mosaic.bands.optical else "sar")
 
     @functools.cached_property
-    def _near(self) -> tuple[list[Building], np.ndarray, shapely.STRtree]:
-        """Buildings that may touch the image, their outlines in its pixels as they are, and an index of these."""
+    def _near(self) -> tuple[list[Building], np.ndarray, np.ndarray, shapely.STRtree]:
+        """Buildings that may touch the image, their outlines in its pixels as they are, which of these have nothing to
+        be cleaned, and an index of them.
+        """
         local, tree = _in_crs(self.mosaic.layers[self.image.layer], self.reader.crs)
         buildings = [local.buildings[i] for i in sorted(tree.query(_ground(self.reader)))]
         inverse = ~self.reader.transform
@@ -194,13 +198,13 @@ class _OpenImage:
             np.array([b.polygon for b in buildings], dtype=object),
             lambda xy: np.column_stack(inverse * (xy[:, 0], xy[:, 1])),
         )
-        return buildings, outlines_px, shapely.STRtree(outlines_px)
+        return buildings, outlines_px, _is_clean(outlines_px), shapely.STRtree(outlines_px)
 
     def _label(self, index: int, counts: Counter) -> Building | None:
         """A building in the image's pixels, with its height; None when nothing of it is left there."""
         if index not in self._labels:
-            buildings, outlines_px, _ = self._near
-            outline_px = clean_polygon(outlines_px[index])
+            buildings, outlines_px, clean, _ = self._near
+            outline_px = outlines_px[index] if clean[index] else clean_polygon(outlines_px[index])
             building = buildings[index]
             if outline_px is not None and self.heights is not None:
                 building, compared = self._with_zonal_height(building)
@@ -233,16 +237,16 @@ class _OpenImage:
         mosaic, reader = self.mosaic, self.reader
         main = "optical" if mosaic.bands.optical else "sar"
         scene = None
-        if mosaic.cut or reader.in_file(main, place.window) is None or not reader.has_no_gaps(main):
+        if mosaic.cut or not self._has_no_gaps or reader.in_file(main, place.window) is None:
             scene = reader.read(place.window)
-        valid = np.ones((height, width), bool)
+        valid = _all_valid(height, width)
         if scene is not None:
             first = scene.image[: len(mosaic.bands.optical)] if mosaic.bands.optical else scene.image
             valid = np.isfinite(first).all(axis=0)
-        if 1 - valid.mean() > mosaic.max_nodata:
+        if scene is not None and 1 - valid.mean() > mosaic.max_nodata:
             return Made(None, {"tiles": Counter({"left out as no data": 1})})
         labels, compared = Counter(), Counter()
-        near = sorted(self._near[2].query(shapely.box(x0, y0, x0 + width, y0 + height)))
+        near = sorted(self._near[3].query(shapely.box(x0, y0, x0 + width, y0 + height)))
         found = [self._label(i, compared) for i in near]
         buildings = clip_labels(
             [b for b in found if b is not None],
@@ -286,7 +290,7 @@ class _OpenImage:
             folder = "rgb" if modality == "optical" else "sar"
             part = None if self.mosaic.cut else reader.in_file(modality, place.window)
             if part is not None and (modality == "optical" or self._same_scale()):
-                target = link(out, f"{folder}/{image.stem}{files[0].suffix}", files[0])
+                target = self._link(out, f"{folder}/{image.stem}{files[0].suffix}", files[0])
                 found |= dict(zip(keys, (target, part.window, part.indexes), strict=True))
                 notes += _slow(part, place.window)
                 continue
@@ -303,6 +307,12 @@ class _OpenImage:
             found["ndsm_file_name"] = f"ndsm/{name}"
         return found, notes
 
+    def _link(self, out: Path, name: str, target: Path) -> str:
+        if (out, name) not in self._linked:
+            link(out, name, target)
+            self._linked.add((out, name))
+        return name
+
     def _same_scale(self) -> bool:
         """Whether the SAR file holds what the data set says that its SAR files hold."""
         return (
@@ -315,6 +325,14 @@ class _OpenImage:
             return ("uint8" if self.mosaic.bands.sar_scale == "stretched_uint8" else "float32"), None
         dtype, nodata = self.reader.optical_format
         return (dtype if dtype in KEPT_DTYPES else "float32"), nodata
+
+
+@functools.lru_cache(maxsize=4)
+def _all_valid(height: int, width: int) -> np.ndarray:
+    """The validity of a tile without gaps; tiles share it."""
+    valid = np.ones((height, width), bool)
+    valid.setflags(write=False)
+    return valid
 
 
 def _in_scale(image_db: np.ndarray, scale: str) -> np.ndarray:
@@ -366,27 +384,45 @@ def clip_labels(
         min_area_px: what is smaller is dropped.
         counts: gets "slivers dropped", "dropped on no data", "clipped at no data", "cut by a tile's edge", "kept".
     """
+    labels = list(labels)
+    outlines = np.array([building.polygon for building in labels], dtype=object)
+    if not len(outlines):
+        return []
     x0, y0, width, height = window
     frame = shapely.box(x0, y0, x0 + width, y0 + height)
+    # All at once: what shapely needs for one call is more than what GEOS needs for one outline.
+    left, top, right, bottom = shapely.bounds(outlines).T
+    whole = (left >= x0) & (top >= y0) & (right <= x0 + width) & (bottom <= y0 + height)
+    crossing = ~whole & shapely.intersects(outlines, frame)
+    outlines[crossing] = shapely.intersection(outlines[crossing], frame)
+    outlines = shapely.transform(outlines, lambda xy: xy - (x0, y0))
+    clean, areas_px = _is_clean(outlines), shapely.area(outlines)
+    no_gaps = valid.all()
     kept = []
-    for building in labels:
-        if not building.polygon.intersects(frame):
-            continue
-        whole = frame.contains(building.polygon)
-        inside = building.polygon if whole else shapely.intersection(building.polygon, frame)
-        polygon = clean_polygon(shapely.affinity.translate(inside, -x0, -y0))
-        if polygon is None:  # touches the edge only
-            continue
-        if polygon.area < min_area_px:
+    for i in np.flatnonzero(whole | crossing):
+        polygon, area_px = outlines[i], areas_px[i]
+        if not clean[i]:
+            polygon = clean_polygon(polygon)
+            if polygon is None:  # touches the edge only
+                continue
+            area_px = polygon.area
+        if area_px < min_area_px:
             counts["slivers dropped"] += 1
             continue
-        polygon, change = _clip_to_valid(polygon, valid, min_area_px)
-        counts.update([change] if change else [])
+        if not no_gaps:
+            polygon, change = _clip_to_valid(polygon, valid, min_area_px)
+            counts.update([change] if change else [])
         if polygon is not None:
-            kept.append(dataclasses.replace(building, polygon=polygon))
+            kept.append(dataclasses.replace(labels[i], polygon=polygon))
             counts["kept"] += 1
-            counts["cut by a tile's edge"] += not whole
+            counts["cut by a tile's edge"] += int(crossing[i])
     return kept
+
+
+def _is_clean(outlines: np.ndarray) -> np.ndarray:
+    """Whether `clean_polygon` would hand back each of (N,) outlines as it is; not asked of what has several parts."""
+    single = shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON
+    return single & ~shapely.has_z(outlines) & ~shapely.is_empty(outlines) & shapely.is_valid(outlines)
 
 
 def _clip_to_valid(polygon, valid: np.ndarray, min_area_px: float):
