@@ -8,9 +8,9 @@ Map of the package (three layers; nothing is imported here, so `import fusiondet
     config, compat, modeling/                          modeling: backbones, heads, weights
     data/{catalog,mapper,augmentations,sampler}        glue: disk to tensors
     engine/, evaluators, inference, benchmarking       glue: train, score, predict, time
-    diagnostics, cli, files, errors                    set-up check, command line, files on disk
+    doctor/, diagnostics, cli, files, errors           checks of data and set-up, command line, files on disk
 
 Geo never imports torch or detectron2, modeling never imports rasterio or shapely; tests/test_layering.py checks it.
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
