@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fusiondet.cli import positive, run
+from fusiondet.errors import InputError
 
 _DATA = "check a data set: labels, heights, pixels, registration, splits"
 
@@ -54,8 +55,13 @@ def _environment() -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from fusiondet.doctor import report_data
-
+    try:
+        from fusiondet.doctor import report_data
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        raise InputError(
+            f"{missing} is not installed. Run `make setup`; `doctor.py` alone checks all."
+        ) from None
     return report_data(args.dir, args.out, args.html, args.max_detections, args.samples, args.overwrite)
 
 

@@ -237,8 +237,9 @@ def _shift_finding(groups: list[_Group]) -> Finding:
             }
     # Pooled over acquisitions that are each off in another direction, a split has no shift of its own.
     told = {group.split for group in strips}
-    off = [group for group in groups if group.off and not (group.is_split and group.split in told)]
-    worst = max(off or groups, key=lambda group: group.length_px)
+    judged = [group for group in groups if not (group.is_split and group.split in told)]
+    off = [group for group in judged if group.off]
+    worst = max(off or judged, key=lambda group: group.length_px)
     numbers["worst_px"] = worst.length_px
     echo = worst.echoes[0]
     where = worst.split if worst.is_split else f"an acquisition of {worst.split}"
