@@ -235,15 +235,8 @@ class _OpenImage:
     def make(self, place: Place, out: Path) -> Made:
         x0, y0, width, height = place.window
         mosaic, reader = self.mosaic, self.reader
-        main = "optical" if mosaic.bands.optical else "sar"
-        scene = None
-        if mosaic.cut or not self._has_no_gaps or reader.in_file(main, place.window) is None:
-            scene = reader.read(place.window)
-        valid = _all_valid(height, width)
-        if scene is not None:
-            first = scene.image[: len(mosaic.bands.optical)] if mosaic.bands.optical else scene.image
-            valid = np.isfinite(first).all(axis=0)
-        if scene is not None and 1 - valid.mean() > mosaic.max_nodata:
+        pixels, valid = self._pixels(place.window)
+        if valid is not None and 1 - valid.mean() > mosaic.max_nodata:
             return Made(None, {"tiles": Counter({"left out as no data": 1})})
         labels, compared = Counter(), Counter()
         near = sorted(self._near[3].query(shapely.box(x0, y0, x0 + width, y0 + height)))
@@ -251,12 +244,12 @@ class _OpenImage:
         buildings = clip_labels(
             [b for b in found if b is not None],
             place.window,
-            valid,
+            _all_valid(height, width) if valid is None else valid,
             mosaic.min_area_m2 / reader.gsd_m**2,
             labels,
         )
         transform = reader.transform * Affine.translation(x0, y0)
-        rasters, notes = self._rasters(place, scene, transform, out)
+        rasters, notes = self._rasters(place, pixels, valid, transform, out)
         tile = Tile(
             width=width,
             height=height,
@@ -272,8 +265,31 @@ class _OpenImage:
         counts = {"labels": labels, "unknown_heights": unknown, **({COMPARED: compared} if compared else {})}
         return Made(tile, counts, [*reader.notes, *notes])
 
-    def _rasters(self, place: Place, scene: Scene | None, transform: Affine, out: Path):
-        """`Tile`'s names of its rasters, which are written where there is no other way, and notes."""
+    def _pixels(self, window: PixelWindow) -> tuple[Scene | np.ndarray | None, np.ndarray | None]:
+        """(what was read of the tile, its (h, w) validity), as little as will do.
+
+        The first is a scene, or the optical file's numbers where nothing else will be written, or None where the tile
+        refers to its rasters. The second is None where no pixel has to be read to know that all of them are valid.
+        """
+        cut, optical = self.mosaic.cut, self.mosaic.bands.optical
+        if self.reader.in_file("optical" if optical else "sar", window) is not None:
+            if not cut and self._has_no_gaps:
+                return None, None
+            if optical and (not cut or self._is_copied):
+                pixels, valid = self.reader.read_file("optical", window)
+                return (pixels if cut else None), valid
+        scene = self.reader.read(window)
+        first = scene.image[: len(optical)] if optical else scene.image
+        return scene, np.isfinite(first).all(axis=0)
+
+    @functools.cached_property
+    def _is_copied(self) -> bool:
+        """Whether a tile that is cut out holds the optical file's numbers, and nothing else."""
+        sar = self.mosaic.bands.sar and self.image.sar
+        return bool(self.mosaic.bands.optical) and not sar and self.reader.optical_format[0] in KEPT_DTYPES
+
+    def _rasters(self, place: Place, pixels, valid, transform: Affine, out: Path):
+        """`Tile`'s names of its rasters, which are written where there is no other way, and notes; see `_pixels`."""
         bands, image, reader = self.mosaic.bands, self.image, self.reader
         name = f"{image.stem}_x{place.window[0]:05d}_y{place.window[1]:05d}.tif"
         n = len(bands.optical)
@@ -294,12 +310,20 @@ class _OpenImage:
                 found |= dict(zip(keys, (target, part.window, part.indexes), strict=True))
                 notes += _slow(part, place.window)
                 continue
-            scene = scene or reader.read(place.window)
-            pixels = scene.image[:n] if modality == "optical" else _in_scale(scene.image[n:], bands.sar_scale)
-            if modality == "sar" and n and not np.isfinite(pixels).any():
-                continue
-            write_tile(out / folder / name, pixels, *self._format(modality), names, **grid)
             found[keys[0]] = f"{folder}/{name}"
+            if isinstance(pixels, np.ndarray):
+                nodata = self._format(modality)[1]
+                packed = _is_packed(files[0])
+                _write(out / folder / name, pixels, valid, nodata, names, **grid, packed=packed)
+                continue
+            pixels = pixels or reader.read(place.window)
+            image = (
+                pixels.image[:n] if modality == "optical" else _in_scale(pixels.image[n:], bands.sar_scale)
+            )
+            if modality == "sar" and n and not np.isfinite(image).any():
+                del found[keys[0]]
+                continue
+            write_tile(out / folder / name, image, *self._format(modality), names, **grid)
         if self.heights is not None:
             crs = rasterio.crs.CRS.from_user_input(reader.crs) if reader.crs else None
             ndsm = self.heights.onto(transform, crs, place.window[:1:-1])
@@ -351,6 +375,12 @@ def _slow(part: TileRaster, window: PixelWindow) -> list[str]:
         f"{part.path}: its blocks make a reader unpack {ratio:.0f} times the pixels of a tile, which slows down "
         "training. Copy the tiles with --cut, or tile the raster: gdal_translate -co TILED=YES IN OUT."
     ]
+
+
+@functools.lru_cache(maxsize=64)
+def _is_packed(path: Path) -> bool:
+    with open_raster(path, allow_vrt=True) as raster:
+        return raster.compression is not None
 
 
 @functools.lru_cache(maxsize=64)
@@ -481,30 +511,46 @@ def write_tile(
 
     Float files hold NaN; integer ones hold the number `nodata` where it fits the dtype, else an internal mask.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    invalid = np.isnan(image).any(axis=0)
     if dtype == "float32":
+        # Speckle does not compress, and unpacking it would take longer than reading it.
+        _write(path, image.astype(dtype), None, None, names, transform, crs, packed=False)
+        return
+    valid, limits = ~np.isnan(image).any(axis=0), np.iinfo(dtype)
+    pixels = np.clip(np.rint(np.where(valid, image, 0)), limits.min, limits.max).astype(dtype)
+    _write(path, pixels, valid, nodata, names, transform, crs, packed=True)
+
+
+def _write(path: Path, pixels: np.ndarray, valid, nodata, names, transform, crs, packed: bool) -> None:
+    """`write_tile` of (C, H, W) in the file's dtype.
+
+    Args:
+        valid: (H, W) bool; None when nothing has to be marked as no data.
+        packed: compress.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if pixels.dtype.kind == "f":
         nodata = math.nan
     else:
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(pixels.dtype)
         if nodata is not None and not (float(nodata).is_integer() and limits.min <= nodata <= limits.max):
             nodata = None
-        image = np.clip(np.rint(np.where(invalid, nodata or 0, image)), limits.min, limits.max)
+    whole = valid is None or valid.all()
+    if not whole:
+        pixels = np.where(valid, pixels, pixels.dtype.type(nodata or 0))
     profile = {
         "driver": "GTiff",
-        "dtype": dtype,
-        "count": len(image),
-        "height": image.shape[1],
-        "width": image.shape[2],
+        "dtype": pixels.dtype.name,
+        "count": len(pixels),
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
         "transform": transform,
         "crs": crs,
         "nodata": nodata,
-        # Speckle in float32 does not compress, and unpacking it would take longer than reading it.
-        **({} if dtype == "float32" else {"compress": "deflate", "predictor": 2}),
+        **({"compress": "deflate", "predictor": 3 if nodata is math.nan else 2} if packed else {}),
         "photometric": "RGB" if names == ("red", "green", "blue") else "MINISBLACK",
     }
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as target:
-        target.write(image.astype(dtype))
+        target.write(pixels)
         target.descriptions = names
-        if nodata is None and invalid.any():
-            target.write_mask(~invalid)
+        if nodata is None and not whole:
+            target.write_mask(valid)

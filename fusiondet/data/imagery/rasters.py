@@ -223,8 +223,12 @@ class FileBands:
         if scale in ("complex", "amplitude"):
             self.factor = factor or stated_scale_factor(source) or 1.0
 
-    def _read(self, window: PixelWindow | None):
-        """float32 (n, h, w) in the file's numbers, complex ones squared, and (h, w) bool validity."""
+    def read_raw(self, window: PixelWindow | None = None):
+        """(n, h, w) in the file's numbers and dtype, and (h, w) bool validity by what the file declares.
+
+        Raises:
+            InputError: `window` is not inside the file, or too large; the file is damaged.
+        """
         x0, y0, width, height = window or (0, 0, self.source.width, self.source.height)
         if x0 < 0 or y0 < 0 or x0 + width > self.source.width or y0 + height > self.source.height:
             raise InputError(
@@ -243,6 +247,11 @@ class FileBands:
                 f"{self.source.name}: damaged or truncated, its pixels cannot be read ({error.__cause__ or error}). "
                 "Copy or download it again."
             ) from None
+        return raw, valid
+
+    def _read(self, window: PixelWindow | None):
+        """float32 (n, h, w) in the file's numbers, complex ones squared, and (h, w) bool validity."""
+        raw, valid = self.read_raw(window)
         if not self._complex:
             return raw.astype(np.float32, copy=False), valid
         power = np.square(raw.real, dtype=np.float32) + np.square(raw.imag, dtype=np.float32)

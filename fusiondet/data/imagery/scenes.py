@@ -260,6 +260,15 @@ class SceneReader:
         part = self._as_it_is(modality)
         return part is not None and part.has_no_gaps
 
+    def read_file(self, modality: str, window: PixelWindow) -> tuple[np.ndarray, np.ndarray]:
+        """What `in_file` refers to: (n, h, w) in the numbers and dtype of the file, and (h, w) bool validity.
+
+        Of SAR the file says less than the image: pixels without power are valid here.
+        """
+        part = self._as_it_is(modality)
+        x0, y0 = window[0] + part.offset[0], window[1] + part.offset[1]
+        return part.read_raw((x0, y0, *window[2:]))
+
     def _as_it_is(self, modality: str) -> FileBands | None:
         """The one file of a modality whose numbers a reader of tiles can take from it; None where there is none."""
         part = self._optical if modality == "optical" else self._sar
