@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
 from fusiondet.errors import InputError
@@ -38,12 +39,16 @@ def prepare(
     """Make the data set that `words`, `SOURCE --out DIR ...`, describe; None takes the process's own arguments."""
     top = parser(description=description)
     sources = top.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    modules = {}
+    words = sys.argv[1:] if words is None else words
+    # No option before it takes a value. The other sources are not imported, only to be left alone.
+    chosen = next((word for word in words if not word.startswith("-")), None)
     for name, (module, text) in SOURCES.items():
-        modules[name] = importlib.import_module(module)
-        modules[name].add_arguments(sources.add_parser(name, help=text, description=text))
+        source = sources.add_parser(name, help=text, description=text)
+        if name == chosen:
+            chosen_module = importlib.import_module(module)
+            chosen_module.add_arguments(source)
     args = top.parse_args(words)
-    modules[args.source].main(args)
+    chosen_module.main(args)
 
 
 class StrictParser(argparse.ArgumentParser):
