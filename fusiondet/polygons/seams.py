@@ -38,7 +38,7 @@ SURE_IOU = 0.5
 # A building of which another one covers this share is a fragment of that.
 FRAGMENT_SHARE = 0.5
 # Within this of a border, a window sees too little to say what stands there, px.
-EDGE_PX = 4.0
+EDGE_PX = 6.0
 # An outline that comes this close to a border is cut by it: masks end up to two pixels early.
 CUT_PX = 2.0
 # Pieces of one window with at most this between them touch, px.
@@ -169,7 +169,9 @@ class SeamMerger:
                 continue
             margin = inside[self._inner[index]].min(initial=math.inf)
             overlaps = neighbours[reached].tolist()
-            pieces.append(_Piece(index, building, tuple(rect), bounds, bool(cut.any()), margin, overlaps))
+            pieces.append(
+                _Piece(int(index), building, tuple(rect), bounds, bool(cut.any()), margin, overlaps)
+            )
         return pieces
 
     def _inner_sides(self, index: int) -> np.ndarray:
