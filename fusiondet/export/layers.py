@@ -8,22 +8,25 @@
     area_m2       number            m², of the outline without its holes, measured on the ellipsoid: true in every CRS
     volume_m3     number            m³, area_m2 x height_m
 
-    .gpkg     GeoPackage, layer "buildings", the given CRS
-    .fgb      FlatGeobuf, the given CRS
-    .parquet  GeoParquet, the given CRS
-    .geojson  RFC 7946: WGS 84 longitude and latitude, 7 decimals (about 1 cm)
+    .gpkg        GeoPackage, layer "buildings", the given CRS
+    .fgb         FlatGeobuf, the given CRS
+    .parquet     GeoParquet 1.1, the given CRS; row groups with a "bbox" column, by which a reader skips them
+    .geojson     RFC 7946: WGS 84 longitude and latitude, 7 decimals (about 1 cm)
+    .city.json   CityJSON 2.0, blocks (LoD1) in a projected CRS in metres; more columns, see `fusiondet.export.cityjson`
+    .city.jsonl  CityJSONSeq, the same one building per line: for readers that take a file piece by piece
 
-`metadata` is stored as JSON text in the layer's description (GeoParquet: in the schema's metadata).
+`metadata`, plain values about the whole layer (see `fusiondet.export.provenance`), is JSON text in the layer's
+description (GeoParquet: "description" in the schema's metadata) or the object "provenance" in CityJSON's "metadata".
 """
 
-import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import Building, clean_polygon
+from fusiondet.data.converters.cityjson import open_cityjson
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, require_new
+from fusiondet.files import read_json, require_new
 
 import geopandas
 import numpy as np
@@ -35,70 +38,34 @@ from shapely.geometry.polygon import orient
 
 NUMBERS = ("score", "height_m", "height_p16_m", "height_p84_m")
 WGS84 = "EPSG:4326"
+# The first line of a CityJSONSeq is its head, without buildings.
+_MAX_HEAD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class _Format:
-    """GDAL's driver (None: written by geopandas), the first bytes of such a file, and layer creation options."""
+class Format:
+    """Who writes it ("Parquet", "CityJSON", else GDAL's driver), the first bytes of such a file, and layer options."""
 
-    driver: str | None
+    driver: str
     signature: bytes
     options: tuple[tuple[str, str], ...] = ()
 
 
 FORMATS = {
-    ".gpkg": _Format("GPKG", b"SQLite format 3\0"),
-    ".geojson": _Format("GeoJSON", b"{", (("RFC7946", "YES"),)),
-    ".fgb": _Format("FlatGeobuf", b"fgb"),
-    ".parquet": _Format(None, b"PAR1"),
+    ".gpkg": Format("GPKG", b"SQLite format 3\0"),
+    ".geojson": Format("GeoJSON", b"{", (("RFC7946", "YES"),)),
+    ".fgb": Format("FlatGeobuf", b"fgb"),
+    ".parquet": Format("Parquet", b"PAR1"),
+    ".city.json": Format("CityJSON", b"{"),
+    ".city.jsonl": Format("CityJSON", b"{"),
 }
 
 
-def write_buildings(
-    buildings: list[Building],
-    crs: str | CRS | None,
-    path: Path,
-    metadata: dict | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a layer, whole or not at all; no buildings give an empty layer.
+def check_output(path: Path, overwrite: bool = False, crs: str | CRS | None = None) -> Format:
+    """Find out before a long computation what `write_buildings` would refuse about `path`: its suffix, its existence.
 
     Args:
-        buildings: outlines in map coordinates of `crs`, x (east, longitude) first.
-        crs: "EPSG:n", WKT, or a pyproj CRS. Where it has no EPSG code its full WKT2 is stored.
-        path: suffix .gpkg, .geojson, .fgb or .parquet.
-        metadata: plain values about the whole layer: model, date, input.
-        overwrite: replace `path` if it exists.
-
-    Raises:
-        InputError: no or unknown CRS, a suffix that is none of these, an outline without area, or `path` exists.
-        OSError: it could not be written to the end; nothing is left behind.
-    """
-    path, format_ = Path(path), check_output(path, overwrite)
-    crs = _crs(crs, path)
-    polygons = np.array([_polygon(b, path) for b in buildings], dtype=object)
-    columns = _columns(buildings, areas_m2(polygons, crs))
-    if format_.driver == "GeoJSON":
-        polygons, crs = _to_crs(polygons, crs, CRS(WGS84)), CRS(WGS84)
-    description = json.dumps(metadata, allow_nan=False) if metadata else ""
-    with atomic_path(path) as temporary:
-        try:
-            if format_.driver is None:
-                _write_parquet(temporary, polygons, columns, crs, description)
-            else:
-                _write_ogr(temporary, polygons, columns, crs, description, format_)
-            written = _count(temporary, format_)
-        except (RuntimeError, OSError) as error:
-            # GDAL tells of a full disk late and in many ways, or not at all: hence the count of what is there.
-            raise OSError(
-                errno.EIO, f"could not be written ({error}). Is the disk full?", str(path)
-            ) from error
-        if written != len(buildings):
-            raise OSError(errno.EIO, f"only {written} of {len(buildings)} buildings were written", str(path))
-
-
-def check_output(path: Path, overwrite: bool = False):
-    """Find out before a long computation what `write_buildings` would refuse about `path`: its suffix, its existence.
+        crs: of the buildings to come, where it is known already: not every format takes every CRS.
 
     Raises:
         InputError: as `write_buildings`.
@@ -106,8 +73,12 @@ def check_output(path: Path, overwrite: bool = False):
     Returns:
         The entry of `FORMATS`.
     """
-    format_ = _format(Path(path))
+    format_ = format_of(Path(path))
     require_new(path, overwrite)
+    if crs and format_.driver == "CityJSON":
+        from fusiondet.export.cityjson import check_crs  # which builds on this module
+
+        check_crs(layer_crs(crs, path), path)
     return format_
 
 
@@ -122,16 +93,11 @@ def read_buildings(path: Path) -> tuple[list[Building], str | None]:
         InputError: missing, another suffix or content, or damaged.
     """
     path = Path(path)
-    format_ = _format(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file.")
-    with open(path, "rb") as f:
-        head = f.read(len(format_.signature) + 64).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if not head.startswith(format_.signature):
-        # Checked before GDAL looks: it would follow what a renamed VRT points at.
-        raise InputError(f"{path}: its content is not what {path.suffix} stands for.")
+    format_ = _checked_format(path)
+    if format_.driver == "CityJSON":
+        return _read_city(path)
     try:
-        frame = geopandas.read_parquet(path) if format_.driver is None else pyogrio.read_dataframe(path)
+        frame = geopandas.read_parquet(path) if format_.driver == "Parquet" else pyogrio.read_dataframe(path)
     except Exception as error:  # pyogrio, pyarrow and shapely each have their own
         raise InputError(f"{path}: damaged, or not a layer of buildings ({error}).") from None
     if not isinstance(frame, geopandas.GeoDataFrame):
@@ -139,7 +105,67 @@ def read_buildings(path: Path) -> tuple[list[Building], str | None]:
     rows = frame.drop(columns=frame.geometry.name).to_dict("records")
     outlines = [clean_polygon(p) for p in frame.geometry]
     buildings = [_building(p, row) for p, row in zip(outlines, rows, strict=True) if p is not None]
-    return buildings, _crs_text(frame.crs)
+    return buildings, crs_text(frame.crs)
+
+
+def _read_city(path: Path) -> tuple[list[Building], str | None]:
+    with open_cityjson(path) as model:
+        found = [(b.footprint(), {"id": b.id, **b.attributes}) for b in model.buildings]
+        return [_building(polygon, row) for polygon, row in found if polygon is not None], model.crs
+
+
+def read_metadata(path: Path) -> dict:
+    """The `metadata` that a layer was written with; {} where it has none, or a description by someone else.
+
+    Raises:
+        InputError: missing, another suffix or content, or damaged.
+    """
+    path = Path(path)
+    format_ = _checked_format(path)
+    if format_.driver == "CityJSON":
+        head = _city_head(path)
+        metadata = head.get("metadata") if isinstance(head, dict) else None
+        found = metadata.get("provenance") if isinstance(metadata, dict) else None
+    else:
+        try:
+            found = json.loads(_description(path, format_) or "{}")
+        except json.JSONDecodeError:
+            found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _description(path: Path, format_: Format) -> str | None:
+    try:
+        if format_.driver == "Parquet":
+            import pyarrow.parquet as parquet
+
+            return (parquet.read_schema(path).metadata or {}).get(b"description", b"").decode()
+        return (pyogrio.read_info(path).get("layer_metadata") or {}).get("DESCRIPTION")
+    except Exception as error:
+        raise InputError(f"{path}: damaged, or not a layer of buildings ({error}).") from None
+
+
+def _city_head(path: Path):
+    if not path.name.lower().endswith(".jsonl"):
+        return read_json(path)
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            return json.loads(f.readline(_MAX_HEAD_BYTES))
+    except ValueError as error:
+        raise InputError(f"{path}: line 1 is not JSON ({error}). Is it complete?") from None
+
+
+def _checked_format(path: Path) -> Format:
+    """Its format; InputError unless there is a file that begins like one."""
+    format_ = format_of(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    with open(path, "rb") as f:
+        head = f.read(len(format_.signature) + 64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head.startswith(format_.signature):
+        # Checked before GDAL looks: it would follow what a renamed VRT points at.
+        raise InputError(f"{path}: its content is not what {path.suffix} stands for.")
+    return format_
 
 
 def areas_m2(polygons: np.ndarray, crs: CRS) -> np.ndarray:
@@ -147,7 +173,7 @@ def areas_m2(polygons: np.ndarray, crs: CRS) -> np.ndarray:
     geod = crs.get_geod()
     if geod is None or crs.geodetic_crs is None:
         return shapely.area(polygons) * crs.axis_info[0].unit_conversion_factor ** 2
-    degrees = _to_crs(polygons, crs, crs.geodetic_crs)
+    degrees = to_crs(polygons, crs, crs.geodetic_crs)
     return np.array(
         [sum(_ring_areas(part, geod) for part in shapely.get_parts(p)) for p in degrees], dtype=float
     )
@@ -157,26 +183,30 @@ def _ring_areas(polygon, geod) -> float:
     return abs(geod.geometry_area_perimeter(orient(polygon))[0])
 
 
-def _to_crs(polygons: np.ndarray, source: CRS, target: CRS) -> np.ndarray:
+def to_crs(polygons: np.ndarray, source: CRS, target: CRS) -> np.ndarray:
+    """(N,) polygons of the CRS `source` in that of `target`, x first."""
     if source == target or not len(polygons):
         return polygons
     convert = Transformer.from_crs(source, target, always_xy=True).transform
     return shapely.transform(polygons, convert, interleaved=False)
 
 
-def _format(path: Path) -> _Format:
-    suffix = path.suffix.lower()
+def format_of(path: Path) -> Format:
+    """The entry of FORMATS that the name ends in, the longest one; InputError when there is none."""
+    name, suffix = path.name.lower(), path.suffix.lower()
     if suffix == ".shp":
         raise InputError(
             f"{path}: a shapefile cuts column names to 10 characters and has no NULL. Write .gpkg instead; "
             "`ogr2ogr out.shp buildings.gpkg` makes a shapefile of it."
         )
-    if suffix not in FORMATS:
+    known = [end for end in FORMATS if name.endswith(end)]
+    if not known:
         raise InputError(f"{path}: suffix {path.suffix!r} is not known. Use one of {', '.join(FORMATS)}.")
-    return FORMATS[suffix]
+    return FORMATS[max(known, key=len)]
 
 
-def _crs(crs, path: Path) -> CRS:
+def layer_crs(crs, path: Path) -> CRS:
+    """`crs` ("EPSG:n", WKT or a pyproj CRS) understood; InputError, which names `path`, when there is none."""
     if not crs:
         raise InputError(
             f"{path}: the buildings have no CRS, so a GIS could not place them. Give the image one first, e.g. "
@@ -188,7 +218,7 @@ def _crs(crs, path: Path) -> CRS:
         raise InputError(f"{path}: CRS {str(crs)[:80]!r} is not understood ({error}).") from None
 
 
-def _crs_text(crs: CRS | None) -> str | None:
+def crs_text(crs: CRS | None) -> str | None:
     """Code "EPSG:n" when that is exactly `crs`, else its WKT2."""
     if crs is None:
         return None
@@ -196,74 +226,17 @@ def _crs_text(crs: CRS | None) -> str | None:
     return ":".join(authority) if authority else crs.to_wkt()
 
 
-def _polygon(building: Building, path: Path):
-    polygon = clean_polygon(building.polygon)
-    if polygon is None or not np.isfinite(polygon.bounds).all():
-        raise InputError(f"{path}: building {building.id!r} has no outline with area and finite coordinates.")
-    return polygon
-
-
-def _columns(buildings: list[Building], area_m2: np.ndarray) -> dict[str, np.ndarray]:
-    columns = {"id": _ids(buildings)}
-    for name in NUMBERS:
-        columns[name] = np.array([getattr(b, name) for b in buildings], dtype=float)
-    return {**columns, "area_m2": area_m2, "volume_m3": area_m2 * columns["height_m"]}
-
-
-def _ids(buildings: list[Building]) -> np.ndarray:
-    ids = [b.id for b in buildings]
-    if all(i is None for i in ids):
-        return np.arange(1, len(ids) + 1, dtype=np.int64)
-    if all(isinstance(i, int | np.integer) for i in ids):
-        return np.array(ids, dtype=np.int64)
-    return np.array([None if i is None else str(i) for i in ids], dtype=object)
-
-
-def _write_ogr(path, polygons, columns, crs, description, format_) -> None:
-    # One geometry type per layer: some readers refuse a mixture. GeoJSON readers are used to it.
-    multi = any(p.geom_type == "MultiPolygon" for p in polygons) and format_.driver != "GeoJSON"
-    mixed = "Unknown" if format_.driver == "GeoJSON" else "Polygon"
-    pyogrio.raw.write(
-        str(path),
-        geometry=shapely.to_wkb(polygons),
-        field_data=list(columns.values()),
-        fields=np.array(list(columns), dtype=object),
-        geometry_type="MultiPolygon" if multi else mixed,
-        promote_to_multi=multi,
-        crs=_crs_text(crs),
-        driver=format_.driver,
-        layer="buildings",
-        layer_options={**dict(format_.options), **({"DESCRIPTION": description} if description else {})},
-    )
-
-
-def _write_parquet(path, polygons, columns, crs, description) -> None:
-    geopandas.GeoDataFrame(columns, geometry=list(polygons), crs=crs).to_parquet(path)
-    if description:
-        import pyarrow.parquet as parquet
-
-        table = parquet.read_table(path)
-        kept = table.schema.metadata or {}
-        parquet.write_table(
-            table.replace_schema_metadata({**kept, b"description": description.encode()}), path
-        )
-
-
-def _count(path: Path, format_: _Format) -> int:
-    if format_.driver is None:
-        import pyarrow.parquet as parquet
-
-        return parquet.read_metadata(path).num_rows
-    return pyogrio.read_info(path, force_feature_count=True)["features"]
-
-
 def _building(polygon, row: dict) -> Building:
     values = {name: _number(row.get(name)) for name in NUMBERS}
     identifier = row.get("id")
     if isinstance(identifier, float):
         identifier = None if np.isnan(identifier) else int(identifier)
-    return Building(polygon, id=identifier, **values)
+    stat = row.get("height_stat")
+    return Building(polygon, id=identifier, height_stat=stat if isinstance(stat, str) else None, **values)
 
 
 def _number(value) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
+    try:
+        return None if value is None or not np.isfinite(value) else float(value)
+    except TypeError:  # text where a number is expected
+        return None

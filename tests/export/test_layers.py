@@ -1,5 +1,6 @@
 """Layers read back equal in every format, appear whole or not at all, and hold the documented columns."""
 
+import contextlib
 import json
 import os
 import resource
@@ -9,7 +10,14 @@ import sys
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.export import FORMATS, check_output, read_buildings, write_buildings
+from fusiondet.export import (
+    FORMATS,
+    BuildingWriter,
+    check_output,
+    read_buildings,
+    read_metadata,
+    write_buildings,
+)
 
 import geopandas
 import numpy as np
@@ -20,6 +28,7 @@ from pyproj import CRS
 from shapely.geometry import box
 
 SUFFIXES = sorted(FORMATS)
+TABLES = [".fgb", ".geojson", ".gpkg", ".parquet"]
 COLUMNS = ["id", "score", "height_m", "height_p16_m", "height_p84_m", "area_m2", "volume_m3"]
 UTM = "EPSG:32631"
 CUSTOM = CRS.from_proj4("+proj=eqearth +lon_0=5 +datum=WGS84").to_wkt()
@@ -85,7 +94,7 @@ def _facts(b):
     return {k: getattr(b, k) for k in ("height_m", "height_p16_m", "height_p84_m", "score", "id")}
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", TABLES)
 def test_columns_are_the_documented_ones_and_unknown_is_null(tmp_path, suffix):
     path = tmp_path / f"city{suffix}"
     write_buildings(buildings(), UTM, path)
@@ -149,16 +158,42 @@ def test_identifiers_are_kept_or_numbered(tmp_path, ids, expected):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_metadata_travels_with_the_layer(tmp_path, suffix):
     path = tmp_path / f"city{suffix}"
-    metadata = {"model": "Gebäude.pth", "gsd_m": 0.5}
+    metadata = {"model": "Gebäude </script>.pth", "gsd_m": 0.5, "acquired": {"sar": None}}
     write_buildings(buildings(), UTM, path, metadata)
+    assert read_metadata(path) == metadata
     if suffix == ".parquet":
         import pyarrow.parquet as parquet
 
-        text = parquet.read_schema(path).metadata[b"description"]
-    else:
-        text = pyogrio.read_info(path)["layer_metadata"]["DESCRIPTION"]
-    assert json.loads(text) == metadata
+        assert json.loads(parquet.read_schema(path).metadata[b"description"]) == metadata
+    elif suffix in TABLES:
+        assert json.loads(pyogrio.read_info(path)["layer_metadata"]["DESCRIPTION"]) == metadata
     assert len(read_buildings(path)[0]) == 3
+    write_buildings([], UTM, path, overwrite=True)
+    assert read_metadata(path) == {}
+
+
+def test_metadata_of_others_are_none_of_ours(tmp_path):
+    frame = geopandas.GeoDataFrame({"h": [1.0]}, geometry=[box(0, 0, 1, 1)], crs=UTM)
+    for description in ("drawn by hand", "[1, 2]"):
+        frame.to_file(tmp_path / "a.gpkg", layer_options={"DESCRIPTION": description}, engine="pyogrio")
+        assert read_metadata(tmp_path / "a.gpkg") == {}
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert read_metadata(tmp_path / "a.parquet") == {}
+    (tmp_path / "a.gpkg").write_bytes(b"SQLite format 3\0 and then nothing")
+    for read in (read_metadata, read_buildings):
+        with pytest.raises(InputError, match="a.gpkg: damaged"):
+            read(tmp_path / "a.gpkg")
+        with pytest.raises(InputError, match="b.gpkg: no such file"):
+            read(tmp_path / "b.gpkg")
+    (tmp_path / "a.city.jsonl").write_text('{"type": ')
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        read_metadata(tmp_path / "a.city.jsonl")
+
+
+@pytest.mark.parametrize("bad", [{"a": float("nan")}, {"a": object()}])
+def test_metadata_that_cannot_be_stored_are_found_before_the_work(tmp_path, bad):
+    with pytest.raises((ValueError, TypeError)):
+        BuildingWriter(tmp_path / "a.gpkg", UTM, bad)
 
 
 @pytest.mark.parametrize("crs", [None, ""])
@@ -172,8 +207,9 @@ def test_a_missing_crs_is_refused_with_the_way_out(tmp_path, crs):
     ("name", "crs", "message"),
     [
         ("a.shp", UTM, "shapefile.*10 characters.*gpkg"),
-        ("a.kml", UTM, ".gpkg, .geojson, .fgb, .parquet"),
-        ("a", UTM, ".gpkg, .geojson, .fgb, .parquet"),
+        ("a.kml", UTM, ".gpkg, .geojson, .fgb, .parquet, .city.json, .city.jsonl"),
+        ("a.json", UTM, "suffix '.json' is not known.*.city.json"),
+        ("a", UTM, ".gpkg, .geojson, .fgb, .parquet, .city.json, .city.jsonl"),
         ("a.gpkg", "EPSG:99999999", "CRS 'EPSG:99999999' is not understood"),
         ("a.gpkg", "somewhere", "CRS 'somewhere' is not understood"),
     ],
@@ -213,12 +249,12 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.gpkg"
     write_buildings(buildings(), UTM, path)
 
-    def half(target, **_):
+    def half(_, target, **__):
         with open(target, "wb") as f:
             f.write(b"SQLite format 3\0 and then")
         raise pyogrio.errors.DataSourceError("database or disk is full")
 
-    monkeypatch.setattr(pyogrio.raw, "write", half)
+    monkeypatch.setattr(pyogrio.raw, "write_arrow", half)
     with pytest.raises(OSError, match="a.gpkg") as caught:
         write_buildings([], UTM, path, overwrite=True)
     assert "disk is full" in caught.value.strerror
@@ -226,46 +262,56 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.gpkg"] and len(read_buildings(path)[0]) == 3
 
 
+def circles(n, x=1000.0):
+    return [Building(shapely.Point(x + 20 * i, 5e6).buffer(8), 5.0, id=i) for i in range(n)]
+
+
+@contextlib.contextmanager
+def largest_file(size_bytes):
+    """A limit on file size fails the same system calls as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_full_disk_leaves_no_file(tmp_path, suffix, late):
+    """While buildings are taken, and while the final file is made of them."""
+    with pytest.raises(OSError, match="Is the disk full") as caught, contextlib.ExitStack() as limits:
+        with BuildingWriter(tmp_path / f"a{suffix}", UTM) as writer:
+            writer.write(circles(3000))
+            if late:
+                writer._flush()
+            limits.enter_context(largest_file(150_000))
+            writer.write(circles(3000) if not late else [])
+    assert caught.value.filename == str(tmp_path / f"a{suffix}") and list(tmp_path.iterdir()) == []
+
+
 CHILD = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {root!r})
-from shapely.geometry import Point
+import pyogrio
+from shapely.geometry import box
 from fusiondet.buildings import Building
 from fusiondet.export import write_buildings
-many = [Building(Point(1000 + 20 * i, 5e6).buffer(8), 5.0, id=i) for i in range(3000)]
-{before}
-write_buildings(many, "EPSG:32631", {path!r})
+real = pyogrio.raw.write_arrow
+def write(rows, path, **arguments):
+    real(rows, path, **arguments)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+pyogrio.raw.write_arrow = write
+write_buildings([Building(box(0, 0, 1, 1))], "EPSG:32631", {path!r})
 """
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def child(path, before=""):
-    code = CHILD.format(root=ROOT, path=str(path), before=before)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk_leaves_no_file(tmp_path, suffix):
-    # A limit on file size fails the same system calls as a full disk does.
-    limit = f"""
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, {resource.RLIM_INFINITY}))"""
-    done = child(tmp_path / f"a{suffix}", limit)
-    assert done.returncode == 1 and "Is the disk full?" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_killed_process_leaves_no_file_under_the_name(tmp_path):
-    kill = """
-import os, signal, pyogrio
-real = pyogrio.raw.write
-def write(path, **arguments):
-    real(path, **arguments)
-    os.truncate(path, os.path.getsize(path) // 2)
-    os.kill(os.getpid(), signal.SIGKILL)
-pyogrio.raw.write = write"""
-    done = child(tmp_path / "a.gpkg", kill)
+    code = CHILD.format(root=ROOT, path=str(tmp_path / "a.gpkg"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a.gpkg").exists()
     assert all(p.name.startswith(".a.gpkg.") for p in tmp_path.iterdir())
