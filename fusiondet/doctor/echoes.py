@@ -31,7 +31,8 @@ _OFF_PX, _OFF_UNKNOWN_PX = 2.5, 5.0
 # How much better than chance a fit must be to count.
 _CLEAR = 1.5
 # A shift must fit better than none by this factor: six pixels do by 1.2 and more, single tiles wander by less.
-_BETTER = 1.08
+# Where the look direction has to be guessed, other ones, mixed in, make more of that.
+_BETTER, _BETTER_GUESSED = 1.08, 1.15
 # The opposite look direction fits better than the recorded one by this factor: then the record is wrong.
 _OPPOSITE = 1.12
 # Share of the acquisitions that has to be off, so that one that wanders by chance is not taken for a fault.
@@ -201,8 +202,10 @@ def _group(echoes: list[_Echo], is_split: bool, labels: LabelCheck) -> _Group | 
     leans = first.sensor.view_off_nadir_deg
     optical = np.zeros(2) if leans else labels.shift_px(first.case.split, first.sensor)
     column, row = (optical + REACH_PX).astype(int)
-    unshifted = best[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
-    shift = peak - optical if best.max() >= _BETTER * unshifted else np.zeros(2)
+    # Of any look, where it is unknown: a wrong one can be made up for by a shift.
+    unshifted = surfaces[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
+    better = _BETTER if first.look_deg is not None else _BETTER_GUESSED
+    shift = peak - optical if best.max() >= better * unshifted else np.zeros(2)
     looks = [echo.look_deg for echo in echoes]
     one_look = None not in looks and all(abs((a - looks[0] + 180) % 360 - 180) < 20 for a in looks)
     group = _Group(first.case.split, is_split, shift, looks[0] if one_look else None, False, tuple(echoes))
@@ -246,7 +249,7 @@ def _shift_finding(groups: list[_Group]) -> Finding:
     right, down = worst.shift_px
     detail = (
         f"{worst.length_px:.0f} px ({worst.length_px * echo.gsd_m:.1f} m) off in {where}: {right:+.0f} px right, "
-        f"{down:+.0f} px down of the optical picture"
+        f"{down:+.0f} px down of where outlines and optical pictures put it"
     )
     if worst.along_across_px is not None:
         along, across = worst.along_across_px

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fusiondet import __version__
 from fusiondet.data.coco import RASTER_KEYS
-from fusiondet.data.imagery import read_tile
 from fusiondet.doctor.findings import Case, Finding, plain, verdict_line, worst_first
+from fusiondet.doctor.samples import read_samples
 from fusiondet.doctor.source import Split
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path
@@ -180,7 +180,10 @@ def _case(case: Case, tiles: dict) -> str:
 def _pictures(split: Split, tile) -> Iterable[str]:
     """The optical and the SAR picture of a tile, each with the outlines."""
     bands = split.dataset.bands
-    image = read_tile(split.dataset, tile)
+    sample = next(read_samples([(split, tile)]))
+    if sample.image is None:
+        raise InputError(sample.error)
+    tile, image = sample.tile, sample.image
     n = len(bands.optical)
     outlines = _outlines(tile)
     if n:

@@ -1,17 +1,22 @@
 """The tiles whose pixels are looked at: evenly spread over the splits, read one at a time."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fusiondet.buildings import Tile
+from fusiondet.buildings import Tile, clean_polygon
 from fusiondet.data.coco import Dataset
-from fusiondet.data.imagery import read_tile
+from fusiondet.data.imagery import PixelWindow, read_tile
 from fusiondet.data.labels import footprint_label
 from fusiondet.doctor.source import Split
 from fusiondet.errors import InputError
 
 import numpy as np
+from shapely.affinity import translate
+from shapely.geometry import box
+
+# A tile may be a whole mosaic: this much of it is enough to look at.
+MAX_SIDE_PX = 2048
 
 
 @dataclass
@@ -72,13 +77,33 @@ def _evenly(items: list[int], n: int) -> list[int]:
 
 
 def read_samples(chosen: list[tuple[Split, Tile]]) -> Iterator[Sample]:
-    """The pixels of `chosen`, one tile after the other."""
+    """The pixels of `chosen`, one tile after the other; of one that is larger than `MAX_SIDE_PX`, its middle."""
     for split, tile in chosen:
+        window = _middle_window(tile)
+        part = tile if window is None else _cut(tile, window)
         try:
-            image, error = read_tile(split.dataset, tile), None
-            if image.shape[1:] != (tile.height, tile.width):
+            image, error = read_tile(split.dataset, tile, window=window), None
+            if image.shape[1:] != (part.height, part.width):
                 found = f"{image.shape[2]} x {image.shape[1]} px"
                 image, error = None, f"{found}, but the annotations say {tile.width} x {tile.height} px."
         except InputError as found:
             image, error = None, str(found)
-        yield Sample(split.name, split.dataset, tile, image, error)
+        yield Sample(split.name, split.dataset, part, image, error)
+
+
+def _middle_window(tile: Tile) -> PixelWindow | None:
+    width, height = min(tile.width, MAX_SIDE_PX), min(tile.height, MAX_SIDE_PX)
+    if (width, height) == (tile.width, tile.height):
+        return None
+    return (tile.width - width) // 2, (tile.height - height) // 2, width, height
+
+
+def _cut(tile: Tile, window: PixelWindow) -> Tile:
+    """What lies in a window of `tile`, in pixels of the window. Its transform is left as it is: the axes count here."""
+    x0, y0, width, height = window
+    frame, buildings = box(0, 0, width, height), []
+    for building in tile.buildings:
+        polygon = clean_polygon(translate(building.polygon, -x0, -y0).intersection(frame))
+        if polygon is not None:
+            buildings.append(replace(building, polygon=polygon))
+    return replace(tile, width=width, height=height, buildings=buildings)

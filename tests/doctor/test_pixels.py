@@ -3,11 +3,16 @@
 from dataclasses import replace
 
 from fusiondet.buildings import SensorGeometry
+from fusiondet.data.imagery import read_tile
+from fusiondet.data.labels import footprint_label
 from fusiondet.doctor.colours import ColourCheck
 from fusiondet.doctor.echoes import EchoCheck
 from fusiondet.doctor.radar import RadarCheck
 from fusiondet.doctor.rasters import PixelCheck
 from fusiondet.doctor.registration import LabelCheck
+from fusiondet.doctor.samples import chosen_tiles, read_samples
+from fusiondet.doctor.source import read_splits
+from tests.tiny_city import write_split
 
 import numpy as np
 import pytest
@@ -278,3 +283,16 @@ def test_unreadable_tiles_are_named(samples):
     broken = replace(samples[0], image=None, error="damaged")
     found = pixel_findings([broken, *samples[1:]])["pixels"]
     assert found.verdict == "FAIL" and found.cases[0].note == "damaged"
+
+
+# ---- large tiles
+
+
+def test_of_a_mosaic_the_middle_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusiondet.doctor.samples.MAX_SIDE_PX", 32)
+    write_split(tmp_path, "train", (9,))
+    ((split, tile),) = chosen_tiles(read_splits(tmp_path), 1)
+    (sample,) = read_samples([(split, tile)])
+    whole = read_tile(split.dataset, tile)
+    assert np.array_equal(sample.image, whole[:, 16:48, 16:48])
+    assert np.array_equal(sample.footprint, footprint_label(tile)[16:48, 16:48]) and sample.footprint.any()
