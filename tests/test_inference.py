@@ -2,13 +2,11 @@
 
 import math
 
-from fusiondet.buildings import Building
 from fusiondet.data.bands import BandSpec
 from fusiondet.errors import InputError
 from fusiondet.inference import (
     Predictor,
     buildings_from_instances,
-    drop_duplicates,
     predict_scene,
     scene_windows,
 )
@@ -91,13 +89,6 @@ def test_a_core_keeps_half_the_overlap_from_an_inner_border():
     (window, core), *_ = scene_windows(1000, 100, 600, 200)
     assert window == (0, 0, 600, 100)
     assert core == (-math.inf, -math.inf, 500, math.inf)
-
-
-def test_the_better_of_two_outlines_of_one_building_stays():
-    square = shapely.box(0, 0, 10, 10)
-    same = Building(shapely.box(1, 0, 11, 10), score=0.6)
-    neighbour = Building(shapely.box(10, 0, 20, 10), score=0.5)
-    assert [b.score for b in drop_duplicates([same, Building(square, score=0.9), neighbour])] == [0.9, 0.5]
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ LAYERS = {
             "fusiondet.diagnostics",
             "fusiondet.engine.*",
             "fusiondet.evaluators",
-            "fusiondet.inference",
+            "fusiondet.inference.*",
             "fusiondet.utilization.*",
         ],
     ),

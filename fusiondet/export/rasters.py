@@ -143,11 +143,22 @@ class HeightRasterWriter:
                 chosen = values[:, y[: part.height, None], x[None, : part.width]]
                 self._dataset.write(chosen.astype(np.float32), window=part)
 
-    def paint(self, buildings_px: list[Building]) -> None:
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the raster."""
+        return self._dataset.height, self._dataset.width
+
+    @property
+    def zoom(self) -> tuple[float, float]:
+        """(x, y) pixels of the grid that heights come in, per pixel of the raster."""
+        return self._zoom
+
+    def paint(self, buildings_px: list[Building], rows: range | None = None) -> None:
         """Write the heights of buildings over the band "instances", where that has data.
 
         Args:
             buildings_px: outlines in pixels of the grid.
+            rows: of the raster; None: all. `buildings_px` holds all that reach into them.
         """
         band = 1 + self._sources.index("instances")
         scale = [1 / self._zoom[0], 1 / self._zoom[1]]
@@ -156,7 +167,7 @@ class HeightRasterWriter:
         ]
         tree = shapely.STRtree([b.polygon for b in buildings])
         with _told(self._path):
-            for part in _parts(range(self._dataset.height), range(self._dataset.width)):
+            for part in _parts(rows or range(self._dataset.height), range(self._dataset.width)):
                 x, y = part.col_off, part.row_off
                 near = sorted(tree.query(shapely.box(x, y, x + part.width, y + part.height)))
                 if near:

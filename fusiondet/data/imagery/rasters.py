@@ -36,12 +36,16 @@ MAX_READ_BYTES = 8 << 30
 SAR_FLOOR_DB = -50.0
 
 # The directory of a training set holds thousands of files: GDAL must not list it at every open.
-GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_CACHEMAX": 64, "GDAL_NUM_THREADS": "1"}
+GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1"}
 
 # Tiles without georeference are fine, and counted where it matters.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 PixelWindow = tuple[int, int, int, int]
+
+
+class UnreadablePixelsError(InputError):
+    """A raster that opens, some pixels of which are damaged; others may be read all the same."""
 
 
 def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
@@ -243,7 +247,7 @@ class FileBands:
                 raw = self.source.read(self.indexes, window=window)
                 valid = self._validity(raw, window)
         except RasterioError as error:
-            raise InputError(
+            raise UnreadablePixelsError(
                 f"{self.source.name}: damaged or truncated, its pixels cannot be read ({error.__cause__ or error}). "
                 "Copy or download it again."
             ) from None

@@ -1,0 +1,199 @@
+"""What a scene lacks, has too much of, or cannot be for a network: notes for the user, and refusals."""
+
+from pathlib import Path
+
+from fusiondet.buildings import SensorGeometry
+from fusiondet.data.bands import SAR_SCALES
+from fusiondet.data.coco import TILTS_DEG
+from fusiondet.data.imagery import Scene, SceneReader
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.export import HEIGHT_BANDS
+from fusiondet.inference.predictor import Predictor, has_two_detectors
+from fusiondet.modeling.sensor_geometry import FACTS
+
+import numpy as np
+
+# A raster this much coarser or finer than any training image is resampled; this much, and it is refused.
+RESAMPLE_FACTOR = 1.25
+REFUSE_FACTOR = 4.0
+# Where the tool takes what a SensorGeometry holds.
+SENSOR_OPTIONS = {
+    "sun_azimuth_deg": "--sun-azimuth",
+    "sun_elevation_deg": "--sun-elevation",
+    "sar_look_azimuth_deg": "--look-azimuth",
+    "sar_incidence_deg": "--incidence",
+    "view_azimuth_deg": "--view-azimuth",
+    "view_off_nadir_deg": "--off-nadir",
+}
+_NAMES = {"optical": "optical", "sar": "SAR"}
+_PATH_OPTIONS = {"optical": "--rgb", "sar": "--sar"}
+
+
+def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[str]:
+    """What is missing and what is not used; InputError when nothing is there that the network takes."""
+    taken = {m: getattr(predictor.bands, m) for m in paths if getattr(predictor.bands, m)}
+    if not any(paths.values()):
+        raise InputError("no raster given. Pass --rgb, and --sar if the network takes both.")
+    if not any(paths[m] for m in taken):
+        ((modality, names),) = taken.items()
+        raise InputError(
+            f"{predictor.weights}: takes {_NAMES[modality]} only ({', '.join(names)}). Pass {_PATH_OPTIONS[modality]}."
+        )
+    notes = []
+    for modality, path in paths.items():
+        if modality in taken and path is None:
+            notes.append(f"no {_PATH_OPTIONS[modality]}: {_what_to_expect_without(predictor, modality)}")
+        elif modality not in taken and path is not None:
+            notes.append(
+                f"{path}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
+            )
+    threshold = predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    if has_two_detectors(predictor.cfg) and all(paths.values()) and threshold >= 0.5:
+        notes.append(
+            f"{predictor.weights.name} has two detectors, and what only one of them finds has half its score at most: "
+            f"pass a --score-threshold below 0.5 to see such buildings, under clouds say."
+        )
+    return notes
+
+
+def nodata_notes(predictor: Predictor, paths: dict[str, Path | None], has_data: dict[str, bool]) -> list[str]:
+    """Which modalities turned out to have no data anywhere; `has_data`: modality -> whether a pixel was found."""
+    if not any(has_data.values()):
+        names = " and ".join(str(path) for m, path in paths.items() if path and getattr(predictor.bands, m))
+        return [f"{names}: all of it is no data, so there is nothing to predict."]
+    return [
+        f"{path}: all of it is no data; {_what_to_expect_without(predictor, modality)}"
+        for modality, path in paths.items()
+        if path and getattr(predictor.bands, modality) and not has_data[modality]
+    ]
+
+
+def _what_to_expect_without(predictor: Predictor, modality: str) -> str:
+    fusion, name, weights = predictor.cfg.MODEL.FUSION, _NAMES[modality], predictor.weights.name
+    share = fusion.MODALITY_DROPOUT[modality]
+    if share > 0:
+        return f"predicted without {name}, as {share:.0%} of the images that {weights} was trained on were."
+    if has_two_detectors(predictor.cfg) and not any(fusion.EXCHANGE.values()):
+        return f"predicted by the other detector of {weights} alone, which never sees {name}."
+    return (
+        f"{weights} was never trained without {name}, so expect much less of it; one trained with "
+        f"MODEL.FUSION.MODALITY_DROPOUT.{modality} above 0 copes."
+    )
+
+
+def sensor_notes(predictor: Predictor, sensor: SensorGeometry, paths: dict[str, Path | None]) -> list[str]:
+    """What of `sensor` the network lacks, does not use, or was not trained on; InputError for angles that cannot be."""
+    given = {name: value for name, value in sensor.to_dict().items() if value is not None}
+    for name, value in given.items():
+        possible, what = TILTS_DEG.get(name, (lambda v: 0 <= v <= 360, "from 0 to 360"))
+        if not possible(value):
+            raise InputError(f"{SENSOR_OPTIONS[name]} is {value}, expected {what} degrees.")
+    cfg = predictor.cfg
+    told = [FACTS[fact] for fact in cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY] if cfg.MODEL.HEIGHT_ON else []
+    used = {fact.field for fact in told}
+    # Without SAR nothing in the image depends on where its sensor was.
+    lacking = [
+        SENSOR_OPTIONS[f.field] for f in told if f.modality and f.field not in given and paths[f.modality]
+    ]
+    notes = []
+    if lacking:
+        notes.append(
+            f"{predictor.weights.name} reads heights off with known angles; without {', '.join(lacking)} they are less "
+            "certain."
+        )
+    idle = [SENSOR_OPTIONS[name] for name in given if name not in used]
+    if idle:
+        notes.append(
+            f"{predictor.weights.name} makes no use of {', '.join(idle)} (its MODEL.ROI_HEIGHT_HEAD.GEOMETRY is "
+            f"{list(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY)})."
+        )
+    ranges = {
+        "sun_elevation_deg": cfg.INPUT.SUN_ELEVATION_RANGE_DEG,
+        "sar_incidence_deg": cfg.INPUT.SAR_INCIDENCE_RANGE_DEG,
+    }
+    for name, (low, high) in ((name, pair) for name, pair in ranges.items() if len(pair)):
+        if name in given and not low <= given[name] <= high:
+            notes.append(
+                f"{SENSOR_OPTIONS[name]} {given[name]:g} is outside of what {predictor.weights.name} was trained on, "
+                f"{low:g} to {high:g} degrees: its heights may be off."
+            )
+    return notes
+
+
+def check_sar_scale(predictor: Predictor, scale: str | None) -> None:
+    """Power, amplitude and dB all reach the network as dB; a display stretch is something else."""
+    trained = predictor.bands.sar_scale
+    if scale is None or not trained:
+        return
+    if scale not in SAR_SCALES:
+        raise unknown_name("--sar-scale", scale, SAR_SCALES)
+    if (scale == "stretched_uint8") != (trained == "stretched_uint8"):
+        raise InputError(
+            f"--sar-scale {scale}: {predictor.weights.name} was trained on {trained}; a display stretch and dB "
+            "cannot be turned into each other."
+        )
+
+
+# So many values of a calibrated image in dB are never all above 0; those of power and amplitude are.
+_ENOUGH_SAR_PIXELS = 10_000
+
+
+def check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
+    """InputError when SAR comes in other units than the dB that the network was trained on."""
+    if sar_path is None or predictor.bands.sar_scale in ("", "stretched_uint8"):
+        return
+    values, trained = (
+        part[predictor.channels["sar"]] for part in (scene.image, predictor.cfg.MODEL.PIXEL_MEAN)
+    )
+    known = values[np.isfinite(values)]
+    if known.size >= _ENOUGH_SAR_PIXELS and max(trained) < 0 <= known.min():
+        names = ", ".join(map(str, files_of(sar_path)))
+        raise InputError(
+            f"{names}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
+            f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Say what it holds with --sar-scale "
+            "linear_power or amplitude, and calibrate it to backscatter if it is not."
+        )
+
+
+def target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, options: dict) -> float | None:
+    """GSD to resample the scene to, or None where it fits the training."""
+    with SceneReader(rgb_path, sar_path, predictor.bands, **options) as reader:
+        gsd_m, name = reader.gsd_m, (files_of(rgb_path) or files_of(sar_path))[0]
+    if not predictor.gsd_range_m:
+        return None
+    finest, coarsest = predictor.gsd_range_m
+    nearest = min(max(gsd_m, finest), coarsest)
+    trained = f"{finest:.3g}" if finest == coarsest else f"{finest:.3g} to {coarsest:.3g}"
+    factor = max(gsd_m / nearest, nearest / gsd_m)
+    if factor > REFUSE_FACTOR and not force_gsd:
+        raise InputError(
+            f"{name}: {gsd_m:.3g} m per pixel, but {predictor.weights.name} was trained on {trained} m: "
+            "buildings look too different to expect a result. Pass --force-gsd to try all the same."
+        )
+    return nearest if factor > RESAMPLE_FACTOR else None
+
+
+def wanted_sources(predictor: Predictor, wanted: str | None) -> list[str]:
+    """Sources of the bands of a height raster; InputError when the network lacks what is `wanted`."""
+    name, has = predictor.weights.name, predictor.height_sources
+    if wanted is not None and wanted not in (*HEIGHT_BANDS, "both"):
+        raise unknown_name("--height-source", wanted, (*HEIGHT_BANDS, "both"))
+    if not has:
+        raise InputError(f"{name}: predicts no heights, so there is nothing to write with --height-raster.")
+    sources = list(HEIGHT_BANDS) if wanted == "both" else [wanted or has[0]]
+    lacking = {
+        "dense": 'has no head for heights per pixel ("DenseHeight" is not in its MODEL.DENSE_HEADS.NAMES)',
+        "instances": "finds no buildings with heights, only heights per pixel",
+    }
+    for source in sources:
+        if source not in has:
+            raise InputError(
+                f"{name}: {lacking[source]}, so --height-source {wanted} cannot be written. "
+                f"Pass --height-source {has[0]}, or other weights."
+            )
+    return sources
+
+
+def files_of(paths) -> list:
+    """The rasters of a modality as a list: none, one, or several whose bands count as one's."""
+    return [] if paths is None else list(paths) if isinstance(paths, list | tuple) else [paths]

@@ -1,0 +1,233 @@
+"""Everything that is decided about a scene before it is predicted, as plain values that any process can take up."""
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from fusiondet import __version__
+from fusiondet.buildings import SensorGeometry, map_to_pixel
+from fusiondet.data.converters.vectors import read_layer
+from fusiondet.data.imagery import SceneReader
+from fusiondet.errors import InputError
+from fusiondet.inference import checks
+from fusiondet.inference.predictor import Predictor
+from fusiondet.inference.windows import check_windows, scene_windows, windows_near
+from fusiondet.polygons.seams import default_overlap_px
+
+import shapely
+from affine import Affine
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
+from shapely.geometry.base import BaseGeometry
+
+# Windows of a block: what is kept for --resume, and given to a worker, at a time.
+BLOCK_WINDOWS = 16
+# Angle between rows and columns that is no right one: a network has never seen buildings so distorted.
+MAX_SHEAR_DEG = 1.0
+# A straight line of an area of interest bends on another map: it is cut into so many parts at least.
+_AOI_PARTS = 200
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """A scene on its grid, and the windows that it is predicted in.
+
+    Attributes:
+        rgb, sar: files of each modality, absolute. reader_options: of `SceneReader`, with the GSD to resample to.
+        width, height, transform, crs, gsd_m: of the grid that is predicted on; transform as six numbers.
+        window_px, overlap_px: sides and overlap of the windows. batch: how many the network sees at a time.
+        sensor: fields of SensorGeometry in the axes of the image.
+        aoi_wkb: area of interest in the grid's pixels; None: all of the scene.
+        skip_invalid: pixels that cannot be read count as no data.
+        sources: what of `fusiondet.export.HEIGHT_BANDS` a raster of heights is to hold.
+        notes: what was decided on the way, for the user.
+    """
+
+    rgb: tuple[str, ...]
+    sar: tuple[str, ...]
+    reader_options: dict
+    width: int
+    height: int
+    transform: tuple[float, ...]
+    crs: str | None
+    gsd_m: float
+    window_px: int
+    overlap_px: int
+    batch: int
+    sensor: dict
+    aoi_wkb: bytes | None = None
+    skip_invalid: bool = False
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __getstate__(self):
+        # What was worked out on the way is worked out again by whoever takes the plan up.
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @cached_property
+    def windows(self) -> list[tuple[tuple, tuple]]:
+        """(window, core) of `scene_windows`, row by row."""
+        return list(scene_windows(self.width, self.height, self.window_px, self.overlap_px))
+
+    @cached_property
+    def aoi_px(self) -> BaseGeometry | None:
+        """The area of interest in the grid's pixels, prepared; None: all of the scene."""
+        if self.aoi_wkb is None:
+            return None
+        area = shapely.from_wkb(self.aoi_wkb)
+        shapely.prepare(area)
+        return area
+
+    @cached_property
+    def wanted(self) -> frozenset[int]:
+        """Numbers of the windows that are read.
+
+        Those within an overlap of the area of interest: a building that stands in it is found as without the area.
+        """
+        if self.aoi_px is None:
+            return frozenset(range(len(self.windows)))
+        return frozenset(windows_near(self.windows, self.aoi_px, self.overlap_px))
+
+    @property
+    def blocks(self) -> list[range]:
+        """Numbers of the windows of each block."""
+        count = len(self.windows)
+        return [range(i, min(i + BLOCK_WINDOWS, count)) for i in range(0, count, BLOCK_WINDOWS)]
+
+    def open(self, bands) -> SceneReader:
+        """The reader of the scene's `bands` on the grid that is predicted on."""
+        return SceneReader(self.rgb or None, self.sar or None, bands, **self.reader_options)
+
+    def fingerprint(self, predictor: Predictor) -> dict:
+        """What a result follows from, plain values: two runs with the same one can take up each other's parts."""
+        files = [Path(name) for name in (*self.rgb, *self.sar)]
+        names = ("window_px", "overlap_px", "batch", "skip_invalid")
+        area = None if self.aoi_wkb is None else hashlib.sha256(self.aoi_wkb).hexdigest()
+        return {
+            "fusiondet": __version__,
+            "weights_sha256": predictor.weights_sha256,
+            "score_threshold": predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            "images": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+            "grid": [self.width, self.height, list(self.transform), self.crs],
+            "bands": {k: v for k, v in sorted(self.reader_options.items()) if v is not None},
+            "sensor": self.sensor,
+            "aoi_sha256": area,
+            "height_bands": list(self.sources),
+            "block_windows": BLOCK_WINDOWS,
+            **{name: getattr(self, name) for name in names},
+        }
+
+
+def plan_scene(
+    predictor: Predictor,
+    rgb_path,
+    sar_path=None,
+    *,
+    window_px: int = 1024,
+    overlap_px: int | None = None,
+    batch: int | None = None,
+    force_gsd: bool = False,
+    sensor: SensorGeometry | None = None,
+    aoi=None,
+    skip_invalid: bool = False,
+    sources: tuple[str, ...] = (),
+    **reader_options,
+) -> ScenePlan:
+    """Look at the rasters' headers, refuse what cannot be, and settle the rest; see `predict_scene`."""
+    checks.check_sar_scale(predictor, reader_options.get("sar_scale"))
+    paths = {"optical": rgb_path, "sar": sar_path}
+    sensor = sensor or SensorGeometry()
+    notes = checks.modality_notes(predictor, paths) + checks.sensor_notes(predictor, sensor, paths)
+    target_gsd_m = checks.target_gsd(predictor, rgb_path, sar_path, force_gsd, reader_options)
+    reader_options = {**reader_options, "target_gsd_m": target_gsd_m}
+    rgb, sar = checks.files_of(rgb_path), checks.files_of(sar_path)
+    with SceneReader(rgb_path, sar_path, predictor.bands, **reader_options) as reader:
+        _check_shear(reader.transform, (rgb or sar)[0])
+        context_m = predictor.cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M if predictor.cfg.MODEL.HEIGHT_ON else 0.0
+        # One window has no neighbour to overlap with.
+        overlap = default_overlap_px(reader.gsd_m, window_px, context_m) if overlap_px is None else overlap_px
+        check_windows(window_px, overlap)
+        if overlap_px is None and max(reader.width, reader.height) > window_px:
+            notes.append(
+                f"windows of {window_px} px overlap by {overlap} px, {overlap * reader.gsd_m:.3g} m (see --overlap)."
+            )
+        area = None if aoi is None else area_px(aoi, reader, (rgb or sar)[0])
+        return ScenePlan(
+            tuple(str(Path(p).absolute()) for p in rgb),
+            tuple(str(Path(p).absolute()) for p in sar),
+            reader_options,
+            reader.width,
+            reader.height,
+            tuple(reader.transform)[:6],
+            reader.crs,
+            reader.gsd_m,
+            window_px,
+            overlap,
+            batch or (1 if predictor.device.type == "cpu" else 4),
+            sensor.in_image_axes(reader.transform).to_dict(),
+            None if area is None else shapely.to_wkb(area),
+            skip_invalid,
+            tuple(sources),
+            tuple(notes + reader.notes),
+        )
+
+
+def _check_shear(transform: Affine, name) -> None:
+    a, b, _, d, e, _ = tuple(transform)[:6]
+    cosine = (a * b + d * e) / (math.hypot(a, d) * math.hypot(b, e))
+    off_deg = abs(math.degrees(math.asin(max(-1.0, min(1.0, cosine)))))
+    if off_deg > MAX_SHEAR_DEG:
+        raise InputError(
+            f"{name}: its rows and columns meet at {90 - off_deg:.3g} degrees, so buildings are distorted in it. "
+            "Rectify it first: gdalwarp IN OUT."
+        )
+
+
+def area_px(aoi, reader: SceneReader, name) -> BaseGeometry:
+    """The area of interest in the pixels of `reader`.
+
+    Args:
+        aoi: vector file with polygons in any CRS; GeoDataFrame or GeoSeries in any CRS; or a geometry in the scene's.
+        name: the scene's, for messages.
+
+    Raises:
+        InputError: not polygons, no CRS on one side only, or nowhere on the scene.
+    """
+    what = aoi if isinstance(aoi, str | Path) else "the area of interest"
+    if isinstance(aoi, str | Path):
+        layer = read_layer(Path(aoi))
+        polygons, crs = [b.polygon for b in layer.buildings], layer.crs
+    elif isinstance(aoi, BaseGeometry):
+        polygons, crs = [aoi], reader.crs
+    else:
+        polygons, crs = list(aoi.geometry), aoi.crs and aoi.crs.to_wkt()
+    area = shapely.union_all([p for p in polygons if p is not None and p.area > 0])
+    if area.is_empty:
+        raise InputError(f"{what}: holds no polygon, so there is nowhere to predict.")
+    if (crs is None) != (reader.crs is None):
+        has, lacks = (name, what) if crs is None else (what, name)
+        raise InputError(f"{lacks}: has no CRS, but {has} has one, so they cannot be laid over each other.")
+    if crs is not None and CRS(crs) != CRS(reader.crs):
+        area = _to_crs(area, crs, reader.crs, what)
+    area = map_to_pixel(area, reader.transform)
+    if not area.intersects(shapely.box(0, 0, reader.width, reader.height)):
+        raise InputError(
+            f"{what}: lies outside of {name} everywhere. Is it the right scene, and is the CRS of both right?"
+        )
+    return area
+
+
+def _to_crs(area: BaseGeometry, crs, to_crs, what) -> BaseGeometry:
+    x0, y0, x1, y1 = area.bounds
+    fine = shapely.segmentize(area, max(x1 - x0, y1 - y0) / _AOI_PARTS)
+    try:
+        convert = Transformer.from_crs(CRS(crs), CRS(to_crs), always_xy=True).transform
+        moved = shapely.transform(fine, convert, interleaved=False)
+    except ProjError as error:
+        raise InputError(f"{what}: its CRS cannot be brought to that of the scene ({error}).") from None
+    if not all(map(math.isfinite, moved.bounds)):
+        raise InputError(f"{what}: reaches where the scene's CRS {to_crs[:60]} is not defined.")
+    return shapely.make_valid(moved)

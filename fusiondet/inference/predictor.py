@@ -1,0 +1,228 @@
+"""A trained network, rebuilt from its checkpoint, and what it says about images."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import Building, clean_polygon
+from fusiondet.config import config_from_yaml_text
+from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import mask_to_polygon
+from fusiondet.engine.checkpoint import load_model, read_checkpoint
+from fusiondet.errors import InputError
+from fusiondet.export import HEIGHT_BANDS
+from fusiondet.modeling.height_head import HEIGHT_FIELDS
+from fusiondet.polygons.contour import mask_to_polygon_px
+
+import numpy as np
+import shapely
+import torch
+from detectron2.modeling import build_model
+
+# Outlines lose vertices that move them less than this; the mask is not sharper.
+SIMPLIFY_PX = 0.1
+# What every predicted height is.
+HEIGHT_FACTS = {"height_source": "predicted", "height_stat": "median", "height_datum": "ground"}
+
+
+@dataclass
+class ImagePrediction:
+    """What a network says about one image; None where it has no head for it.
+
+    Attributes:
+        buildings: in the image's pixels, best first; none from a network that finds no instances.
+        height_map_m: (H, W) float32 metres above ground, about 0 where no building is, NaN where the image has no data.
+        footprint_map: (H, W) float32 probability of a building, NaN likewise.
+    """
+
+    buildings: list[Building]
+    height_map_m: np.ndarray | None = None
+    footprint_map: np.ndarray | None = None
+
+
+class Predictor:
+    """A trained network, rebuilt from its checkpoint alone.
+
+    Attributes:
+        cfg: the config it was trained with. bands: the channels it takes. channels: where those of a modality are.
+        gsd_range_m: (finest, coarsest) GSD of its training images. device: torch device.
+        has_instances: whether it finds buildings. height_sources: which of `HEIGHT_BANDS` it can fill.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        device: str | None = None,
+        score_threshold: float | str | None = None,
+        build: bool = True,
+    ):
+        """Load `weights`.
+
+        Args:
+            device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
+            score_threshold: detections below it are dropped; None keeps the checkpoint's, which is for scoring; "layer"
+                is for a layer of buildings: 0.5, or half of that for two detectors, where 0.5 would take a building
+                that one of them is sure of, the one that sees under clouds say, for nothing.
+            build: False where only what the checkpoint says of the network is wanted, and others predict.
+
+        Raises:
+            InputError: not a checkpoint of fusiondet, or its config and tensors do not fit; no such device.
+        """
+        checkpoint = read_checkpoint(weights)
+        cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
+        cfg.MODEL.DEVICE = device_name(device)
+        if score_threshold == "layer":
+            score_threshold = 0.25 if has_two_detectors(cfg) else 0.5
+        if score_threshold is not None:
+            if not 0 <= score_threshold <= 1:
+                raise InputError(f"--score-threshold is {score_threshold}, expected 0 to 1.")
+            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+        self.cfg = cfg
+        self.bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
+        optical = len(self.bands.optical)
+        self.channels = {"optical": slice(0, optical), "sar": slice(optical, None)}
+        self.gsd_range_m = tuple(cfg.INPUT.GSD_RANGE_M)
+        self.has_instances = cfg.MODEL.META_ARCHITECTURE != "FusionDense"
+        has = {
+            "dense": "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES,
+            "instances": self.has_instances and cfg.MODEL.HEIGHT_ON,
+        }
+        self.height_sources = tuple(source for source in HEIGHT_BANDS if has[source])
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        self.weights = Path(weights)
+        self.model = None
+        if build:
+            self.model = build_model(cfg).eval()
+            load_model(self.model, checkpoint["model"], weights)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the checkpoint's file, hexadecimal."""
+        with open(self.weights, "rb") as f:
+            digest = hashlib.sha256()
+            while block := f.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def predict(self, image: np.ndarray, gsd_m: float, sensor: dict | None = None) -> list[Building]:
+        """Buildings of one image, in its pixels, best first; for the arguments see `predict_image`."""
+        return self.predict_image(image, gsd_m, sensor).buildings
+
+    def predict_image(self, image: np.ndarray, gsd_m: float, sensor: dict | None = None) -> ImagePrediction:
+        """Buildings and maps of one image.
+
+        Args:
+            image: (C, H, W) float32 in the units of `bands`; NaN = no data. Nothing is predicted where all bands are.
+                Where one modality has no data the network does with the other.
+            gsd_m: metres per pixel.
+            sensor: fields of SensorGeometry, degrees, azimuths clockwise from the image's upper edge; None: unknown.
+        """
+        nodata = np.isnan(image).all(axis=0)
+        if nodata.all():
+            return self.nothing(nodata.shape)
+        return self.interpret(self.infer([image], gsd_m, sensor)[0], nodata)
+
+    def nothing(self, shape: tuple[int, int]) -> ImagePrediction:
+        """What is said about an image of (H, W) pixels none of which has data."""
+        heads, maps = self.cfg.MODEL.DENSE_HEADS.NAMES, np.full(shape, np.nan, np.float32)
+        return ImagePrediction([], *(maps if h in heads else None for h in ("DenseHeight", "Footprint")))
+
+    @torch.no_grad()
+    def infer(self, images: list[np.ndarray], gsd_m: float, sensor: dict | None = None) -> list[dict]:
+        """Raw output of the network for images of one scene that it sees at a time, in the CPU's memory."""
+        batch = [
+            {"image": torch.from_numpy(np.ascontiguousarray(image)), "gsd_m": gsd_m, "sensor": sensor or {}}
+            for image in images
+        ]
+        if hasattr(self.model, "outputs"):
+            outputs = self.model.outputs(batch, do_postprocess=False)
+        else:  # Detectron2's own architectures
+            outputs = [{"instances": x} for x in self.model.inference(batch, do_postprocess=False)]
+        return [
+            {name: None if value is None else value.to("cpu") for name, value in output.items()}
+            for output in outputs
+        ]
+
+    def interpret(self, output: dict, nodata: np.ndarray) -> ImagePrediction:
+        """Buildings and maps of `infer`'s output for an image without data where `nodata`, (H, W) bool."""
+        found = buildings_from_instances(output["instances"]) if "instances" in output else []
+        hidden = nodata if nodata.any() else None
+        kept = [_on_data(b, nodata.shape, hidden) for b in found]
+        maps = (_map_on_data(output.get(name), nodata) for name in ("height_map_m", "footprint_map"))
+        return ImagePrediction([b for b in kept if b is not None], *maps)
+
+
+def has_two_detectors(cfg) -> bool:
+    """Whether a network of `cfg` is one detector per modality, whose scores are averaged."""
+    return cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"
+
+
+def device_name(wanted: str | None) -> str:
+    """`wanted`, or a GPU if there is one; InputError when this machine has no such device."""
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(
+            f"--device {wanted}: not on this machine, which has cpu and {torch.cuda.device_count()} CUDA GPUs."
+        ) from None
+    return wanted
+
+
+def buildings_from_instances(instances) -> list[Building]:
+    """Buildings in image pixels from raw network output: `pred_boxes` and box-sized `pred_masks` (R, 1, M, M).
+
+    Outlines come from the mask probabilities at their own resolution, never from a full-size mask; an instance whose
+    mask stays below one half is left out. A network without a mask head predicts its boxes.
+    """
+    boxes, scores = instances.pred_boxes.tensor.numpy(), instances.scores.numpy()
+    masks = instances.pred_masks[:, 0].float().numpy() if instances.has("pred_masks") else None
+    has_heights = instances.has("pred_heights")
+    buildings = []
+    for i in np.argsort(-scores, kind="stable"):
+        if masks is None:
+            polygon = clean_polygon(shapely.box(*boxes[i].tolist()))
+        else:
+            polygon = mask_to_polygon_px(masks[i], boxes[i], tolerance_px=SIMPLIFY_PX)
+        if polygon is None:
+            continue
+        p16_m, median_m, p84_m = (float(instances.get(f)[i]) if has_heights else None for f in HEIGHT_FIELDS)
+        facts = HEIGHT_FACTS if has_heights else {}
+        buildings.append(Building(polygon, median_m, p16_m, p84_m, score=float(scores[i]), **facts))
+    return buildings
+
+
+def _on_data(building: Building, shape: tuple[int, int], nodata: np.ndarray | None) -> Building | None:
+    """`building` cut to an image of (H, W) pixels and to its valid ones; None when less than half of it is left.
+
+    Args:
+        nodata: (H, W) bool; None where all pixels are valid.
+    """
+    height, width = shape
+    x0, y0, x1, y1 = building.polygon.bounds
+    inside = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
+    if inside and nodata is None:
+        return building
+    polygon = clean_polygon(building.polygon.intersection(shapely.box(0, 0, width, height)))
+    if polygon is None:
+        return None
+    if nodata is not None:
+        x0, y0 = (max(0, math.floor(v)) for v in polygon.bounds[:2])
+        x1, y1 = (math.ceil(v) for v in polygon.bounds[2:])
+        hidden = nodata[y0:y1, x0:x1]
+        if hidden.any():
+            holes = shapely.affinity.translate(mask_to_polygon(hidden), x0, y0)
+            polygon = clean_polygon(polygon.difference(holes))
+    if polygon is None or polygon.area < building.polygon.area / 2:
+        return None
+    building.polygon = polygon
+    return building
+
+
+def _map_on_data(values: torch.Tensor | None, nodata: np.ndarray) -> np.ndarray | None:
+    """(H, W) float32 `values` with NaN where there are none."""
+    return None if values is None else np.where(nodata, np.float32(np.nan), values.float().numpy())

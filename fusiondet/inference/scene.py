@@ -1,0 +1,421 @@
+"""From a checkpoint and rasters of any size to a layer of buildings on the map, and to a raster of heights.
+
+Memory does not grow with the scene: windows are read, predicted and forgotten; buildings are merged across the borders
+of windows as these come, and written as soon as nothing can change them any more.
+"""
+
+import contextlib
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusiondet import __version__
+from fusiondet.buildings import Building, building_to_map
+from fusiondet.cli import progress
+from fusiondet.data.imagery import SceneReader, crs_text, open_raster
+from fusiondet.errors import InputError
+from fusiondet.export import BuildingWriter, check_height_raster, check_output, height_raster
+from fusiondet.inference import checks
+from fusiondet.inference.cluster import predict_on_cluster
+from fusiondet.inference.parts import PartStore, parts_folder
+from fusiondet.inference.pipeline import WindowResult, predict_windows
+from fusiondet.inference.plan import ScenePlan, plan_scene
+from fusiondet.inference.predictor import Predictor
+from fusiondet.inference.strips import HeightStrips
+from fusiondet.inference.workers import PredictorSettings, predict_on_workers
+from fusiondet.polygons.seams import SeamMerger
+
+import rasterio
+import torch
+
+# What GDAL may keep of rasters that are being written: its own default is a share of the machine.
+_GDAL_CACHE_BYTES = 128 << 20
+
+
+@dataclass
+class ScenePrediction:
+    """What was found in a scene, and what was decided on the way.
+
+    Attributes:
+        buildings: in the map coordinates of `crs`; empty where they were written to a file instead.
+        gsd_m: metres per pixel of the grid that was predicted on. notes: sentences for the user.
+        metadata: plain values: the model, the images, the windows, versions.
+        count, with_heights: how many buildings there are, and of how many the height is known.
+    """
+
+    buildings: list[Building]
+    crs: str | None
+    gsd_m: float
+    notes: list[str] = field(default_factory=list)
+    metadata: dict = field(default_factory=dict)
+    count: int = 0
+    with_heights: int = 0
+
+
+@dataclass
+class _Facts:
+    """What is only known once all windows were looked at."""
+
+    has_data: dict[str, bool] = field(default_factory=lambda: {"optical": False, "sar": False})
+    unreadable_px: int = 0
+    unreadable_windows: int = 0
+
+    def add(self, result: WindowResult) -> None:
+        for modality, there in result.has_data.items():
+            self.has_data[modality] |= there
+        self.unreadable_px += result.unreadable_px
+        self.unreadable_windows += result.unreadable_px > 0
+
+    def notes(self, predictor: Predictor, plan: ScenePlan, paths: dict) -> list[str]:
+        notes = checks.nodata_notes(predictor, paths, self.has_data) if plan.wanted else []
+        if self.unreadable_px:
+            notes.append(
+                f"{', '.join(map(str, checks.files_of(paths['optical']) + checks.files_of(paths['sar'])))}: "
+                f"{self.unreadable_px} pixels in {self.unreadable_windows} of {len(plan.wanted)} windows could not be "
+                "read and count as no data."
+            )
+        return notes
+
+
+def predict_scene(
+    predictor: Predictor,
+    rgb_path,
+    sar_path=None,
+    *,
+    height_path: Path | None = None,
+    height_source: str | None = None,
+    **options,
+) -> ScenePrediction:
+    """Buildings of a raster pair, read and predicted window by window, and on demand a raster of heights.
+
+    Buildings that several windows see are merged, see `fusiondet.polygons.seams`. A pixel of the height raster belongs
+    to the window in whose core it lies.
+
+    Args:
+        rgb_path, sar_path: a raster, or a list of rasters whose bands are those of one; None where there is none.
+        height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one),
+            also where these are resampled for the network; see `fusiondet.export.rasters`. An existing one is replaced.
+        height_source: "dense", "instances", "both" (a band each); None: the first of these that the network has.
+        options:
+            window_px: side of a window; a scene up to this size is one window (1024).
+            overlap_px: how far neighbouring windows overlap; None derives it from the GSD, from what the height head
+                looks at around a building, and from a large building, see `fusiondet.polygons.seams`.
+            batch: how many windows the network sees at a time; None: 1 on a CPU, 4 on a GPU.
+            force_gsd: predict even though the pixel size is more than four times off what the network was trained on.
+            sensor: `SensorGeometry`, where sun and sensors were, as far as known.
+            aoi: area of interest: a file of polygons in any CRS, a GeoDataFrame or GeoSeries, or a geometry in the
+                scene's CRS. Buildings are kept if a point inside of them (shapely's representative point) is in it.
+            skip_invalid: pixels that cannot be read count as no data, and are counted in the notes.
+            regularize_m: see `finished_buildings`.
+            rgb_bands, sar_bands, sar_scale, sar_factor, nodata, gsd_m: of `SceneReader`.
+
+    Raises:
+        InputError: from the reader; the pixel size is too far from that of the training; no raster of a modality that
+            the network takes; angles that cannot be; heights from what the network does not have.
+    """
+    regularize_m = options.pop("regularize_m", None)
+    sources = checks.wanted_sources(predictor, height_source) if height_path else []
+    plan = plan_scene(predictor, rgb_path, sar_path, sources=tuple(sources), **options)
+    results = predict_windows(predictor, plan, range(len(plan.windows)))
+    buildings: list[Building] = []
+    with contextlib.closing(results):
+        found = _assemble(predictor, plan, results, buildings.extend, height_path, regularize_m)
+    paths = {"optical": rgb_path, "sar": sar_path}
+    return _prediction(predictor, plan, found, paths, buildings)
+
+
+def finished_buildings(
+    plan: ScenePlan, results: Iterable[WindowResult], regularize_m: float | None = None
+) -> Iterator[list[Building]]:
+    """Buildings in pixels of the grid, each once, a list for each window in order; those outside the area left out.
+
+    Args:
+        results: of all windows of the plan, in order.
+        regularize_m: walls are set straight and square within this many metres; None leaves outlines as they are.
+    """
+    merger = SeamMerger([window for window, _ in plan.windows])
+
+    def inside(buildings: list[Building]) -> list[Building]:
+        area = plan.aoi_px
+        if area is None:
+            return buildings
+        return [b for b in buildings if area.intersects(b.polygon.representative_point())]
+
+    for result in results:
+        yield inside(merger.add(result.index, result.buildings))
+    yield inside(merger.finish())
+
+
+def _assemble(
+    predictor: Predictor,
+    plan: ScenePlan,
+    results: Iterable[WindowResult],
+    write: Callable[[list[Building]], None] | None,
+    height_path: Path | None,
+    regularize_m: float | None,
+) -> tuple[_Facts, int, int]:
+    """Hand buildings in map coordinates to `write` as they are finished, and fill the raster of heights.
+
+    Returns:
+        Facts of the windows, the number of buildings, and that of those with known height.
+    """
+    facts, count, with_heights = _Facts(), 0, 0
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES))
+        heights = strips = None
+        if height_path:
+            heights = opened.enter_context(_height_raster(predictor, plan, height_path))
+        if "instances" in plan.sources:
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="heights-"))
+            strips = HeightStrips(Path(folder), heights)
+
+        def looked_at():
+            for result in progress(results, total=len(plan.windows), label="predicting", unit="window"):
+                facts.add(result)
+                if heights and result.layers:
+                    heights.fill(result.layers, *plan.windows[result.index])
+                yield result
+
+        for buildings in finished_buildings(plan, looked_at(), regularize_m):
+            if strips:
+                strips.add(buildings)
+            count += len(buildings)
+            with_heights += sum(b.height_m is not None for b in buildings)
+            if write:
+                write([building_to_map(b, plan.transform) for b in buildings])
+        if strips:
+            strips.paint()
+    return facts, count, with_heights
+
+
+def _height_raster(predictor: Predictor, plan: ScenePlan, path: Path):
+    """`height_raster` on the scene's own pixels for heights that come in those of the plan's grid."""
+    options = {**plan.reader_options, "target_gsd_m": None}
+    with SceneReader(plan.rgb or None, plan.sar or None, predictor.bands, **options) as own:
+        return height_raster(
+            path,
+            (own.height, own.width),
+            own.transform,
+            own.crs,
+            plan.sources,
+            tags={name: str(value) for name, value in provenance(predictor, plan).items()},
+            grid_shape=(plan.height, plan.width),
+        )
+
+
+def provenance(predictor: Predictor, plan: ScenePlan) -> dict:
+    """Plain values that say where a result comes from: model, images and their dates, windows, versions."""
+    cfg = predictor.cfg
+    acquired = {Path(name).name: date for name in (*plan.rgb, *plan.sar) if (date := _acquired(name))}
+    return {
+        "weights": predictor.weights.name,
+        "weights_sha256": predictor.weights_sha256,
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "bands": list(predictor.bands.names),
+        "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "fusiondet": __version__,
+        "torch": torch.__version__,
+        "gsd_m": plan.gsd_m,
+        "window_px": plan.window_px,
+        "overlap_px": plan.overlap_px,
+        "images": [Path(name).name for name in (*plan.rgb, *plan.sar)],
+        **({"acquired": acquired} if acquired else {}),
+    }
+
+
+def _acquired(path: str) -> str | None:
+    """When an image was taken, as its file says in one of the usual tags."""
+    with open_raster(Path(path), allow_vrt=True) as raster:
+        imagery, tags = raster.tags(ns="IMAGERY"), raster.tags()
+    names = ("ACQUISITIONDATETIME", "ACQUISITION_DATE", "TIFFTAG_DATETIME")
+    return next((v for t in (imagery, tags) for n in names if (v := t.get(n))), None)
+
+
+def _prediction(predictor, plan: ScenePlan, found, paths: dict, buildings) -> ScenePrediction:
+    facts, count, with_heights = found
+    notes = [*plan.notes, *facts.notes(predictor, plan, paths)]
+    metadata = provenance(predictor, plan)
+    return ScenePrediction(buildings, plan.crs, plan.gsd_m, notes, metadata, count, with_heights)
+
+
+def predict_to_file(
+    weights: Path,
+    rgb_path,
+    sar_path,
+    out: Path | None,
+    *,
+    height_path: Path | None = None,
+    height_source: str | None = None,
+    score_threshold: float | str = "layer",
+    device=None,
+    overwrite: bool = False,
+    resume: bool = False,
+    workers: int = 0,
+    scheduler: str | None = None,
+    regularize_m: float | None = None,
+    dtm: Path | None = None,
+    predictor: Predictor | None = None,
+    **options,
+) -> ScenePrediction:
+    """`predict_scene` with a fresh Predictor, written to `out`; see `fusiondet.export.write_buildings` for formats.
+
+    Everything that can be wrong with `out`, `height_path` or the rasters is found before the network is built. Finished
+    blocks of windows are kept in a hidden folder beside `out` (`fusiondet.inference.parts`) until `out` is whole.
+
+    Args:
+        out: layer of buildings; None for a network that finds none, which writes heights per pixel alone.
+        resume: take up what a run that was stopped has finished; with the same options the result is the same.
+        workers: processes of this machine that predict, each with a network of its own; 0: this process does.
+        scheduler: address of a scheduler of dask.distributed whose workers predict.
+        regularize_m: see `finished_buildings`.
+        dtm: raster of elevations that the buildings of a city model stand on, see `fusiondet.export.BuildingWriter`.
+        predictor: of `weights`, where it is there already; `score_threshold` and `device` are its own then.
+        options: see `predict_scene`.
+
+    Returns:
+        What was found, without the buildings.
+
+    Raises:
+        InputError: see `predict_scene` and `write_buildings`; also when the scene has no CRS, or when `out` is missing
+            for a network that finds buildings, or given for one that does not.
+        OSError: an output could not be written to the end. What is finished is kept for `resume`.
+    """
+    inputs = [*checks.files_of(rgb_path), *checks.files_of(sar_path)]
+    _check_outputs(out, height_path, inputs, overwrite)
+    if dtm is not None and out is None:
+        raise InputError("--dtm says what the buildings of --out stand on, which is missing.")
+    if height_source and height_path is None:
+        raise InputError("--height-source says what is written with --height-raster, which is missing.")
+    crs = _check_crs(inputs)
+    if out is not None:
+        check_output(out, overwrite, crs)
+    if workers and scheduler:
+        raise InputError(
+            "--workers are processes of this machine, --scheduler is a cluster: pass one of them."
+        )
+    others = bool(workers or scheduler)
+    predictor = predictor or Predictor(weights, device, score_threshold, build=not others)
+    _check_kind(predictor, out, weights)
+    sources = checks.wanted_sources(predictor, height_source) if height_path else []
+    plan = plan_scene(predictor, rgb_path, sar_path, sources=tuple(sources), **options)
+    folder = parts_folder(out if out is not None else height_path)
+    store = PartStore(folder, plan.fingerprint(predictor), resume, overwrite)
+    try:
+        with contextlib.ExitStack() as opened:
+            writer = write = None
+            if out is not None:
+                writer = BuildingWriter(out, plan.crs, provenance(predictor, plan), overwrite, dtm=dtm)
+                write = opened.enter_context(writer).write
+            results = _results(predictor, plan, store, device, workers, scheduler)
+            opened.enter_context(contextlib.closing(results))
+            found = _assemble(predictor, plan, results, write, height_path, regularize_m)
+    except BaseException:
+        store.remove_if_empty()
+        raise
+    store.remove()
+    result = _prediction(predictor, plan, found, {"optical": rgb_path, "sar": sar_path}, [])
+    result.notes += writer.notes if writer else []
+    return result
+
+
+def _results(predictor, plan, store, device, workers: int, scheduler: str | None) -> Iterator[WindowResult]:
+    settings = PredictorSettings.of(predictor, device)
+    if scheduler:
+        compute = functools.partial(predict_on_cluster, settings, plan, store, address=scheduler)
+    elif workers:
+        compute = functools.partial(predict_on_workers, settings, plan, store, count=workers)
+    else:
+        return stored_results(predictor, plan, store)
+    return gathered_results(plan, store, compute)
+
+
+def stored_results(predictor: Predictor, plan: ScenePlan, store: PartStore) -> Iterator[WindowResult]:
+    """Results of all windows in order, those of blocks in `store` from there, the others predicted and put there."""
+    blocks, kept = plan.blocks, store.numbers()
+    to_do = (index for number, block in enumerate(blocks) if number not in kept for index in block)
+    with contextlib.closing(predict_windows(predictor, plan, to_do)) as fresh:
+        for number, block in enumerate(blocks):
+            there = store.load(number) if number in kept else None
+            if there is not None:
+                yield from there
+            elif number in kept:  # damaged, which is found out only now
+                yield from _predict_block(predictor, plan, store, number)
+            else:
+                yield from _saved(itertools.islice(fresh, len(block)), len(block), store, number)
+
+
+def _saved(results: Iterator[WindowResult], count: int, store: PartStore, number: int):
+    """`results`, which are in `store` before the last of them is handed on."""
+    found = []
+    for result in results:
+        found.append(result)
+        if len(found) == count:
+            store.save(number, found)
+        yield result
+
+
+def _predict_block(predictor, plan: ScenePlan, store: PartStore, number: int) -> Iterator[WindowResult]:
+    block = plan.blocks[number]
+    with contextlib.closing(predict_windows(predictor, plan, block)) as results:
+        yield from _saved(results, len(block), store, number)
+
+
+def gathered_results(
+    plan: ScenePlan, store: PartStore, compute: Callable[[list[int]], Iterator[int]]
+) -> Iterator[WindowResult]:
+    """Results of all windows in order, out of `store`, into which others put them.
+
+    Args:
+        compute: takes numbers of blocks, and gives them back, in any order, once they are in `store`.
+    """
+    there = store.numbers()
+    lacking = [number for number in range(len(plan.blocks)) if number not in there]
+    with contextlib.closing(compute(lacking)) as finished:
+        for number in range(len(plan.blocks)):
+            while number not in there:
+                there.add(next(finished))
+            results = store.load(number)
+            while results is None:  # damaged
+                with contextlib.closing(compute([number])) as again:
+                    next(again)
+                results = store.load(number)
+            yield from results
+
+
+def _check_crs(inputs) -> str:
+    """The CRS of the first raster."""
+    crs = None
+    for path in inputs:
+        with open_raster(path, allow_vrt=True) as raster:
+            if raster.crs is None and path == inputs[0]:
+                raise InputError(
+                    f"{path}: has no CRS, so its buildings have no place on the map. "
+                    "Set it with `rio edit-info --crs EPSG:n FILE`."
+                )
+            crs = crs or crs_text(raster.crs)
+    return crs
+
+
+def _check_kind(predictor: Predictor, out: Path | None, weights) -> None:
+    if out is None and predictor.has_instances:
+        raise InputError(f"{weights}: finds buildings. Pass --out for them, with or without --height-raster.")
+    if out is not None and not predictor.has_instances:
+        heights = "only heights per pixel. Pass --height-raster instead of --out."
+        nothing = "and says no heights: it can be trained on and scored, but has nothing to write."
+        raise InputError(f"{weights}: finds no buildings, {heights if predictor.height_sources else nothing}")
+
+
+def _check_outputs(out: Path | None, height_path: Path | None, inputs, overwrite: bool) -> None:
+    if out is None and height_path is None:
+        raise InputError("nothing to write. Pass --out for buildings, --height-raster for heights, or both.")
+    if out is not None:
+        check_output(out, overwrite)
+    if height_path is not None:
+        check_height_raster(height_path, overwrite)
+        if any(Path(p).exists() and Path(p).resolve() == Path(height_path).resolve() for p in inputs):
+            raise InputError(
+                f"{height_path}: is an image to predict from, and not replaced. Choose another name."
+            )
