@@ -33,6 +33,7 @@ LAYERS = {
             "fusiondet.evaluation.*",
             "fusiondet.export.*",
             "fusiondet.polygons.*",
+            "fusiondet.report.*",
             "fusiondet.visualization.*",
         ],
     ),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures of a dataset, or of predictions against its truth."""
+"""Pictures of a dataset, or of predictions against its truth; a layer of buildings as one interactive page."""
 
 import argparse
 from pathlib import Path
@@ -72,7 +72,61 @@ def parse_arguments(argv=None) -> argparse.Namespace:
         "--min-score", type=float, default=0.5, metavar="S",
         help="draw predictions from this score in [0, 1] on; the scatter takes all, as the evaluation does",
     )  # fmt: skip
+    report = commands.add_parser(
+        "report",
+        help="a layer of buildings as one HTML page: maps, 3-D view, charts, comparison with the truth",
+        description="A page that needs no network: outlines over a picture, buildings in 3-D coloured by height (a "
+        "click tells the numbers of one), histograms and uncertainty, and with --truth the errors.",
+        formatter_class=parser.formatter_class,
+    )
+    report.add_argument(
+        "--buildings", type=Path, required=True, metavar="LAYER",
+        help="layer to report: of fusiondet, with its scores and intervals, or any other",
+    )  # fmt: skip
+    report.add_argument("--out", type=Path, required=True, metavar="HTML", help="page to write")
+    report.add_argument(
+        "--image", type=Path, metavar="TIF", help="raster to lay under the buildings, in any CRS"
+    )
+    report.add_argument(
+        "--truth", type=Path, metavar="LAYER", help="layer of true buildings, in any CRS, to compare with"
+    )
+    for prefix, what in (("", "--buildings"), ("truth-", "--truth")):
+        report.add_argument(
+            f"--{prefix}height", metavar="FIELD",
+            help=f"column of heights of {what} in metres, or of roof elevations with --{prefix}ground; without it, the "
+            "columns of fusiondet or of 3DBAG",
+        )  # fmt: skip
+        report.add_argument(
+            f"--{prefix}ground", metavar="FIELD", help="column of ground elevations to subtract, metres"
+        )
+        report.add_argument(
+            f"--{prefix}layer", metavar="NAME", help=f"layer of {what} where the file has several"
+        )
+    report.add_argument("--overwrite", action="store_true", help="replace an existing page")
     return parser.parse_args(argv)
+
+
+def write_page(arguments) -> list[Path]:
+    from fusiondet.data.converters.vectors import Layer
+    from fusiondet.report import read_reported, write_report
+
+    require_new(arguments.out, arguments.overwrite)
+    fields = arguments.height, arguments.ground, arguments.layer
+    buildings, crs, metadata = read_reported(arguments.buildings, *fields)
+    truth = None
+    if arguments.truth:
+        fields = arguments.truth_height, arguments.truth_ground, arguments.truth_layer
+        truth = Layer(*read_reported(arguments.truth, *fields)[:2])
+    write_report(
+        buildings,
+        crs,
+        arguments.out,
+        image=arguments.image,
+        truth=truth,
+        metadata={"layer": arguments.buildings.name, **metadata},
+        overwrite=arguments.overwrite,
+    )
+    return [arguments.out]
 
 
 def draw_dataset(arguments) -> list[Path]:
@@ -113,9 +167,12 @@ def draw_predictions(arguments) -> list[Path]:
 
 def main(argv=None) -> int:
     arguments = parse_arguments(argv)
-    draw = {"dataset": draw_dataset, "predictions": draw_predictions, "delta1": draw_delta1}[
-        arguments.command
-    ]
+    draw = {
+        "dataset": draw_dataset,
+        "predictions": draw_predictions,
+        "delta1": draw_delta1,
+        "report": write_page,
+    }[arguments.command]
     print("wrote " + ", ".join(str(path) for path in draw(arguments)))
     return 0
 
