@@ -16,7 +16,7 @@ from pyproj import CRS, Transformer
 
 # Below the Dead Sea's shore and above Everest there is no ground: such a number is an undeclared no-data value.
 LOWEST_M, HIGHEST_M = -500.0, 9000.0
-_METRES = ("", "m", "metre", "metres", "meter", "meters")
+_METRES = ("m", "metre", "metres", "meter", "meters")
 # A footprint is read in at most so many pixels; a larger one on a coarser grid.
 _MOST_PX = 1 << 22
 
@@ -35,15 +35,15 @@ class GroundRaster:
             InputError: cannot be read, has no CRS, or says that its unit is not the metre.
         """
         self._reader = BandReader(path)
-        with open_raster(path, allow_vrt=True) as raster:
-            unit = (raster.units[0] or "").lower()
         if self._reader.crs is None:
             raise InputError(f"{path}: has no CRS. `rio edit-info --crs EPSG:n FILE` sets it.")
         own = CRS.from_user_input(self._reader.crs)
         vertical = next((part for part in own.sub_crs_list if part.is_vertical), None)
-        if unit not in _METRES or (vertical and vertical.axis_info[0].unit_conversion_factor != 1):
+        with open_raster(path, allow_vrt=True) as raster:
+            units = {(raster.units[0] or "m")} | ({vertical.axis_info[0].unit_name} if vertical else set())
+        if foreign := sorted(unit for unit in units if unit.lower() not in _METRES):
             raise InputError(
-                f"{path}: its elevations are in {unit or vertical.axis_info[0].unit_name}, expected metres. Convert it "
+                f"{path}: its elevations are in {foreign[0]}, expected metres. Convert it "
                 'with `gdal_calc.py -A FILE --calc "A*0.3048" --outfile dtm_m.tif` or the like.'
             )
         self.vertical_crs = crs_text(vertical)

@@ -283,11 +283,11 @@ def test_a_full_disk_leaves_no_file(tmp_path, suffix, late):
     """While buildings are taken, and while the final file is made of them."""
     with pytest.raises(OSError, match="Is the disk full") as caught, contextlib.ExitStack() as limits:
         with BuildingWriter(tmp_path / f"a{suffix}", UTM) as writer:
-            writer.write(circles(3000))
+            writer.write(circles(1000))
             if late:
                 writer._flush()
             limits.enter_context(largest_file(150_000))
-            writer.write(circles(3000) if not late else [])
+            writer.write([] if late else circles(1000))
     assert caught.value.filename == str(tmp_path / f"a{suffix}") and list(tmp_path.iterdir()) == []
 
 
