@@ -29,9 +29,17 @@ def parse_args():
         help="SAR raster, or one for each polarisation; warped onto the optical grid if it has another one",
     )
     parser.add_argument(
+        "--scenes",
+        type=Path,
+        metavar="CSV",
+        help="many scenes instead of --rgb and --sar: a table with columns rgb, sar, name (paths beside it; several "
+        "files of one image separated by ;); outputs need {name} in their names. A mosaic is better one VRT: --rgb",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
-        help="layer to write: .gpkg, .geojson, .fgb or .parquet; required where the network finds buildings",
+        help="layer to write: .gpkg, .geojson, .fgb, .parquet or .city.json; required where the network finds "
+        "buildings",
     )
     parser.add_argument(
         "--height-raster",
@@ -80,7 +88,62 @@ def parse_args():
         "--window", type=int, default=1024, metavar="PX", help="side of the windows that are predicted"
     )
     parser.add_argument(
-        "--overlap", type=int, default=192, metavar="PX", help="overlap of neighbouring windows"
+        "--overlap",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="PX",
+        help="overlap of neighbouring windows (default: a building of 60 m and what the height head sees around it, "
+        "at most half a window); what several windows see is merged",
+    )
+    parser.add_argument(
+        "--batch",
+        type=cli.positive,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="windows that the network sees at a time (default: 1 on a CPU, 4 on a GPU)",
+    )
+    parser.add_argument(
+        "--aoi",
+        type=Path,
+        metavar="FILE",
+        help="area of interest: polygons in any CRS; only windows near it are read, only buildings with a point "
+        "inside of them (representative point) in it are kept",
+    )
+    parser.add_argument(
+        "--regularize",
+        type=float,
+        metavar="M",
+        help="set walls straight and square within so many metres (outlines stay as the masks have them if absent)",
+    )
+    parser.add_argument(
+        "--dtm", type=Path, metavar="TIF", help="elevations that the blocks of a .city.json stand on, metres"
+    )
+    parser.add_argument("--style", action="store_true", help="write a QGIS style by height beside --out")
+    parser.add_argument(
+        "--report", type=Path, metavar="HTML", help="write a page with maps, 3-D view, charts"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where a run with the same options was stopped: finished parts are in .OUT.parts beside --out",
+    )
+    parser.add_argument(
+        "--skip-invalid",
+        action="store_true",
+        help="take pixels that cannot be read for no data, and leave out --scenes that cannot be used; both counted",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="predict on N processes, each with a network of its own, on GPUs in turn (0: on this one)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="predict on the workers of a dask scheduler, e.g. tls://host:8786; they read the same paths. Messages "
+        "are pickles: use tcp:// on localhost only",
     )
     for option, what in {
         "--sun-azimuth": "direction to the sun, clockwise from grid north",
@@ -99,37 +162,71 @@ def parse_args():
 def main():
     args = parse_args()
     from fusiondet.buildings import SensorGeometry
-    from fusiondet.inference import SENSOR_OPTIONS, predict_to_file
+    from fusiondet.errors import InputError
+    from fusiondet.inference import SENSOR_OPTIONS, predict_scenes, predict_to_file, read_scenes
 
     sensor = {name: getattr(args, option[2:].replace("-", "_")) for name, option in SENSOR_OPTIONS.items()}
+    options = {
+        "height_path": args.height_raster,
+        "height_source": getattr(args, "height_source", None),
+        "score_threshold": getattr(args, "score_threshold", "layer"),
+        "device": args.device,
+        "overwrite": args.overwrite,
+        "resume": args.resume,
+        "workers": args.workers,
+        "scheduler": args.scheduler,
+        "regularize_m": args.regularize,
+        "dtm": args.dtm,
+        "report": args.report,
+        "style": args.style,
+        "window_px": args.window,
+        "overlap_px": getattr(args, "overlap", None),
+        "batch": getattr(args, "batch", None),
+        "aoi": args.aoi,
+        "skip_invalid": args.skip_invalid,
+        "force_gsd": args.force_gsd,
+        "rgb_bands": args.rgb_bands,
+        "sar_bands": args.sar_bands,
+        "sar_scale": args.sar_scale,
+        "sar_factor": args.sar_factor,
+        "nodata": args.nodata,
+        "sensor": SensorGeometry(**sensor),
+    }
+    if args.scenes is None:
+        result = predict_to_file(args.weights, args.rgb, args.sar, args.out, **options)
+        _tell(result, args.out, args.height_raster, args.report)
+        return
+    if args.rgb or args.sar:
+        raise InputError("--scenes lists the rasters of each scene: leave out --rgb and --sar.")
+    scenes, counts = read_scenes(args.scenes), {"buildings": 0, "there": 0}
 
-    result = predict_to_file(
-        args.weights,
-        args.rgb,
-        args.sar,
-        args.out,
-        height_path=args.height_raster,
-        height_source=getattr(args, "height_source", None),
-        score_threshold=getattr(args, "score_threshold", "layer"),
-        device=args.device,
-        overwrite=args.overwrite,
-        window_px=args.window,
-        overlap_px=args.overlap,
-        force_gsd=args.force_gsd,
-        rgb_bands=args.rgb_bands,
-        sar_bands=args.sar_bands,
-        sar_scale=args.sar_scale,
-        sar_factor=args.sar_factor,
-        nodata=args.nodata,
-        sensor=SensorGeometry(**sensor),
+    def on_done(scene, result):
+        print(f"scene {scene.name}{'' if result else ': is there already'}", flush=True)
+        if result is None:
+            counts["there"] += 1
+            return
+        counts["buildings"] += result.count
+        paths = (args.out, args.height_raster, args.report)
+        _tell(result, *(p and Path(str(p).replace("{name}", scene.name)) for p in paths))
+
+    left_out = predict_scenes(args.weights, scenes, args.out, on_done, **options)
+    for reason in left_out:
+        print(f"left out: {reason}")
+    print(
+        f"wrote {len(scenes) - len(left_out) - counts['there']} of {len(scenes)} scenes, {counts['buildings']} "
+        f"buildings; {counts['there']} were there already, {len(left_out)} were left out"
     )
+
+
+def _tell(result, out, height_raster, report):
     for note in result.notes:
         print(f"note: {note}")
-    if args.out:
-        known = sum(b.height_m is not None for b in result.buildings)
-        print(f"wrote {args.out}: {len(result.buildings)} buildings, {known} with heights, {result.crs}")
-    if args.height_raster:
-        print(f"wrote {args.height_raster}: metres above ground, {result.crs}")
+    if out:
+        print(f"wrote {out}: {result.count} buildings, {result.with_heights} with heights, {result.crs}")
+    if height_raster:
+        print(f"wrote {height_raster}: metres above ground, {result.crs}")
+    if report:
+        print(f"wrote {report}")
 
 
 if __name__ == "__main__":

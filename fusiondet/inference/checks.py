@@ -45,7 +45,7 @@ def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[
             notes.append(f"no {_PATH_OPTIONS[modality]}: {_what_to_expect_without(predictor, modality)}")
         elif modality not in taken and path is not None:
             notes.append(
-                f"{path}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
+                f"{names_of(path)}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
             )
     threshold = predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     if has_two_detectors(predictor.cfg) and all(paths.values()) and threshold >= 0.5:
@@ -59,10 +59,12 @@ def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[
 def nodata_notes(predictor: Predictor, paths: dict[str, Path | None], has_data: dict[str, bool]) -> list[str]:
     """Which modalities turned out to have no data anywhere; `has_data`: modality -> whether a pixel was found."""
     if not any(has_data.values()):
-        names = " and ".join(str(path) for m, path in paths.items() if path and getattr(predictor.bands, m))
+        names = " and ".join(
+            names_of(path) for m, path in paths.items() if path and getattr(predictor.bands, m)
+        )
         return [f"{names}: all of it is no data, so there is nothing to predict."]
     return [
-        f"{path}: all of it is no data; {_what_to_expect_without(predictor, modality)}"
+        f"{names_of(path)}: all of it is no data; {_what_to_expect_without(predictor, modality)}"
         for modality, path in paths.items()
         if path and getattr(predictor.bands, modality) and not has_data[modality]
     ]
@@ -147,7 +149,7 @@ def check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
     )
     known = values[np.isfinite(values)]
     if known.size >= _ENOUGH_SAR_PIXELS and max(trained) < 0 <= known.min():
-        names = ", ".join(map(str, files_of(sar_path)))
+        names = names_of(sar_path)
         raise InputError(
             f"{names}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
             f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Say what it holds with --sar-scale "
@@ -197,3 +199,8 @@ def wanted_sources(predictor: Predictor, wanted: str | None) -> list[str]:
 def files_of(paths) -> list:
     """The rasters of a modality as a list: none, one, or several whose bands count as one's."""
     return [] if paths is None else list(paths) if isinstance(paths, list | tuple) else [paths]
+
+
+def names_of(paths) -> str:
+    """The rasters of a modality, for messages."""
+    return ", ".join(map(str, files_of(paths)))

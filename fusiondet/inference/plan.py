@@ -10,7 +10,7 @@ from pathlib import Path
 from fusiondet import __version__
 from fusiondet.buildings import SensorGeometry, map_to_pixel
 from fusiondet.data.converters.vectors import read_layer
-from fusiondet.data.imagery import SceneReader
+from fusiondet.data.imagery import SceneReader, axis_gsd_m
 from fusiondet.errors import InputError
 from fusiondet.inference import checks
 from fusiondet.inference.predictor import Predictor
@@ -90,6 +90,18 @@ class ScenePlan:
         if self.aoi_px is None:
             return frozenset(range(len(self.windows)))
         return frozenset(windows_near(self.windows, self.aoi_px, self.overlap_px))
+
+    @property
+    def images(self) -> dict[str, tuple[str, ...]]:
+        """Modality -> its files."""
+        return {"optical": self.rgb, "sar": self.sar}
+
+    @property
+    def pixel_m(self) -> tuple[float, float]:
+        """Metres per pixel of the grid, (x, y)."""
+        if self.reader_options.get("gsd_m") is not None:
+            return self.gsd_m, self.gsd_m
+        return axis_gsd_m(self.transform, self.crs, self.width, self.height)
 
     @property
     def blocks(self) -> list[range]:

@@ -47,9 +47,11 @@ class Predictor:
     """A trained network, rebuilt from its checkpoint alone.
 
     Attributes:
-        cfg: the config it was trained with. bands: the channels it takes. channels: where those of a modality are.
+        cfg: the config it was trained with. config_yaml: the same as the checkpoint's text.
+        bands: the channels it takes. channels: where those of a modality are.
         gsd_range_m: (finest, coarsest) GSD of its training images. device: torch device.
         has_instances: whether it finds buildings. height_sources: which of `HEIGHT_BANDS` it can fill.
+        model: the network; None where it was not built.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Predictor:
             if not 0 <= score_threshold <= 1:
                 raise InputError(f"--score-threshold is {score_threshold}, expected 0 to 1.")
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
-        self.cfg = cfg
+        self.cfg, self.config_yaml = cfg, checkpoint["config_yaml"]
         self.bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
         optical = len(self.bands.optical)
         self.channels = {"optical": slice(0, optical), "sar": slice(optical, None)}

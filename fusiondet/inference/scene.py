@@ -17,9 +17,20 @@ from fusiondet.buildings import Building, building_to_map
 from fusiondet.cli import progress
 from fusiondet.data.imagery import SceneReader, crs_text, open_raster
 from fusiondet.errors import InputError
-from fusiondet.export import BuildingWriter, check_height_raster, check_output, height_raster
+from fusiondet.export import (
+    BuildingWriter,
+    check_height_raster,
+    check_output,
+    height_raster,
+    read_buildings,
+    read_metadata,
+    write_style,
+)
+from fusiondet.export.provenance import acquisition_time, made_with
+from fusiondet.files import require_new
 from fusiondet.inference import checks
 from fusiondet.inference.cluster import predict_on_cluster
+from fusiondet.inference.outlines import Regularizer
 from fusiondet.inference.parts import PartStore, parts_folder
 from fusiondet.inference.pipeline import WindowResult, predict_windows
 from fusiondet.inference.plan import ScenePlan, plan_scene
@@ -29,7 +40,6 @@ from fusiondet.inference.workers import PredictorSettings, predict_on_workers
 from fusiondet.polygons.seams import SeamMerger
 
 import rasterio
-import torch
 
 # What GDAL may keep of rasters that are being written: its own default is a share of the machine.
 _GDAL_CACHE_BYTES = 128 << 20
@@ -73,7 +83,7 @@ class _Facts:
         notes = checks.nodata_notes(predictor, paths, self.has_data) if plan.wanted else []
         if self.unreadable_px:
             notes.append(
-                f"{', '.join(map(str, checks.files_of(paths['optical']) + checks.files_of(paths['sar'])))}: "
+                f"{checks.names_of([f for path in paths.values() for f in checks.files_of(path)])}: "
                 f"{self.unreadable_px} pixels in {self.unreadable_windows} of {len(plan.wanted)} windows could not be "
                 "read and count as no data."
             )
@@ -130,13 +140,16 @@ def predict_scene(
 def finished_buildings(
     plan: ScenePlan, results: Iterable[WindowResult], regularize_m: float | None = None
 ) -> Iterator[list[Building]]:
-    """Buildings in pixels of the grid, each once, a list for each window in order; those outside the area left out.
+    """Buildings in pixels of the grid, each once, in lists as they are finished; those outside the area left out.
 
     Args:
         results: of all windows of the plan, in order.
-        regularize_m: walls are set straight and square within this many metres; None leaves outlines as they are.
+        regularize_m: walls are set straight and square within this many metres, see `fusiondet.polygons.regularize`;
+            None leaves outlines as they are.
     """
-    merger = SeamMerger([window for window, _ in plan.windows])
+    windows = [window for window, _ in plan.windows]
+    merger = SeamMerger(windows)
+    regularizer = Regularizer(windows, plan.pixel_m, tolerance_m=regularize_m) if regularize_m else None
 
     def inside(buildings: list[Building]) -> list[Building]:
         area = plan.aoi_px
@@ -145,8 +158,10 @@ def finished_buildings(
         return [b for b in buildings if area.intersects(b.polygon.representative_point())]
 
     for result in results:
-        yield inside(merger.add(result.index, result.buildings))
-    yield inside(merger.finish())
+        found = inside(merger.add(result.index, result.buildings))
+        yield regularizer.add(result.index, found) if regularizer else found
+    found = inside(merger.finish())
+    yield regularizer.finish(found) if regularizer else found
 
 
 def _assemble(
@@ -201,37 +216,29 @@ def _height_raster(predictor: Predictor, plan: ScenePlan, path: Path):
             own.transform,
             own.crs,
             plan.sources,
-            tags={name: str(value) for name, value in provenance(predictor, plan).items()},
+            tags={
+                "weights": predictor.weights.name,
+                "weights_sha256": predictor.weights_sha256,
+                "fusiondet": __version__,
+                "gsd_m": str(plan.gsd_m),
+            },
             grid_shape=(plan.height, plan.width),
         )
 
 
 def provenance(predictor: Predictor, plan: ScenePlan) -> dict:
     """Plain values that say where a result comes from: model, images and their dates, windows, versions."""
-    cfg = predictor.cfg
-    acquired = {Path(name).name: date for name in (*plan.rgb, *plan.sar) if (date := _acquired(name))}
-    return {
-        "weights": predictor.weights.name,
-        "weights_sha256": predictor.weights_sha256,
-        "architecture": cfg.MODEL.META_ARCHITECTURE,
-        "bands": list(predictor.bands.names),
-        "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        "fusiondet": __version__,
-        "torch": torch.__version__,
-        "gsd_m": plan.gsd_m,
-        "window_px": plan.window_px,
-        "overlap_px": plan.overlap_px,
-        "images": [Path(name).name for name in (*plan.rgb, *plan.sar)],
-        **({"acquired": acquired} if acquired else {}),
-    }
-
-
-def _acquired(path: str) -> str | None:
-    """When an image was taken, as its file says in one of the usual tags."""
-    with open_raster(Path(path), allow_vrt=True) as raster:
-        imagery, tags = raster.tags(ns="IMAGERY"), raster.tags()
-    names = ("ACQUISITIONDATETIME", "ACQUISITION_DATE", "TIFFTAG_DATETIME")
-    return next((v for t in (imagery, tags) for n in names if (v := t.get(n))), None)
+    acquired = {m: acquisition_time(Path(files[0])) for m, files in plan.images.items() if files}
+    return made_with(
+        predictor.weights,
+        predictor.config_yaml,
+        acquired,
+        images=[Path(name).name for files in plan.images.values() for name in files],
+        score_threshold=predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        gsd_m=plan.gsd_m,
+        window_px=plan.window_px,
+        overlap_px=plan.overlap_px,
+    )
 
 
 def _prediction(predictor, plan: ScenePlan, found, paths: dict, buildings) -> ScenePrediction:
@@ -257,6 +264,8 @@ def predict_to_file(
     scheduler: str | None = None,
     regularize_m: float | None = None,
     dtm: Path | None = None,
+    report: Path | None = None,
+    style: bool = False,
     predictor: Predictor | None = None,
     **options,
 ) -> ScenePrediction:
@@ -272,6 +281,8 @@ def predict_to_file(
         scheduler: address of a scheduler of dask.distributed whose workers predict.
         regularize_m: see `finished_buildings`.
         dtm: raster of elevations that the buildings of a city model stand on, see `fusiondet.export.BuildingWriter`.
+        report: HTML page about `out` to write, see `fusiondet.report`; it takes all buildings into memory.
+        style: write a QGIS style beside `out`, see `fusiondet.export.write_style`.
         predictor: of `weights`, where it is there already; `score_threshold` and `device` are its own then.
         options: see `predict_scene`.
 
@@ -285,8 +296,10 @@ def predict_to_file(
     """
     inputs = [*checks.files_of(rgb_path), *checks.files_of(sar_path)]
     _check_outputs(out, height_path, inputs, overwrite)
-    if dtm is not None and out is None:
-        raise InputError("--dtm says what the buildings of --out stand on, which is missing.")
+    if out is None and (dtm is not None or report is not None or style):
+        raise InputError("--dtm, --report and --style are about the buildings of --out, which is missing.")
+    if report is not None:
+        require_new(report, overwrite)
     if height_source and height_path is None:
         raise InputError("--height-source says what is written with --height-raster, which is missing.")
     crs = _check_crs(inputs)
@@ -318,7 +331,18 @@ def predict_to_file(
     store.remove()
     result = _prediction(predictor, plan, found, {"optical": rgb_path, "sar": sar_path}, [])
     result.notes += writer.notes if writer else []
+    if style:
+        write_style(out)
+    if report is not None:
+        _report(out, report, (plan.rgb or plan.sar)[0], overwrite)
     return result
+
+
+def _report(out: Path, report: Path, image: str, overwrite: bool) -> None:
+    from fusiondet.report import write_report  # which brings plotly along
+
+    buildings, crs = read_buildings(out)
+    write_report(buildings, crs, report, image=Path(image), metadata=read_metadata(out), overwrite=overwrite)
 
 
 def _results(predictor, plan, store, device, workers: int, scheduler: str | None) -> Iterator[WindowResult]:

@@ -100,7 +100,7 @@ def predict_on_workers(
 
 
 def _start(settings, plan, store: PartStore, device: str | None, threads: int) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # CUDA and threads survive no fork
+    context = _context()
     theirs, tasks = context.Pipe(duplex=False)
     answers, back = context.Pipe(duplex=False)
     settings = PredictorSettings(settings.weights, device, settings.score_threshold)
@@ -111,6 +111,15 @@ def _start(settings, plan, store: PartStore, device: str | None, threads: int) -
     theirs.close()
     back.close()
     return _Worker(process, tasks, answers)
+
+
+def _context():
+    """How processes are started: CUDA and threads survive no fork of this one, but one that has only imported does."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _devices(device: str | None, count: int) -> list[str | None]:

@@ -216,9 +216,24 @@ def test_a_scene_without_buildings_is_a_valid_empty_layer(finder, write_scene, t
 def test_the_layer_says_where_it_comes_from(finder, write_scene, city, tmp_path):
     path, out = write_scene(city), tmp_path / "b.gpkg"
     with rasterio.open(path, "r+") as raster:
-        raster.update_tags(TIFFTAG_DATETIME="2023:05:01 10:30:00")
+        raster.update_tags(ns="IMAGERY", ACQUISITIONDATETIME="2023-05-01 10:30:00")
     predict_to_file(finder.weights, path, None, out, predictor=finder, **WINDOWS)
     said = read_metadata(out)
     assert said["weights"] == "model.pth" and len(said["weights_sha256"]) == 64
-    assert said["acquired"] == {"rgb.tif": "2023:05:01 10:30:00"} and said["images"] == ["rgb.tif"]
-    assert (said["window_px"], said["overlap_px"]) == (160, 48) and "torch" in said
+    assert said["acquired"] == {"optical": "2023-05-01T10:30:00"} and said["images"] == ["rgb.tif"]
+    assert (said["window_px"], said["overlap_px"]) == (160, 48) and "torch" in said["versions"]
+    assert "ROI_HEIGHT_HEAD" in said["config"]
+
+
+def test_style_and_report_go_with_a_layer(finder, write_scene, city, tmp_path):
+    out, report = tmp_path / "b.gpkg", tmp_path / "b.html"
+    predict_to_file(finder.weights, write_scene(city), None, out, predictor=finder, report=report, style=True)
+    assert report.stat().st_size > 10_000 and "height_m" in (tmp_path / "b.qml").read_text()
+    with pytest.raises(InputError, match="b.html: already exists"):
+        predict_to_file(
+            finder.weights, write_scene(city), None, tmp_path / "c.gpkg", predictor=finder, report=report
+        )
+    with pytest.raises(InputError, match="--report and --style are about the buildings of --out"):
+        predict_to_file(
+            finder.weights, write_scene(city), None, None, height_path=tmp_path / "h.tif", style=True
+        )
