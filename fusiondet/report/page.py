@@ -208,7 +208,7 @@ def _modes(columns: dict[str, np.ndarray], comparison: Comparison | None) -> lis
                 "values": _packed(comparison.truth_of >= 0, "<f4"),
                 "categories": [
                     *({"label": label, "colour": _rgb(MATCH_COLOURS[name])} for name, label in names),
-                    {"label": "missed", "colour": _rgb(MATCH_COLOURS["missed"]), "line": True},
+                    {"label": "missed", "colour": _rgb(MATCH_COLOURS["missed"])},
                 ],
                 "shows_missed": True,
                 "unknown": 0,

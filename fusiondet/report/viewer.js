@@ -6,6 +6,7 @@ const PICKED = [0, 229, 255];
 const GROUND_COLOUR = [228, 228, 224];
 const TINT_WIDTH = 1024;
 const FIELD_OF_VIEW = 0.6; // radians from the lower to the upper edge
+const NOTHING = 0xffffffff;
 const SLOW_MS = 120;
 const FAR_M = 3; // metres per pixel
 const UNKNOWN_HEIGHT_M = 0.3; // flat, but not in the ground
@@ -42,12 +43,12 @@ function element(tag, text, className) {
 
 function drawLegend(holder, mode) {
   holder.replaceChildren(element("span", mode.unit ? `${mode.label} (${mode.unit})` : mode.label, "legend-title"));
-  const swatch = (colour, label, className) => {
-    const box = element("span", undefined, className || "swatch");
+  const swatch = (colour, label) => {
+    const box = element("span", undefined, "swatch");
     box.style.background = css(colour);
     holder.append(box, element("span", label, "swatch-label"));
   };
-  if (mode.categories) mode.categories.forEach((c) => swatch(c.colour, c.label, c.line ? "swatch line" : "swatch"));
+  if (mode.categories) mode.categories.forEach((c) => swatch(c.colour, c.label));
   else {
     const bar = element("span", undefined, "bar");
     bar.style.background = `linear-gradient(to right, ${mode.stops.map(css).join(",")})`;
@@ -162,7 +163,11 @@ class View {
     };
     const mesh = buildMesh(this.report.shapes, this.report.columns.height_m, this.flat);
     this.city = this.upload(mesh);
-    this.missed = this.report.missed && this.upload(buildMesh(this.report.missed, [], true));
+    if (this.report.missed) {
+      const mesh = buildMesh(this.report.missed, [], true);
+      mesh.owner.fill(0); // all of one colour
+      this.missed = this.upload(mesh);
+    }
     this.rows = Math.max(1, Math.ceil(this.report.count / TINT_WIDTH));
     this.tint = this.texture(TINT_WIDTH, this.rows, new Uint8Array(4 * TINT_WIDTH * this.rows), gl.NEAREST);
     const [r, g, b] = this.report.missed_colour || [0, 0, 0];
@@ -251,6 +256,7 @@ class View {
     this.yaw = this.flat ? 0 : 0.5;
     this.pitch = this.flat ? Math.PI / 2 : 0.7;
     this.fitted = false;
+    this.size();
     this.redraw();
   }
 
@@ -323,7 +329,7 @@ class View {
     gl.uniformMatrix4fv(at.camera, false, camera);
     gl.uniform3fv(at.target, this.target);
     if (at.tint) gl.uniform1i(at.tint, 0);
-    if (at.picked) gl.uniform1ui(at.picked, this.report.picked < 0 ? 0xffffffff : this.report.picked);
+    if (at.picked) gl.uniform1ui(at.picked, this.report.picked < 0 ? NOTHING : this.report.picked);
     if (at.pickedColour) gl.uniform3fv(at.pickedColour, PICKED.map((v) => v / 255));
     return at;
   }
@@ -366,6 +372,14 @@ class View {
     const faces = this.use("faces", camera);
     gl.uniform1f(faces.shade, this.flat ? 0 : 1);
     gl.uniform1f(faces.alpha, this.flat ? (this.report.image ? 0.5 : 0.85) : 1);
+    if (this.missed && this.mode && this.mode.shows_missed) {
+      gl.bindTexture(gl.TEXTURE_2D, this.missedTint);
+      const picked = this.report.picked;
+      gl.uniform1ui(faces.picked, NOTHING);
+      this.elements(this.missed, "faces", gl.TRIANGLES);
+      gl.uniform1ui(faces.picked, picked < 0 ? NOTHING : picked);
+      gl.bindTexture(gl.TEXTURE_2D, this.tint);
+    }
     this.elements(this.city, "faces", gl.TRIANGLES, roofsOnly ? this.city.roofs : undefined);
     gl.disable(gl.POLYGON_OFFSET_FILL);
     const lines = this.use("lines", camera);
@@ -375,12 +389,6 @@ class View {
     // From far above, edges of walls are below a pixel and only cost time.
     const fine = this.flat || this.metresPerPixel() < FAR_M;
     if (!roofsOnly && fine) this.elements(this.city, "edges", gl.LINES);
-    if (this.missed && this.mode && this.mode.shows_missed) {
-      gl.bindTexture(gl.TEXTURE_2D, this.missedTint);
-      gl.uniform1f(lines.darken, 1);
-      gl.uniform1ui(lines.picked, 0xffffffff);
-      this.elements(this.missed, "edges", gl.LINES);
-    }
     this.canvas.dispatchEvent(new Event("drawn"));
   }
 
