@@ -420,3 +420,17 @@ def test_real_terrain(tmp_path, shared_data):
         known = file.read(1, window=window, masked=True).compressed()
     _, (ground,) = ground_of(tmp_path, [outline], folder / "dtm.tif", crs="EPSG:26918")
     assert len(known) == 150 and ground == pytest.approx(np.median(known), abs=1e-4)
+
+
+def test_real_terraces_become_solids_and_come_back(tmp_path, shared_data):
+    layer = read_layer(shared_data("3dbag-b3-limburg") / "limburg.city.json")
+    path = tmp_path / "a.city.json"
+    assert write_buildings(layer.buildings, layer.crs, path) == []
+    _, objects, solids = load(path)
+    blocks = [block for name in objects for block in solids(name)]
+    assert len(blocks) >= len(layer.buildings) and all(check_solid(*block) == [] for block in blocks)
+    got, crs = read_buildings(path)
+    assert crs == layer.crs
+    for a, b in zip(got, layer.buildings, strict=True):
+        assert (a.id, a.height_m) == (b.id, b.height_m)
+        assert a.polygon.symmetric_difference(b.polygon).area < 0.0008 * b.polygon.length

@@ -61,6 +61,7 @@ def test_the_file_says_what_and_where_it_is(tmp_path):
         assert file.block_shapes[0] == (512, 512) and file.overviews(1) == [2]
         structure = file.tags(ns="IMAGE_STRUCTURE")
         assert (structure["COMPRESSION"], structure["PREDICTOR"]) == ("DEFLATE", "3")
+        assert structure["LAYOUT"] == "COG", "GDAL finds the directories before the data, as the file says"
         assert {"weights": "model.pth", "zero": "no building"}.items() <= file.tags().items()
         dense, instances = file.read()
         np.testing.assert_array_equal(dense, heights_m)
