@@ -8,9 +8,11 @@ distances seen in training.
     pipeline    windows through the network, read ahead
     parts       finished blocks on disk, for runs that are stopped
     scene       the whole way to a file: merged across windows, in constant memory; several: for many scenes
+    api         the same to GeoDataFrames, from Python
     workers     blocks of windows on several processes; cluster: on the machines of a dask cluster
 """
 
+from fusiondet.inference.api import ScenePredictor, buildings_frame
 from fusiondet.inference.checks import SENSOR_OPTIONS
 from fusiondet.inference.predictor import ImagePrediction, Predictor, buildings_from_instances, device_name
 from fusiondet.inference.scene import ScenePrediction, predict_scene, predict_to_file
@@ -23,6 +25,8 @@ __all__ = [
     "Predictor",
     "SceneFiles",
     "ScenePrediction",
+    "ScenePredictor",
+    "buildings_frame",
     "buildings_from_instances",
     "device_name",
     "predict_scene",

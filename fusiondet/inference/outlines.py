@@ -45,7 +45,7 @@ class Regularizer:
         """
         self._held += buildings_px
         last = index + 1 == len(self._tops)
-        if last or self._tops[index + 1] == self._tops[index]:
+        if not self._held or last or self._tops[index + 1] == self._tops[index]:
             return []
         bottom = self._tops[index + 1] - self._reach_px - self._margin_px
         bounds = shapely.bounds([b.polygon for b in self._held]).reshape(-1, 4)

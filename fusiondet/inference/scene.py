@@ -65,27 +65,32 @@ class ScenePrediction:
     with_heights: int = 0
 
 
-@dataclass
-class _Facts:
+class SceneFacts:
     """What is only known once all windows were looked at."""
 
-    has_data: dict[str, bool] = field(default_factory=lambda: {"optical": False, "sar": False})
-    unreadable_px: int = 0
-    unreadable_windows: int = 0
+    def __init__(self):
+        """Nothing is known yet."""
+        self.has_data = {"optical": False, "sar": False}
+        self.unreadable_px = self.unreadable_windows = 0
 
-    def add(self, result: WindowResult) -> None:
-        for modality, there in result.has_data.items():
-            self.has_data[modality] |= there
-        self.unreadable_px += result.unreadable_px
-        self.unreadable_windows += result.unreadable_px > 0
+    def of(self, results: Iterable[WindowResult]) -> Iterator[WindowResult]:
+        """`results`, which are looked at as they pass."""
+        for result in results:
+            for modality, there in result.has_data.items():
+                self.has_data[modality] |= there
+            self.unreadable_px += result.unreadable_px
+            self.unreadable_windows += result.unreadable_px > 0
+            yield result
 
-    def notes(self, predictor: Predictor, plan: ScenePlan, paths: dict) -> list[str]:
-        notes = checks.nodata_notes(predictor, paths, self.has_data) if plan.wanted else []
+    def notes(self, predictor: Predictor, plan: ScenePlan, rgb_path, sar_path) -> list[str]:
+        """For the user."""
+        paths = {"optical": rgb_path, "sar": sar_path}
+        notes = checks.nodata_notes(predictor, paths, self.has_data)
         if self.unreadable_px:
+            files = checks.names_of([f for path in paths.values() for f in checks.files_of(path)])
             notes.append(
-                f"{checks.names_of([f for path in paths.values() for f in checks.files_of(path)])}: "
-                f"{self.unreadable_px} pixels in {self.unreadable_windows} of {len(plan.wanted)} windows could not be "
-                "read and count as no data."
+                f"{files}: {self.unreadable_px} pixels in {self.unreadable_windows} of {len(plan.wanted)} windows "
+                "could not be read and count as no data."
             )
         return notes
 
@@ -133,8 +138,7 @@ def predict_scene(
     buildings: list[Building] = []
     with contextlib.closing(results):
         found = _assemble(predictor, plan, results, buildings.extend, height_path, regularize_m)
-    paths = {"optical": rgb_path, "sar": sar_path}
-    return _prediction(predictor, plan, found, paths, buildings)
+    return _prediction(predictor, plan, found, rgb_path, sar_path, buildings)
 
 
 def finished_buildings(
@@ -171,13 +175,13 @@ def _assemble(
     write: Callable[[list[Building]], None] | None,
     height_path: Path | None,
     regularize_m: float | None,
-) -> tuple[_Facts, int, int]:
+) -> tuple[SceneFacts, int, int]:
     """Hand buildings in map coordinates to `write` as they are finished, and fill the raster of heights.
 
     Returns:
         Facts of the windows, the number of buildings, and that of those with known height.
     """
-    facts, count, with_heights = _Facts(), 0, 0
+    facts, count, with_heights = SceneFacts(), 0, 0
     with contextlib.ExitStack() as opened:
         opened.enter_context(rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES))
         heights = strips = None
@@ -188,8 +192,8 @@ def _assemble(
             strips = HeightStrips(Path(folder), heights)
 
         def looked_at():
-            for result in progress(results, total=len(plan.windows), label="predicting", unit="window"):
-                facts.add(result)
+            bar = progress(results, total=len(plan.windows), label="predicting", unit="window")
+            for result in facts.of(bar):
                 if heights and result.layers:
                     heights.fill(result.layers, *plan.windows[result.index])
                 yield result
@@ -241,9 +245,9 @@ def provenance(predictor: Predictor, plan: ScenePlan) -> dict:
     )
 
 
-def _prediction(predictor, plan: ScenePlan, found, paths: dict, buildings) -> ScenePrediction:
+def _prediction(predictor, plan: ScenePlan, found, rgb_path, sar_path, buildings) -> ScenePrediction:
     facts, count, with_heights = found
-    notes = [*plan.notes, *facts.notes(predictor, plan, paths)]
+    notes = [*plan.notes, *facts.notes(predictor, plan, rgb_path, sar_path)]
     metadata = provenance(predictor, plan)
     return ScenePrediction(buildings, plan.crs, plan.gsd_m, notes, metadata, count, with_heights)
 
@@ -329,7 +333,7 @@ def predict_to_file(
         store.remove_if_empty()
         raise
     store.remove()
-    result = _prediction(predictor, plan, found, {"optical": rgb_path, "sar": sar_path}, [])
+    result = _prediction(predictor, plan, found, rgb_path, sar_path, [])
     result.notes += writer.notes if writer else []
     if style:
         write_style(out)
