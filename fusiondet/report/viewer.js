@@ -1,9 +1,9 @@
 "use strict";
 // The views of a report: one set of outlines, drawn flat as a map or put up to its heights. No library, no network.
 
-const UNKNOWN = [150, 150, 150];
+const UNKNOWN = [130, 130, 130];
 const PICKED = [0, 229, 255];
-const GROUND_COLOUR = [228, 228, 224];
+const GROUND_COLOUR = [208, 208, 204];
 const TINT_WIDTH = 1024;
 const FIELD_OF_VIEW = 0.6; // radians from the lower to the upper edge
 const NOTHING = 0xffffffff;
@@ -147,6 +147,9 @@ class View {
     Object.assign(this, { canvas, report, flat, mode: null, waiting: false });
     const gl = this.gl = canvas.getContext("webgl2", { antialias: true, alpha: false });
     if (!gl) throw new Error("this browser offers no WebGL 2");
+    // A ring around the chosen building: its colour alone is lost among thousands, and on some readers.
+    this.pin = element("span", undefined, "pin");
+    canvas.after(this.pin);
     this.build();
     this.reset();
     this.listen();
@@ -389,7 +392,24 @@ class View {
     // From far above, edges of walls are below a pixel and only cost time.
     const fine = this.flat || this.metresPerPixel() < FAR_M;
     if (!roofsOnly && fine) this.elements(this.city, "edges", gl.LINES);
+    this.placePin(camera);
     this.canvas.dispatchEvent(new Event("drawn"));
+  }
+
+  placePin(camera) {
+    const index = this.report.picked, middle = this.report.middles[index];
+    this.pin.hidden = true;
+    if (!middle) return;
+    const height = this.report.columns.height_m[index], z = this.flat || !Number.isFinite(height) ? 0 : height;
+    const place = [middle[0] - this.target[0], middle[1] - this.target[1], z - this.target[2], 1];
+    const [x, y, , w] = [0, 1, 2, 3].map((r) => place.reduce((sum, v, k) => sum + camera[4 * k + r] * v, 0));
+    if (w <= 0 || Math.abs(x) > w || Math.abs(y) > w) return;
+    const size = Math.max(28, 2.6 * middle[2] / this.metresPerPixel());
+    Object.assign(this.pin.style, {
+      left: `${(x / w + 1) / 2 * this.canvas.clientWidth - size / 2}px`,
+      top: `${(1 - y / w) / 2 * this.canvas.clientHeight - size / 2}px`, width: `${size}px`, height: `${size}px`,
+    });
+    this.pin.hidden = false;
   }
 
   // Index of the building at a point of the canvas (CSS pixels from its upper left corner), or -1.

@@ -17,8 +17,8 @@ from shapely.affinity import translate
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
-GROUND = (228, 228, 224)
-UNKNOWN = (150, 150, 150)
+GROUND = (208, 208, 204)
+UNKNOWN = (130, 130, 130)
 CHOSEN = (0, 229, 255)
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 
@@ -117,6 +117,13 @@ def test_chosen_building_is_marked_in_every_view(page):
     page.click("#map", on_map(40), 0.5)
     for name in ("#map", "#city", "#errors"):
         assert has(page.picture(name), CHOSEN, 40), name
+        left, top, width, height = page.box(f"{name} + .pin")
+        canvas = page.box(name)
+        middle = (left + width / 2 - canvas[0]) / canvas[2], (top + height / 2 - canvas[1]) / canvas[3]
+        # The ring is around what is coloured, to a few per cent: in 3-D around the roof.
+        rows, columns = np.nonzero(near_all(page.picture(name), CHOSEN, 40))
+        found = np.median(columns) / canvas[2], np.median(rows) / canvas[3]
+        assert middle == pytest.approx(found, abs=0.08), name
 
 
 def has(picture: np.ndarray, colour, tolerance: int = 6) -> bool:
