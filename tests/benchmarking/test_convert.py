@@ -10,6 +10,7 @@ import time
 from fusiondet.benchmarking import convert
 from fusiondet.benchmarking.convert import Cost, Settings, run_fresh
 from fusiondet.data.converters.vectors import read_layer
+from fusiondet.data.prepare import prepare
 from fusiondet.errors import InputError
 
 import pytest
@@ -132,19 +133,24 @@ def test_tool_prints_figures_and_writes_json(load_tool, tmp_path, capsys, monkey
 
 def test_another_result_is_no_comparison(tmp_path):
     contestants = convert._on_mosaic(tmp_path, TINY)
-    for name in (convert.RECORDS, convert.CUT):
+    for name in (convert.RECORDS, convert.CUT, convert.LOOP):
         contestants[name]()
-    assert convert._compare_results(tmp_path, TINY)["tiles"] == 9
+    assert convert.compare_results(tmp_path)["tiles"] == 9
+    path = tmp_path / "cut" / "rgb" / "mosaic_x00128_y00000.tif"
+    with rasterio.open(path, "r+") as tile:
+        tile.write(tile.read() + 1)
+    with pytest.raises(RuntimeError, match="mosaic_x00128_y00000.tif: the copies differ"):
+        convert.compare_results(tmp_path)
     path = tmp_path / "records" / "annotations" / "train.json"
     document = json.loads(path.read_text())
     document["annotations"][3]["segmentation"][0][0] += 2
     path.write_text(json.dumps(document))
     with pytest.raises(RuntimeError, match="records: outlines differ by"):
-        convert._compare_results(tmp_path, TINY)
+        convert.compare_results(tmp_path)
     document["annotations"].pop()
     path.write_text(json.dumps(document))
     with pytest.raises(RuntimeError, match="records: 1 outlines are in one result only"):
-        convert._compare_results(tmp_path, TINY)
+        convert.compare_results(tmp_path)
 
 
 # Dies on its own, as of kill -9, in the middle of a file of tiles.
@@ -165,42 +171,31 @@ class TestKilled:
     """400 tiles in 25 files; two processes are killed from outside, one kills itself."""
 
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_goes_on_to_the_same_bytes(self, tmp_path, workers):
+    def test_goes_on_to_the_same_bytes(self, tmp_path, capsys, workers):
         side = 20 * 64
         mosaic = convert.write_mosaic(tmp_path / "a.tif", side, side, nodata=0)
         footprints = convert.write_footprints(tmp_path / "a.gpkg", 200, side, seed=0)
-        words = [
-            "tiles",
-            "--rgb",
-            mosaic,
-            "--footprints",
-            footprints,
-            "--tile-size",
-            64,
-            "--workers",
-            workers,
-        ]
+        words = ["tiles", "--rgb", mosaic, "--footprints", footprints, "--tile-size", 64]
         words += ["--split", "train=80", "val=20", *(["--cut"] if workers > 1 else []), "--out"]
-
-        def start(out, code=""):
-            code += "import sys\nfrom fusiondet.data.prepare import prepare\nprepare(sys.argv[1:])"
-            command = [sys.executable, "-W", "ignore", "-c", code, *map(str, words), str(out)]
-            return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
         straight, killed = tmp_path / "straight", tmp_path / "killed"
-        assert start(straight).wait() == 0
+        prepare([*map(str, words), str(straight)])
+
+        code = (DYING if workers == 1 else "") + "from fusiondet.data.prepare import prepare\nprepare()"
+        command = [sys.executable, "-W", "ignore", "-c", code, *words, killed, "--workers", workers]
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, start_new_session=True)
         work = tmp_path / ".killed.unfinished"
-        process = start(killed, DYING if workers == 1 else "")
         if workers > 1:
             self.kill(process, lambda: len(list((work / "shards").glob("*.jsonl"))) >= 3)
-        assert process.wait() == -signal.SIGKILL and not killed.exists()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and not killed.exists()
         lines = [line for p in (work / "shards").glob("*.jsonl") for line in p.read_text().splitlines()]
         assert len(lines) == 64 if workers == 1 else 48 <= len(lines) < 400
         names = [json.loads(line)["image"]["file_name"] for line in lines]
         done = {name: (work / "made" / name).stat().st_mtime_ns for name in names}
 
-        process = start(killed)
-        assert f"wrote {killed}" in process.communicate()[0] and process.returncode == 0
+        capsys.readouterr()
+        prepare([*map(str, words), str(killed)])
+        assert f"wrote {killed}" in capsys.readouterr().out
         for name in ("train", "val"):
             a, b = (folder / "annotations" / f"{name}.json" for folder in (straight, killed))
             assert a.read_bytes() == b.read_bytes(), name
@@ -210,8 +205,8 @@ class TestKilled:
         assert done == {name: (killed / name).stat().st_mtime_ns for name in done}
 
         before = {path: path.lstat().st_mtime_ns for path in killed.rglob("*")}
-        process = start(killed)
-        assert f"{killed} is up to date" in process.communicate()[0] and process.returncode == 0
+        prepare([*map(str, words), str(killed)])
+        assert f"{killed} is up to date" in capsys.readouterr().out
         assert before == {path: path.lstat().st_mtime_ns for path in killed.rglob("*")}
 
     def kill(self, process, ready):
