@@ -103,6 +103,8 @@ def truth_scatter(comparison: Comparison, height_m: np.ndarray) -> Chart:
     chart["layout"]["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}
     chart["layout"]["xaxis"]["constrain"] = "domain"
     chart["layout"]["showlegend"] = True
+    # Below the 1:1 line there is room, and beside the square.
+    chart["layout"]["legend"] |= {"x": 1, "xanchor": "right", "y": 0.02, "yanchor": "bottom"}
     return chart
 
 

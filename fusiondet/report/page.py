@@ -54,7 +54,7 @@ def write_report(
             drawn flat and grey, and counted.
         crs: "EPSG:n", WKT or a pyproj CRS; None: coordinates are taken to be metres, and the page says so.
         path: of the page, usually with suffix .html.
-        image: raster to lay under the buildings, in any CRS; only the part around them is read, at 2048 pixels at most.
+        image: raster to lay under the buildings, in any CRS; only the part around them is read, at 1600 pixels at most.
         truth: true buildings in any CRS, as read by `read_layer(..., signed=True)`; None: no comparison.
         metadata: plain values about the layer: model, configuration, date, input.
         overwrite: replace `path` if it exists.
@@ -66,7 +66,8 @@ def write_report(
     path = require_new(path, overwrite)
     text = page(buildings, crs, image=image, truth=truth, metadata=metadata, title=path.stem)
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files and identifiers may hold what is no Unicode; a script's hash counts its line ends.
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
 def page(

@@ -18,7 +18,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-MAX_SIDE_PX = 2048
+MAX_SIDE_PX = 1600
 # Ground around the outermost buildings, as a share of their extent.
 _MARGIN = 0.05
 _QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 85)
@@ -63,7 +63,7 @@ def picture_crs(path: Path) -> CRS | None:
 
 
 def read_picture(path: Path, bounds: tuple[float, float, float, float] | None) -> Picture:
-    """The part of a raster around `bounds`, at most 2048 pixels wide and high.
+    """The part of a raster around `bounds`, at most 1600 pixels wide and high.
 
     GDAL reads an overview where there is one, and block by block where there is none: memory does not grow with the
     raster.

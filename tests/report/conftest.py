@@ -68,8 +68,9 @@ class Browser:
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path) -> "Page":
-        return Page(self, path)
+    def open(self, path, before: str = "") -> "Page":
+        """The page in `path`; the JavaScript `before` runs ahead of its own."""
+        return Page(self, path, before)
 
     def close(self):
         try:
@@ -85,7 +86,7 @@ class Browser:
 class Page:
     """A report in the browser, after its charts are drawn."""
 
-    def __init__(self, browser: Browser, path):
+    def __init__(self, browser: Browser, path, before: str):
         self._browser = browser
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -95,6 +96,7 @@ class Page:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=1400, height=2600, deviceScaleFactor=1, mobile=False
         )
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         self.call("Page.navigate", url=path.as_uri())
         self.wait("window.report && window.report.ready")
 

@@ -250,6 +250,17 @@ def test_page_without_buildings_draws_too(browser, tmp_path):
     page.close()
 
 
+def test_browser_without_webgl_says_so_and_shows_the_charts(browser, written):
+    no_webgl = """const real = HTMLCanvasElement.prototype.getContext;
+        HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+            return kind === "webgl2" ? null : real.call(this, kind, ...more); };"""
+    page = browser.open(written, before=no_webgl)
+    assert "no WebGL 2" in page.run("document.getElementById('trouble').innerText")
+    assert page.box("#map")[3] == 0 and page.run("document.querySelectorAll('.chart svg').length") > 6
+    assert not [c for c in page.complaints() if "exceptionDetails" in c]
+    page.close()
+
+
 @pytest.mark.slow
 def test_fifty_thousand_buildings_stay_usable(browser, tmp_path):
     n, side = 50_000, 224

@@ -114,6 +114,13 @@ def test_same_layer_same_bytes(tmp_path):
     assert (tmp_path / "a/page.html").read_bytes() == (tmp_path / "b/page.html").read_bytes()
 
 
+def test_names_that_are_no_unicode_do_not_stop_the_page(tmp_path):
+    building = Building(_at(box(0, 0, 1, 1)), 3.0, id="b\udcff")
+    write_report([building], RD, tmp_path / "page.html", metadata={"input": "\udce9.tif"})
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert data_of(text)["ids"] == ["b?"] and "?.tif" in text
+
+
 def test_page_that_exists_is_kept_unless_told(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("mine")
