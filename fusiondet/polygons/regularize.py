@@ -26,15 +26,21 @@ from shapely.geometry.base import BaseGeometry
 
 # An edge costs this times tolerance³: as much as a wall four tolerances long that lies this deep in the outline.
 EDGE_COST = 0.4
+# Of longer walls, the mean square counts as that of so many tolerances: else wriggles of long walls would be steps.
+LONGEST = 16.0
 # A free one costs so many times more.
 FREE_FACTOR = 8.0
 # Candidates for corners are the outline's vertices that matter at this share of the tolerance.
 CANDIDATE_SHARE = 0.15
+# The direction comes from edges between the vertices that matter at this share.
+DIRECTION_SHARE = 0.85
 # Edges span at most so many candidates: keeps long, wriggled outlines linear.
 MAX_SPAN = 64
-# Round is what a circle describes better than edges do, with a radius of at least so many tolerances...
+# Round is an outline of at least so large a radius, in tolerances ...
 ROUND_RADIUS = 3.0
-# ... or whose edges are free over this share of its length.
+# ... whose distance from the middle varies by less than this, relative (a square's varies by 0.11) ...
+ROUND_SPREAD = 0.06
+# ... or more than this share of whose edges are free.
 FREE_SHARE = 0.5
 # What is tried in turn where an outline is not like the given one, as shares of the tolerance.
 FALLBACK_SHARES = (1.0, 0.6, 0.35)
@@ -137,20 +143,30 @@ def _quarter(angle):
 
 def _dominant_angle(polygon: BaseGeometry, tolerance_m: float) -> float:
     """The direction that most of the outline runs along or across."""
-    steps = []
-    for ring in _rings(shapely.simplify(polygon, tolerance_m / 3)):
-        steps.append(np.diff(ring, axis=0))
-    steps = np.concatenate(steps)
-    length = np.hypot(*steps.T)
-    angle = np.arctan2(steps[:, 1], steps[:, 0])
-    # Four times the angle: directions a quarter turn apart are one. Long edges say more about it.
+    scatter, length, angle = [], [], []
+    for ring in _rings(polygon):
+        ring = ring - ring[0]
+        corners = _candidates(ring, tolerance_m * DIRECTION_SHARE)
+        step = np.diff(ring[corners], axis=0)
+        length.append(np.hypot(*step.T))
+        angle.append(np.arctan2(step[:, 1], step[:, 0]))
+        scatter.append(np.stack(_scatter(np.diff(_prefix_sums(ring)[corners], axis=0))))
+    length, angle = np.concatenate(length), np.concatenate(angle)
+    # Directions a quarter turn apart are one. Long edges say more about it.
     away = _quarter(angle[:, None] - np.arange(0, 90, 2) * math.pi / 180)
-    votes = (length[:, None] ** 1.5 * np.exp(-((away / math.radians(4)) ** 2))).sum(axis=0)
+    votes = (length[:, None] ** 2 * np.exp(-((away / math.radians(4)) ** 2))).sum(axis=0)
     peak = math.radians(2 * int(votes.argmax()))
-    for _ in range(2):
-        near = length**2 * np.exp(-((_quarter(angle - peak) / math.radians(6)) ** 2))
-        peak += float(np.average(_quarter(angle - peak), weights=near + 1e-12))
-    return peak % (math.pi / 2)
+    # The turn that puts what runs near it closest to straight lines, each through the middle of its part of the outline.
+    xx, xy, yy = np.concatenate(scatter, axis=1)
+    near = np.exp(-((_quarter(angle - peak) / math.radians(8)) ** 2))
+    turned = np.round((angle - peak) / (math.pi / 2)).astype(int) % 2 == 1
+    xx, xy, yy = (
+        np.where(turned, yy, xx) @ near,
+        np.where(turned, -xy, xy) @ near,
+        np.where(turned, xx, yy) @ near,
+    )
+    best = 0.5 * math.atan2(2 * xy, xx - yy)
+    return (peak + float(_quarter(best - peak))) % (math.pi / 2)
 
 
 def _rings(polygon: BaseGeometry) -> list[np.ndarray]:
@@ -188,6 +204,7 @@ class _Edge:
         kind: 0 along the building's direction, 1 across, 2 free.
         normal, offset: its line is `normal @ p == offset`.
         start, end: where the outline enters and leaves it, put on the line.
+        shared: on a line of a neighbour, not its own.
     """
 
     kind: int
@@ -196,7 +213,7 @@ class _Edge:
     start: np.ndarray
     end: np.ndarray
     block: int
-    own_line: tuple | None = None
+    shared: bool = False
 
     @property
     def length(self) -> float:
@@ -207,14 +224,19 @@ def _plan(polygon: BaseGeometry, angle: float, block: int, tolerance_m: float, m
     """The edges of a building, with a smaller tolerance where those of the wanted one are not like it."""
     for share in FALLBACK_SHARES:
         plan = _Plan(polygon, angle, block, share * tolerance_m)
-        outline = plan.outline()
-        if outline is not None and _iou(outline, polygon) >= min_iou:
-            break
+        plan.own_outline = plan.outline()
+        if plan.own_outline is not None and _iou(plan.own_outline, polygon) >= min_iou:
+            return plan
+    plan.own_outline = None
     return plan
 
 
 class _Plan:
-    """The edges of one building, ring by ring; None for a ring that stays as it is."""
+    """The edges of one building, ring by ring; None for a ring that stays as it is.
+
+    Attributes:
+        own_outline: what its edges make before they are put on lines of neighbours; None where that is not like it.
+    """
 
     def __init__(self, polygon: BaseGeometry, angle: float, block: int, tolerance_m: float):
         self.polygon = polygon
@@ -233,10 +255,8 @@ class _Plan:
         rings = [_corners(edges) if edges else kept for edges, kept in zip(self.rings, self.kept)]
         return None if any(r is None for r in rings) else _assembled(self.polygon, rings)
 
-    def forget_neighbours(self) -> None:
-        for edge in self.edges():
-            if edge.own_line is not None:
-                edge.normal, edge.offset = edge.own_line
+    def shares_walls(self) -> bool:
+        return any(edge.shared for edge in self.edges())
 
 
 def _thinned(ring: np.ndarray, tolerance_m: float) -> np.ndarray:
@@ -257,7 +277,7 @@ def _edges(ring: np.ndarray, angle: float, block: int, tolerance_m: float) -> li
     if len(corners) < 4:
         return None
     sums = _prefix_sums(points)[corners]
-    sections = _cheapest(sums, EDGE_COST * tolerance_m**3)
+    sections = _cheapest(sums, EDGE_COST * tolerance_m**3, LONGEST * tolerance_m)
     lines = _lines(sums, sections)
     if _is_round(points, lines, tolerance_m) or len(lines) < 3:
         return None
@@ -267,9 +287,7 @@ def _edges(ring: np.ndarray, angle: float, block: int, tolerance_m: float) -> li
         start, end = (p - normal * (normal @ (p - middle)) for p in (start, end))
         normal, middle = normal @ turn, middle @ turn + centre
         edges.append(
-            _Edge(
-                kind, normal, float(normal @ middle), start @ turn + centre, end @ turn + centre, block
-            )
+            _Edge(kind, normal, float(normal @ middle), start @ turn + centre, end @ turn + centre, block)
         )
     return edges
 
@@ -311,10 +329,11 @@ def _scatter(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def _cheapest(sums: np.ndarray, edge_cost: float) -> list[tuple[int, int, int]]:
+def _cheapest(sums: np.ndarray, edge_cost: float, longest_m: float) -> list[tuple[int, int, int]]:
     """Sections (from, to, kind) between candidates whose costs add up to the least; neighbours differ in kind."""
     n = len(sums)
-    xx, xy, yy = _scatter(sums[None, :] - sums[:, None])
+    between = sums[None, :] - sums[:, None]
+    xx, xy, yy = np.stack(_scatter(between)) * np.minimum(1, longest_m / np.maximum(between[..., 0], 1e-12))
     free = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     prices = edge_cost * np.array([1.0, 1.0, FREE_FACTOR])
     costs = np.stack([yy, xx, np.maximum(free, 0)], axis=1) + prices[None, :, None]  # (from, kind, to)
@@ -362,20 +381,20 @@ def _normal(part: np.ndarray) -> np.ndarray:
 
 
 def _is_round(points: np.ndarray, lines, tolerance_m: float) -> bool:
-    lengths = np.hypot(*np.diff(points, axis=0).T)
-    total = lengths.sum()
-    at = np.concatenate([[0], np.cumsum(lengths)])
-    even = np.linspace(0, total, 64, endpoint=False)
-    even = np.column_stack([np.interp(even, at, points[:, k]) for k in (0, 1)])
-    # Circle by least squares: x² + y² = 2 a x + 2 b y + c.
-    design = np.column_stack([2 * even, np.ones(len(even))])
-    (a, b, c), *_ = np.linalg.lstsq(design, (even**2).sum(axis=1), rcond=None)
-    radius = math.sqrt(max(c + a * a + b * b, 0))
-    off = float(np.std(np.hypot(even[:, 0] - a, even[:, 1] - b) - radius))
-    if radius >= ROUND_RADIUS * tolerance_m and off < 0.25 * tolerance_m and off < 0.03 * radius:
+    """Is a closed ring a circle or an ellipse, or bent otherwise, so that edges would spoil it?"""
+    free = sum(kind == 2 for (_, _, kind), _, _ in lines)
+    if free >= 4 and free > FREE_SHARE * len(lines):
         return True
-    free = [(i, j) for (i, j, kind), _, _ in lines if kind == 2]
-    return len(free) >= 4 and len(free) / len(lines) > FREE_SHARE
+    at = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    even = np.linspace(0, at[-1], 64, endpoint=False)
+    even = np.column_stack([np.interp(even, at, points[:, k]) for k in (0, 1)])
+    even -= even.mean(axis=0)
+    # An ellipse is a circle, and a rectangle a square, in units of its own extent.
+    extent, axes = np.linalg.eigh(even.T @ even / len(even))
+    if math.sqrt(2 * max(extent[0], 0)) < ROUND_RADIUS * tolerance_m:
+        return False
+    radius = np.hypot(*(even @ axes / np.sqrt(extent)).T)
+    return float(radius.std() / radius.mean()) < ROUND_SPREAD
 
 
 def _corners(edges: list[_Edge]) -> np.ndarray | None:
@@ -390,7 +409,23 @@ def _corners(edges: list[_Edge]) -> np.ndarray | None:
         else:
             for edge, point in ((before, before.end), (after, after.start)):
                 points.append(point - edge.normal * (edge.normal @ point - edge.offset))
-    return np.array([*points, points[0]]) if len(points) >= 3 else None
+    return _tidy(np.array(points))
+
+
+def _tidy(points: np.ndarray) -> np.ndarray | None:
+    """(n + 1, 2) closed ring of (m, 2) points without those where nothing bends, or where it turns back on itself."""
+    while len(points) >= 3:
+        step = np.roll(points, -1, axis=0) - points
+        length = np.hypot(*step.T)
+        before, long = np.roll(step, 1, axis=0), np.roll(length, 1)
+        cross = np.abs(before[:, 0] * step[:, 1] - before[:, 1] * step[:, 0])
+        idle = np.nonzero((length <= SNAP_M) | (cross <= 1e-3 * long * length))[0]
+        if not len(idle):
+            return np.concatenate([points, points[:1]])
+        # One at a time of those side by side: the next one may bend without it.
+        idle = idle[np.concatenate([[True], np.diff(idle) > 1])]
+        points = np.delete(points, idle, axis=0)
+    return None
 
 
 # --- walls ---------------------------------------------------------------------------------------------------------
@@ -419,8 +454,7 @@ def _share_walls(plans: list[_Plan], pairs: np.ndarray, tolerance_m: float) -> N
         # Two buildings of different directions share a wall: the shorter one follows.
         if (i, j) in wall and not lines.same_family(i, j):
             i, j = (i, j) if edges[i].length >= edges[j].length else (j, i)
-            edges[j].own_line = edges[j].own_line or (edges[j].normal, edges[j].offset)
-            edges[j].normal, edges[j].offset = edges[i].normal, edges[i].offset
+            edges[j].normal, edges[j].offset, edges[j].shared = edges[i].normal, edges[i].offset, True
 
 
 class _Table:
@@ -464,6 +498,7 @@ class _Lines:
     def __init__(self, edges: list[_Edge], tolerance_m: float):
         self.edges = edges
         self.root = list(range(len(edges)))
+        self.count = [1] * len(edges)
         self.offset = [e.offset for e in edges]
         self.weight = [max(e.length, 1e-9) for e in edges]
         self.low = [e.offset - tolerance_m for e in edges]
@@ -496,13 +531,15 @@ class _Lines:
             return False
         self.root[b], self.offset[a], self.weight[a] = a, offset, weight
         self.low[a], self.high[a] = low, high
+        self.count[a] += self.count[b]
         return True
 
     def apply(self) -> None:
         for i, edge in enumerate(self.edges):
             leader = self.find(i)
-            edge.own_line = (edge.normal, edge.offset)
-            edge.normal, edge.offset = self.edges[leader].normal, self.offset[leader]
+            if self.count[leader] > 1:
+                edge.normal, edge.offset = self.edges[leader].normal, self.offset[leader]
+                edge.shared = True
 
 
 # --- corners -------------------------------------------------------------------------------------------------------
@@ -510,17 +547,19 @@ class _Lines:
 
 def _accepted(plan: _Plan, raw: BaseGeometry, min_iou: float) -> BaseGeometry:
     """The outline of a plan, with shared walls if they do it no harm; the raw one if it is not like it."""
-    outline = plan.outline()
-    if outline is None or _iou(outline, raw) < min_iou:
-        plan.forget_neighbours()
+    if plan.shares_walls():
         outline = plan.outline()
-    return raw if outline is None or _iou(outline, raw) < min_iou else outline
+        if outline is not None and _iou(outline, raw) >= min_iou:
+            return outline
+    return raw if plan.own_outline is None else plan.own_outline
 
 
 class _Layer:
     """Outlines of a layer that are made to meet, one pair of neighbours at a time; none ever falls below `min_iou`."""
 
-    def __init__(self, outlines: list[BaseGeometry], raw: list[BaseGeometry], pairs, tolerance_m: float, min_iou):
+    def __init__(
+        self, outlines: list[BaseGeometry], raw: list[BaseGeometry], pairs, tolerance_m: float, min_iou
+    ):
         self.outlines, self.raw = outlines, raw
         self.straight = [outline is not given for outline, given in zip(outlines, raw)]
         self.tolerance_m, self.min_iou = tolerance_m, min_iou
@@ -540,7 +579,7 @@ class _Layer:
         for order in (1, -1):
             for pair in self.pairs:
                 onto, moved = pair[::order]
-                self._replace(moved, shapely.snap(self.outlines[moved], self.outlines[onto], SNAP_M))
+                self._replace(moved, _stitched(self.outlines[moved], self.outlines[onto]))
 
     def _replace(self, i: int, polygon: BaseGeometry) -> bool:
         if polygon is self.outlines[i]:
@@ -566,6 +605,11 @@ class _Layer:
                     k, shapely.difference(self.outlines[k], self.outlines[other], grid_size=GRID_M)
                 ):
                     return
+            # Straight walls that are as far off as they may be leave no room: the outline as it was may.
+            for k, _ in self._givers(i, j):
+                others = shapely.union_all([self.outlines[n] for n in self.near[k]])
+                if self._replace(k, shapely.difference(self.raw[k], others, grid_size=GRID_M)):
+                    return
 
     def _fill(self, i: int, j: int) -> None:
         a, b, reach = self.outlines[i], self.outlines[j], self.tolerance_m / 2
@@ -586,6 +630,39 @@ class _Layer:
             for k, _ in self._givers(i, j):
                 if self._replace(k, shapely.union_all([self.outlines[k], *slits], grid_size=GRID_M)):
                     return
+
+
+def _stitched(polygon: BaseGeometry, onto: BaseGeometry) -> BaseGeometry:
+    """`polygon` with its vertices on those of `onto` that are within SNAP_M, and with those of `onto` on its walls."""
+    corners = shapely.get_coordinates(onto)
+    x0, y0, x1, y1 = np.array(polygon.bounds) + [-SNAP_M, -SNAP_M, SNAP_M, SNAP_M]
+    near = (corners >= (x0, y0)).all(axis=1) & (corners <= (x1, y1)).all(axis=1)
+    corners = np.unique(corners[near], axis=0)
+    if not len(corners):
+        return polygon
+    rings = [_stitched_ring(ring, corners) for ring in _rings(polygon)]
+    return _assembled(polygon, rings) or polygon
+
+
+def _stitched_ring(ring: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    away = np.hypot(*(ring[:, None] - corners[None]).transpose(2, 0, 1))
+    nearest = away.argmin(axis=1)
+    ring = np.where((away.min(axis=1) <= SNAP_M)[:, None], corners[nearest], ring)
+    step = np.diff(ring, axis=0)
+    length = np.maximum(np.hypot(*step.T), 1e-12)
+    from_start = corners[None] - ring[:-1, None]
+    along = (from_start * step[:, None]).sum(axis=2) / length[:, None]
+    across = np.abs(from_start[..., 0] * step[:, None, 1] - from_start[..., 1] * step[:, None, 0])
+    on_wall = (across / length[:, None] <= SNAP_M) & (along > 0) & (along < length[:, None])
+    on_wall &= ~(corners[None, :] == ring[:, None]).all(axis=2).any(axis=0)
+    points = []
+    for i in range(len(step)):
+        points.append(ring[i])
+        found = np.nonzero(on_wall[i])[0]
+        points += list(corners[found[np.argsort(along[i, found])]])
+    points.append(ring[-1])
+    keep = [k for k in range(len(points)) if k == 0 or (points[k] != points[k - 1]).any()]
+    return np.array([points[k] for k in keep])
 
 
 def _holes(polygon: BaseGeometry) -> int:
