@@ -117,12 +117,13 @@ class CocoIndex:
         return found
 
 
-def read_index(path: Path, problems: Problems) -> CocoIndex:
+def read_index(path: Path, problems: Problems, labelled: bool = True) -> CocoIndex:
     """The index of a COCO file.
 
     Args:
         problems: gets what is left out: records that are no images, images that are listed twice, annotations of images
             that are not listed; and annotations whose id occurs twice, which are not.
+        labelled: False takes a file that only lists images.
 
     Raises:
         InputError: missing, not JSON, or without the lists "images" and "annotations".
@@ -157,7 +158,7 @@ def read_index(path: Path, problems: Problems) -> CocoIndex:
                 ids.add(number)
             owner = owner if isinstance(owner, int | str) else None
             found.extend((owners.setdefault(owner, len(owners)), start, end - start, repeated))
-    for section in ("images", "annotations"):
+    for section in ("images", "annotations") if labelled else ("images",):
         if section not in sections:
             raise InputError(f"{path}: expected a COCO file, but it has no list {section!r}.")
     rows = np.array(found, np.int64).reshape(-1, 4)

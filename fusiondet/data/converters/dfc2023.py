@@ -50,8 +50,9 @@ PRODUCTS = {
     "height": ("height", "heights", "ndsm", "dsm", "dsmnpy"),
     "merge": ("merge",),
 }
-LABEL_FOLDERS = ("annotations", "annotation", "json", "image_id", "labels")
+LABEL_FOLDERS = ("annotations", "annotation", "json", "image_id", "image_ids", "labels")
 LABEL_FILES = {1: "roof_fine", 2: "buildings_only"}
+IMAGE_LIST = "image_id"
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg")
 # The polarisation is unpublished.
 BANDS = BandSpec(("red", "green", "blue"), ("SAR",), "stretched_uint8")
@@ -170,7 +171,11 @@ def _labels(root: Path, track: int, split: str) -> Path | None:
     there = _subfolders(root)
     folders = [there[name] for name in LABEL_FOLDERS if name in there] + [root]
     folders += [there[split]] if split in there else []
-    for stem in (f"{LABEL_FILES[track]}_{split}", f"{LABEL_FILES[track]}_{split}_merge", f"image_id_{split}"):
+    for stem in (
+        f"{LABEL_FILES[track]}_{split}",
+        f"{LABEL_FILES[track]}_{split}_merge",
+        f"{IMAGE_LIST}_{split}",
+    ):
         for folder in folders:
             if (folder / f"{stem}.json").is_file():
                 return folder / f"{stem}.json"
@@ -246,18 +251,20 @@ class Dfc2023:
             if part.labels:
                 yield part.labels
             for folder in part.folders.values():
-                yield from sorted(folder.iterdir())
+                yield from (p for p in sorted(folder.iterdir()) if p.suffix.lower() in (*SUFFIXES, ".npy"))
 
     def places(self, problems: Problems) -> list[Place]:
         """Images that the labels list and that there are, in the order of the labels."""
         self._images, self._indexes, self._notes, self._unlabelled = [], [], [], []
         for number, part in enumerate(self.parts):
-            index = None if part.labels is None else read_index(part.labels, problems)
+            index = None
+            if part.labels is not None:
+                index = read_index(part.labels, problems, not part.labels.name.startswith(IMAGE_LIST))
             self._indexes.append(index)
             if index is None:
                 self._notes.append(
                     f"{part.split}: left out. There is no {LABEL_FILES[self.track]}_{part.split}.json, nor an "
-                    f"image_id_{part.split}.json with the numbers of its images."
+                    f"{IMAGE_LIST}_{part.split}.json with the numbers of its images."
                 )
                 continue
             self._find(number, part, index, problems)

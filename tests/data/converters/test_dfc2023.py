@@ -162,6 +162,19 @@ def test_spellings_of_folders(tmp_path, layout):
     assert bool(written) == ("dsmnpy" in str(layout)), "only what no reader of rasters knows is written anew"
 
 
+def test_a_list_of_images_needs_no_list_of_labels(tmp_path):
+    root = write_archive(tmp_path / "a", labels="image_ids")
+    listed = json.loads((root / "image_ids" / "image_id_test.json").read_text())
+    (root / "image_ids" / "image_id_test.json").write_text(json.dumps({"images": listed["images"]}))
+    (root / "image_ids" / "buildings_only_train.json").rename(root / "buildings_only_train.json")
+    out = prepare(root)
+    assert [t.id for t in split(out, "test").tiles] == [i["id"] for i in listed["images"]]
+    assert split(out, "test").info["splits_without_labels"] == ["test"]
+    (root / "buildings_only_train.json").write_text(json.dumps({"images": listed["images"]}))
+    with pytest.raises(InputError, match="buildings_only_train.json: .* no list 'annotations'"):
+        prepare(root, out="other")
+
+
 def test_numbers_with_and_without_an_underscore_are_one_image(tmp_path):
     root = write_archive(tmp_path / "a", names={"train": ["P_0000", "P_0001"]}, labelled=("train",))
     edit(root, lambda d: [i.update(file_name=i["file_name"].replace("_", "")) for i in d["images"]])
