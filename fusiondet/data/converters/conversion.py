@@ -347,7 +347,8 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
 
     Raises:
         InputError: a source refuses; a problem, where `strict`; unusable tiles, unless `skip_invalid`; no tile is left
-            or a split gets none; `out` exists, was made in another way and is not to be overwritten.
+            or a split gets none; `out` exists, was made in another way and is not to be overwritten, or holds what is
+            converted.
     """
     out = Path(out)
     if options.block_m is not None and not 1 <= options.block_m <= 1e7:
@@ -358,9 +359,10 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
         {**recipe, **{k: v for k, v in vars(options).items() if k not in ("workers", "overwrite")}}
     )
     print_ = _fingerprint(source, recipe)
-    if not options.overwrite and (known := _finished(out, print_)) is not None:
+    if not options.overwrite and (known := _finished(out, print_, recipe)) is not None:
         return known
-    require_new_dir(out, "annotations", options.overwrite)
+    require_new_dir(out, RECORD_FILE, options.overwrite)
+    _refuse_inside(out, source)
     places = source.places(problems)
     _refuse_unusable(problems, options)
     if not places:
@@ -430,7 +432,10 @@ def _plain(value):
 
 
 def _text(value):
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    # However a file is named, it is the same one.
+    return str(value.absolute() if isinstance(value, Path) else value)
 
 
 def _fingerprint(source: Source, recipe: dict) -> str:
@@ -445,13 +450,29 @@ def _fingerprint(source: Source, recipe: dict) -> str:
     return digest.hexdigest()
 
 
-def _finished(out: Path, print_: str) -> Report | None:
-    """The report of a conversion that is there already and would come out the same; None otherwise."""
+def _finished(out: Path, print_: str, recipe: dict) -> Report | None:
+    """The report of a conversion that is there already and would come out the same; None where none is there.
+
+    Raises:
+        InputError: another one is there; what differs is named.
+    """
     if not (out / RECORD_FILE).is_file():
         return None
     record = read_json(out / RECORD_FILE)
-    if not isinstance(record, dict) or record.get("fingerprint") != print_:
+    old = record.get("recipe") if isinstance(record, dict) else None
+    if not isinstance(old, dict):
         return None
+    if record.get("fingerprint") != print_:
+        absent = object()
+        differing = [k for k in {**old, **recipe} if old.get(k, absent) != recipe.get(k, absent)]
+        why = (
+            f"made with another {', '.join(differing)}"
+            if differing
+            else "and its files or this program changed"
+        )
+        raise InputError(
+            f"{out}: already exists, {why}. Choose another name, or pass --overwrite to replace it."
+        )
     report = Report(**record["report"])
     for name in ("tiles", "labels", "heights", "unknown_heights", "problems"):
         setattr(report, name, Counter(getattr(report, name)))
@@ -469,6 +490,18 @@ def _begin(out: Path, print_: str) -> Path:
             (work / name).mkdir(parents=True)
         mark.write_text(print_, encoding="ascii")
     return work
+
+
+def _refuse_inside(out: Path, source: Source) -> None:
+    """Refuse to replace a folder that holds what is converted."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    folder = out.resolve()
+    held = next((path for path in source.files() if path.resolve().is_relative_to(folder)), None)
+    if held is not None:
+        raise InputError(
+            f"{out}: holds {held}, which is to be converted, so it is not replaced. Choose another folder for --out."
+        )
 
 
 def _take_place(work: Path, out: Path) -> None:
@@ -699,6 +732,7 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
     notes: dict[str, None] = {}
     written: dict[str, list[Place]] = {name: [] for name in names}
     infos: dict[str, dict] = {name: {} for name in names}
+    report.splits = {name: {"tiles": 0, "buildings": 0, "known heights": 0} for name in names}
     with contextlib.ExitStack() as files:
         writers = [
             files.enter_context(
@@ -766,7 +800,7 @@ def _count(report: Report, name: str, line: dict) -> None:
     report.tiles["written"] += 1
     report.tiles["without buildings"] += not annotations
     report.heights.update({"known": known, "unknown": len(annotations) - known})
-    of_split = report.splits.setdefault(name, {"tiles": 0, "buildings": 0, "known heights": 0})
+    of_split = report.splits[name]
     for key, n in (("tiles", 1), ("buildings", len(annotations)), ("known heights", known)):
         of_split[key] += n
 

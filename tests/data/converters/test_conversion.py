@@ -141,7 +141,7 @@ class TestSecondRun:
 
     def test_other_options_are_another_data_set(self, tmp_path):
         run(tmp_path)
-        with pytest.raises(InputError, match="already exists.*--overwrite"):
+        with pytest.raises(InputError, match="already exists, made with another seed.*--overwrite"):
             run(tmp_path, seed=1)
         assert not run(tmp_path, seed=1, overwrite=True).unchanged
 
@@ -151,8 +151,28 @@ class TestSecondRun:
         run(tmp_path, Grid(log=log))
         assert run(tmp_path, Grid(log=log)).unchanged
         log.write_text("22")
-        with pytest.raises(InputError, match="already exists"):
+        with pytest.raises(InputError, match="already exists, and its files or this program changed"):
             run(tmp_path, Grid(log=log))
+
+    def test_a_path_may_be_spelled_in_another_way(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        convert(Grid(), tmp_path / "out", Options(), {"root": Path("data")})
+        assert convert(Grid(), Path("out"), Options(), {"root": tmp_path / "data"}).unchanged
+
+    @pytest.mark.parametrize("made", [True, False])
+    def test_the_data_themselves_are_never_replaced(self, tmp_path, made):
+        out = tmp_path / "out"
+        if made:
+            run(tmp_path)
+        (out / "annotations").mkdir(parents=True, exist_ok=True)
+        log = out / "annotations" / "train_labels.json"
+        log.write_text("1")
+        message = (
+            "holds .*train_labels.json, which is to be converted" if made else "was not made by this tool"
+        )
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, Grid(log=log), overwrite=True)
+        assert log.read_text() == "1"
 
 
 class TestStopped:
