@@ -78,19 +78,20 @@ function buildMesh(shapes, heights, flat) {
     const size = ringSize[r], top = flat ? 0 : isKnown(b) ? heights[b] : UNKNOWN_HEIGHT_M;
     for (let k = 0; k < size; k++) {
       const i = start + k, j = start + (k + 1) % size;
-      position.set([xy[2 * i], xy[2 * i + 1], top], 3 * i);
+      position[3 * i] = xy[2 * i]; position[3 * i + 1] = xy[2 * i + 1]; position[3 * i + 2] = top;
       owner[i] = b;
       edges[e++] = i; edges[e++] = j;
       if (flat) continue;
-      position.set([xy[2 * i], xy[2 * i + 1], 0], 3 * (n + i));
+      position[3 * (n + i)] = xy[2 * i]; position[3 * (n + i) + 1] = xy[2 * i + 1];
       owner[n + i] = b;
       if (!isKnown(b)) continue;
-      faces.set([i, j, n + j, i, n + j, n + i], f); f += 6;
+      faces[f++] = i; faces[f++] = j; faces[f++] = n + j;
+      faces[f++] = i; faces[f++] = n + j; faces[f++] = n + i;
       edges[e++] = i; edges[e++] = n + i;
     }
     start += size;
   });
-  return { position, owner, faces, edges, roofs: triangles.length };
+  return { position, owner, faces, edges: edges.subarray(0, e), roofs: triangles.length };
 }
 
 // ---- 4 x 4 matrices, column by column ----
@@ -155,7 +156,8 @@ class View {
     this.listen();
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", () => { this.build(); if (this.mode) this.colour(this.mode); this.redraw(); });
-    new ResizeObserver(() => this.redraw()).observe(canvas);
+    // It also tells once at the beginning, when nothing has changed.
+    new ResizeObserver(() => { if (this.size()) this.redraw(); }).observe(canvas);
   }
 
   build() {
@@ -315,15 +317,18 @@ class View {
     this.redraw();
   }
 
+  // Fits the drawing to the element; true where that has changed.
   size() {
     const ratio = window.devicePixelRatio || 1, canvas = this.canvas;
     const width = Math.max(1, Math.round(canvas.clientWidth * ratio)), height = Math.max(1, Math.round(canvas.clientHeight * ratio));
-    if (canvas.width !== width || canvas.height !== height) {
+    const changed = canvas.width !== width || canvas.height !== height;
+    if (changed) {
       canvas.width = width; canvas.height = height;
       if (this.pickTarget) this.gl.deleteFramebuffer(this.pickTarget);
       this.pickTarget = null;
     }
     if (!this.fitted) this.fit();
+    return changed;
   }
 
   use(name, camera) {
