@@ -536,7 +536,7 @@ class TestBadInput:
     def test_a_folder_of_something_else_is_not_replaced(self, town, tmp_path):
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter.txt").touch()
-        with pytest.raises(InputError, match="holds no 'annotations'"):
+        with pytest.raises(InputError, match="holds no .conversion.json."):
             make_tiles(Recipe(**town), tmp_path / "thesis", Options(overwrite=True))
         assert (tmp_path / "thesis" / "chapter.txt").exists()
 
