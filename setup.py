@@ -35,6 +35,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["fusiondet", "fusiondet.*"]),
+    package_data={"fusiondet.report": ["*.js", "*.css"]},
     python_requires=">=3.10",
     install_requires=requirements("requirements.txt"),
     extras_require={"dev": requirements("requirements-dev.txt")},
