@@ -17,8 +17,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fusiondet.buildings import Building, building_to_map
+from fusiondet.buildings import Building
 from fusiondet.export.layers import NUMBERS, areas_m2
+from fusiondet.inference.outlines import buildings_to_map
 from fusiondet.inference.pipeline import predict_windows
 from fusiondet.inference.plan import ScenePlan, plan_scene
 from fusiondet.inference.predictor import Predictor
@@ -97,7 +98,7 @@ class ScenePredictor:
         facts = SceneFacts()
         with contextlib.closing(predict_windows(self.predictor, plan, range(len(plan.windows)))) as results:
             for buildings in finished_buildings(plan, facts.of(results), regularize_m):
-                yield [building_to_map(b, plan.transform) for b in buildings]
+                yield buildings_to_map(buildings, plan.transform)
         notes += facts.notes(self.predictor, plan, rgb, sar)
 
     def _frame(self, plan: ScenePlan, buildings: Iterable[Building], notes) -> geopandas.GeoDataFrame:

@@ -72,9 +72,19 @@ class Regularizer:
         ]
 
     def _regular(self, buildings: list[Building]) -> list[Building]:
-        metres = [shapely.transform(b.polygon, lambda xy: xy * self._scale) for b in buildings]
-        outlines = regularize(metres, **self._settings)
-        return [
-            dataclasses.replace(b, polygon=shapely.transform(p, lambda xy: xy / self._scale))
-            for b, p in zip(buildings, outlines, strict=True)
-        ]
+        metres = shapely.transform([b.polygon for b in buildings], lambda xy: xy * self._scale)
+        outlines = regularize(list(metres), **self._settings)
+        return with_outlines(buildings, shapely.transform(outlines, lambda xy: xy / self._scale))
+
+
+def with_outlines(buildings: list[Building], polygons: np.ndarray) -> list[Building]:
+    """Copies of `buildings` with other outlines."""
+    return [dataclasses.replace(b, polygon=p) for b, p in zip(buildings, polygons, strict=True)]
+
+
+def buildings_to_map(buildings_px: list[Building], transform: Sequence[float]) -> list[Building]:
+    """`building_to_map` of many, in a fraction of the time."""
+    a, b, c, d, e, f = transform
+    matrix, corner = np.array([[a, d], [b, e]]), np.array([c, f])
+    polygons = shapely.transform([b.polygon for b in buildings_px], lambda xy: xy @ matrix + corner)
+    return with_outlines(buildings_px, polygons)

@@ -212,8 +212,7 @@ def _interpreted(predictor: Predictor, plan: ScenePlan, item: _Read) -> WindowRe
     else:
         predicted = predictor.interpret(item.output, item.nodata)
     x0, y0 = plan.windows[item.index][0][:2]
-    for building in predicted.buildings:
-        building.polygon = shapely.transform(building.polygon, lambda xy: xy + (x0, y0))
+    _shift(predicted.buildings, x0, y0)
     layers = _height_layers(predicted, item.nodata) if plan.sources else {}
     return WindowResult(
         item.index,
@@ -222,6 +221,12 @@ def _interpreted(predictor: Predictor, plan: ScenePlan, item: _Read) -> WindowRe
         item.has_data,
         item.unreadable_px,
     )
+
+
+def _shift(buildings: list[Building], x0: int, y0: int) -> None:
+    polygons = shapely.transform([b.polygon for b in buildings], lambda xy: xy + (x0, y0))
+    for building, polygon in zip(buildings, polygons, strict=True):
+        building.polygon = polygon
 
 
 def _height_layers(predicted: ImagePrediction, nodata: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.export import HEIGHT_BANDS
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
-from fusiondet.polygons.contour import mask_to_polygon_px
+from fusiondet.polygons.contour import masks_to_polygons_px
 
 import numpy as np
 import shapely
@@ -181,21 +181,22 @@ def buildings_from_instances(instances) -> list[Building]:
     Outlines come from the mask probabilities at their own resolution, never from a full-size mask; an instance whose
     mask stays below one half is left out. A network without a mask head predicts its boxes.
     """
-    boxes, scores = instances.pred_boxes.tensor.numpy(), instances.scores.numpy()
-    masks = instances.pred_masks[:, 0].float().numpy() if instances.has("pred_masks") else None
-    has_heights = instances.has("pred_heights")
-    buildings = []
-    for i in np.argsort(-scores, kind="stable"):
-        if masks is None:
-            polygon = clean_polygon(shapely.box(*boxes[i].tolist()))
-        else:
-            polygon = mask_to_polygon_px(masks[i], boxes[i], tolerance_px=SIMPLIFY_PX)
-        if polygon is None:
-            continue
-        p16_m, median_m, p84_m = (float(instances.get(f)[i]) if has_heights else None for f in HEIGHT_FIELDS)
-        facts = HEIGHT_FACTS if has_heights else {}
-        buildings.append(Building(polygon, median_m, p16_m, p84_m, score=float(scores[i]), **facts))
-    return buildings
+    order = np.argsort(-instances.scores.numpy(), kind="stable")
+    boxes, scores = instances.pred_boxes.tensor.numpy()[order], instances.scores.numpy()[order].tolist()
+    if instances.has("pred_masks"):
+        masks = instances.pred_masks[:, 0].float().numpy()[order]
+        polygons = masks_to_polygons_px(masks, boxes, tolerance_px=SIMPLIFY_PX)
+    else:
+        polygons = [clean_polygon(shapely.box(*box)) for box in boxes.tolist()]
+    heights_m, facts = [(None, None, None)] * len(order), {}
+    if instances.has("pred_heights"):
+        columns = [instances.get(name).numpy()[order].astype(float).tolist() for name in HEIGHT_FIELDS]
+        heights_m, facts = list(zip(*columns, strict=True)), HEIGHT_FACTS
+    return [
+        Building(polygon, median_m, p16_m, p84_m, score=score, **facts)
+        for polygon, score, (p16_m, median_m, p84_m) in zip(polygons, scores, heights_m, strict=True)
+        if polygon is not None
+    ]
 
 
 def _on_data(building: Building, shape: tuple[int, int], nodata: np.ndarray | None) -> Building | None:

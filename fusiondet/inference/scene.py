@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusiondet import __version__
-from fusiondet.buildings import Building, building_to_map
+from fusiondet.buildings import Building
 from fusiondet.cli import progress
 from fusiondet.data.imagery import SceneReader, crs_text, open_raster
 from fusiondet.errors import InputError
@@ -30,7 +30,7 @@ from fusiondet.export.provenance import acquisition_time, made_with
 from fusiondet.files import require_new
 from fusiondet.inference import checks
 from fusiondet.inference.cluster import predict_on_cluster
-from fusiondet.inference.outlines import Regularizer
+from fusiondet.inference.outlines import Regularizer, buildings_to_map
 from fusiondet.inference.parts import PartStore, parts_folder
 from fusiondet.inference.pipeline import WindowResult, predict_windows
 from fusiondet.inference.plan import ScenePlan, plan_scene
@@ -204,7 +204,7 @@ def _assemble(
             count += len(buildings)
             with_heights += sum(b.height_m is not None for b in buildings)
             if write:
-                write([building_to_map(b, plan.transform) for b in buildings])
+                write(buildings_to_map(buildings, plan.transform))
         if strips:
             strips.paint()
     return facts, count, with_heights

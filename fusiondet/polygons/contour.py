@@ -5,13 +5,23 @@ stands at the centre of cell (row i, column j). Between samples the probability 
 cell away: what Detectron2's `paste_masks_in_image` assumes too, but no full-size mask is painted here.
 """
 
+import functools
+
 from fusiondet.buildings import clean_polygon
 
 import numpy as np
 import shapely
-from contourpy import FillType, contour_generator
+from contourpy import FillType, LineType, SerialContourGenerator, ZInterp
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
+
+_CONTOURS = {
+    "corner_mask": True,
+    "line_type": LineType.Separate,
+    "fill_type": FillType.OuterOffset,
+    "quad_as_tri": False,
+    "z_interp": ZInterp.Linear,
+}
 
 
 def mask_to_polygon_px(
@@ -50,6 +60,40 @@ def mask_to_polygon_px(
     return None if polygon is None else simplify(polygon, tolerance_px)
 
 
+def masks_to_polygons_px(
+    probs: np.ndarray, boxes_xyxy: np.ndarray, tolerance_px: float = 0.0
+) -> list[BaseGeometry | None]:
+    """`mask_to_polygon_px` of (R, h, w) masks in (R, 4) boxes, several times as fast for many of them."""
+    boxes_xyxy = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
+    polygons: list[BaseGeometry | None] = [None] * len(boxes_xyxy)
+    usable = np.isfinite(boxes_xyxy).all(axis=1) & (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+    # Nearly all masks are one ring, whose outline is a matter of whole arrays.
+    rings, of_ring = [], []
+    for i in np.flatnonzero(usable):
+        parts = list(_rings(probs[i], 0.5))
+        if len(parts) == 1 and len(parts[0]) == 1 and len(parts[0][0]) > 3:
+            rings.append(sample_to_pixel(parts[0][0], boxes_xyxy[i], probs[i].shape))
+            of_ring.append(i)
+        elif parts:
+            polygons[i] = mask_to_polygon_px(probs[i], boxes_xyxy[i], tolerance_px=tolerance_px)
+    if not rings:
+        return polygons
+    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    raw = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=owner))
+    simple = shapely.simplify(raw, max(tolerance_px, 1e-6), preserve_topology=True)
+    sound = (
+        shapely.is_valid(raw)
+        & shapely.is_valid(simple)
+        & (shapely.area(raw) > 0)
+        & (shapely.area(simple) > 0)
+    )
+    for i, polygon, is_sound in zip(of_ring, simple, sound, strict=True):
+        polygons[i] = (
+            polygon if is_sound else mask_to_polygon_px(probs[i], boxes_xyxy[i], tolerance_px=tolerance_px)
+        )
+    return polygons
+
+
 def sample_to_pixel(points: np.ndarray, box_xyxy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(N, 2) pixel positions (x, y) of (N, 2) mask positions (column, row), where samples lie at whole numbers.
 
@@ -73,12 +117,20 @@ def simplify(polygon: BaseGeometry, tolerance_px: float) -> BaseGeometry:
 
 def _rings(prob: np.ndarray, threshold: float):
     """Per part: its rings, outer one first, in mask positions."""
-    padded = np.pad(np.nan_to_num(np.asarray(prob, dtype=float)), 1)
-    rows, columns = (np.arange(-1, n + 1, dtype=float) for n in prob.shape)
-    contours = contour_generator(columns, rows, padded, fill_type=FillType.OuterOffset)
+    padded = np.zeros((prob.shape[0] + 2, prob.shape[1] + 2))
+    padded[1:-1, 1:-1] = np.nan_to_num(prob)
+    # The class itself: what `contour_generator` does before takes longer than the contour of a ROI mask.
+    contours = SerialContourGenerator(*_grid(prob.shape), padded, None, **_CONTOURS)
     # "Filled" between the threshold and anything: outer rings come with their holes.
     for points, offsets in zip(*contours.filled(threshold, np.inf), strict=True):
         yield [points[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+@functools.lru_cache(maxsize=16)
+def _grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of the samples of a mask and of the border around it."""
+    rows, columns = (np.arange(-1, n + 1, dtype=float) for n in shape)
+    return tuple(np.meshgrid(columns, rows))
 
 
 def _without_crumbs(polygon: BaseGeometry, min_part_share: float, min_hole_px2: float) -> BaseGeometry:

@@ -1,6 +1,6 @@
 """Outlines of ROI masks against shapes whose outline is known exactly."""
 
-from fusiondet.polygons.contour import mask_to_polygon_px, sample_to_pixel, simplify
+from fusiondet.polygons.contour import mask_to_polygon_px, masks_to_polygons_px, sample_to_pixel, simplify
 
 import numpy as np
 import pytest
@@ -188,3 +188,22 @@ def test_simplifying_moves_the_outline_by_no_more_than_the_tolerance(prob, toler
 def test_straight_edges_need_no_vertices_between_their_ends():
     got = mask_to_polygon_px(np.ones((28, 28)), (0, 0, 28, 28))
     assert len(got.exterior.coords) - 1 == 8
+
+
+@given(arrays(np.float32, (6, 5, 7), elements=st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0, np.nan])))
+@settings(max_examples=60)
+def test_many_masks_are_outlined_as_each_of_them(probs):
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 50, (6, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(5, 30, (6, 2))])
+    boxes[3, 2] = boxes[3, 0]  # no area
+    for tolerance_px in (0.0, 1.5):
+        found = masks_to_polygons_px(probs, boxes, tolerance_px)
+        for polygon, prob, box_xyxy in zip(found, probs, boxes, strict=True):
+            alone = mask_to_polygon_px(prob, box_xyxy, tolerance_px=tolerance_px)
+            assert (polygon is None) == (alone is None)
+            assert polygon is None or polygon.equals_exact(alone, 1e-9)
+
+
+def test_no_masks_have_no_outlines():
+    assert masks_to_polygons_px(np.zeros((0, 28, 28)), np.zeros((0, 4))) == []
