@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _convert_arguments(convert)
+    polygons = commands.add_parser(
+        "polygons",
+        help="regular outlines of noisy masks against the truth, beside buildingregulariser and simplification; growth",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _polygons_arguments(polygons)
     return top
 
 
@@ -86,6 +92,24 @@ def _convert_arguments(command: argparse.ArgumentParser) -> None:
     _result_arguments(command)
 
 
+def _polygons_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--buildings", type=int, default=1000, help="footprints at most")
+    command.add_argument(
+        "--footprints", type=Path, help="CityJSON to take them from; default: the synthetic city"
+    )
+    command.add_argument("--gsd", type=float, default=0.5, help="pixel size of the masks' picture, metres")
+    command.add_argument("--noise", type=float, default=0.15, help="errors of the mask's probabilities")
+    command.add_argument("--tolerance", type=float, default=1.0, help="of the regularisation, metres")
+    command.add_argument("--min-iou", type=float, default=0.9, help="to the given outline, or that stays")
+    command.add_argument(
+        "--grown",
+        type=int,
+        default=10_000,
+        help="growth: from so many buildings to ten times as many; 0: none",
+    )
+    _result_arguments(command)
+
+
 def _result_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
     command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
@@ -98,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.out:
         require_new(args.out, args.overwrite)
-    result, table = (_measure_conversion if args.command == "convert" else _measure_networks)(args)
+    measure = {"convert": _measure_conversion, "polygons": _measure_polygons}
+    result, table = measure.get(args.command, _measure_networks)(args)
     print(table)
     if args.out:
         write_json(result, args.out, indent=1)
@@ -114,6 +139,23 @@ def _measure_conversion(args) -> tuple[dict, str]:
     )
     result = convert.benchmark_conversion(settings)
     return result, convert.format_table(result)
+
+
+def _measure_polygons(args) -> tuple[dict, str]:
+    from fusiondet.benchmarking import polygons
+
+    settings = polygons.Settings(
+        buildings=args.buildings,
+        footprints=args.footprints,
+        gsd_m=args.gsd,
+        noise=args.noise,
+        tolerance_m=args.tolerance,
+        min_iou=args.min_iou,
+        grown=args.grown,
+        seed=args.seed,
+    )
+    result = polygons.benchmark_polygons(settings)
+    return result, polygons.format_table(result)
 
 
 def _measure_networks(args) -> tuple[dict, str]:

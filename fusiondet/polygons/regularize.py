@@ -29,7 +29,7 @@ EDGE_COST = 0.4
 # Of longer walls, the mean square counts as that of so many tolerances: else wriggles of long walls would be steps.
 LONGEST = 16.0
 # A free one costs so many times more.
-FREE_FACTOR = 8.0
+FREE_FACTOR = 4.5
 # Candidates for corners are the outline's vertices that matter at this share of the tolerance.
 CANDIDATE_SHARE = 0.15
 # The direction comes from edges between the vertices that matter at this share.
@@ -40,7 +40,8 @@ MAX_SPAN = 64
 ROUND_RADIUS = 3.0
 # ... whose distance from the middle varies by less than this, relative (a square's varies by 0.11) ...
 ROUND_SPREAD = 0.06
-# ... or more than this share of whose edges are free.
+# ... or one of whose edges at least so many, and more than this share, are free.
+BENT_EDGES = 6
 FREE_SHARE = 0.5
 # What is tried in turn where an outline is not like the given one, as shares of the tolerance.
 FALLBACK_SHARES = (1.0, 0.6, 0.35)
@@ -52,6 +53,8 @@ FLAT_DEG = 12.0
 SNAP_M = 1e-3
 # Where outlines are cut and joined, points lie on a grid as fine as this, metres.
 GRID_M = 1e-4
+# A gap is filled if less than this share of its outline is open.
+OPEN_SHARE = 0.3
 # Less overlap than this is none, m².
 NOTHING_M2 = 1e-6
 
@@ -83,7 +86,10 @@ def regularize(
     _share_walls(plans, pairs, tolerance_m)
     result = [_accepted(plan, outline, min_iou) for plan, outline in zip(plans, raw)]
     _Layer(result, raw, pairs, tolerance_m, min_iou).settle()
-    return [_valid(_moved(p, centre), given) for p, given in zip(result, polygons)]
+    return [
+        given if found is outline else _valid(_moved(found, centre), given)
+        for found, outline, given in zip(result, raw, polygons)
+    ]
 
 
 def _moved(polygon: BaseGeometry, by: np.ndarray) -> BaseGeometry:
@@ -156,7 +162,7 @@ def _dominant_angle(polygon: BaseGeometry, tolerance_m: float) -> float:
     away = _quarter(angle[:, None] - np.arange(0, 90, 2) * math.pi / 180)
     votes = (length[:, None] ** 2 * np.exp(-((away / math.radians(4)) ** 2))).sum(axis=0)
     peak = math.radians(2 * int(votes.argmax()))
-    # The turn that puts what runs near it closest to straight lines, each through the middle of its part of the outline.
+    # The turn that puts what runs near it closest to straight lines, each through the middle of its part.
     xx, xy, yy = np.concatenate(scatter, axis=1)
     near = np.exp(-((_quarter(angle - peak) / math.radians(8)) ** 2))
     turned = np.round((angle - peak) / (math.pi / 2)).astype(int) % 2 == 1
@@ -383,7 +389,7 @@ def _normal(part: np.ndarray) -> np.ndarray:
 def _is_round(points: np.ndarray, lines, tolerance_m: float) -> bool:
     """Is a closed ring a circle or an ellipse, or bent otherwise, so that edges would spoil it?"""
     free = sum(kind == 2 for (_, _, kind), _, _ in lines)
-    if free >= 4 and free > FREE_SHARE * len(lines):
+    if free >= BENT_EDGES and free > FREE_SHARE * len(lines):
         return True
     at = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     even = np.linspace(0, at[-1], 64, endpoint=False)
@@ -623,9 +629,10 @@ class _Layer:
             return
         others = [self.outlines[k] for n in (i, j) for k in self.near[n] if k not in (i, j)]
         gap = gap.difference(shapely.union_all(others)) if others else gap
-        # Slits between walls, not the corner that two buildings turn to each other.
+        # What has walls nearly all around, not the corner that two buildings turn to each other.
         slits = [g for g in shapely.get_parts(gap) if g.geom_type == "Polygon" and g.area > NOTHING_M2]
-        slits = [g for g in slits if g.length / 2 >= self.tolerance_m]
+        walls = shapely.union_all([a, b]).buffer(SNAP_M) if slits else None
+        slits = [g for g in slits if g.boundary.difference(walls).length < OPEN_SHARE * g.length]
         if slits:
             for k, _ in self._givers(i, j):
                 if self._replace(k, shapely.union_all([self.outlines[k], *slits], grid_size=GRID_M)):
