@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _convert_arguments(convert)
+    scene = commands.add_parser(
+        "scene",
+        help="scenes with a stand-in for the network: time beside it, memory as they grow, and the usual way",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _scene_arguments(scene)
     polygons = commands.add_parser(
         "polygons",
         help="regular outlines of noisy masks against the truth, beside buildingregulariser and simplification; growth",
@@ -110,6 +116,18 @@ def _polygons_arguments(command: argparse.ArgumentParser) -> None:
     _result_arguments(command)
 
 
+def _scene_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", type=int, default=10_000, help="side of the scene for time, about, pixels")
+    command.add_argument("--window", type=int, default=512, help="side of its windows, pixels")
+    command.add_argument("--model-ms", type=float, default=25.0, help="what the stand-in takes for a window")
+    command.add_argument("--batch", type=int, default=1, help="windows at a time")
+    command.add_argument("--small", type=int, default=4_000, help="memory: from a scene of this side")
+    command.add_argument("--large", type=int, default=40_000, help="memory: to one of this side")
+    command.add_argument("--rounds", type=int, default=3, help="runs of each contestant")
+    command.add_argument("--folder", type=Path, help="for rasters; default: the system's temporary one")
+    _result_arguments(command)
+
+
 def _result_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
     command.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
@@ -122,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.out:
         require_new(args.out, args.overwrite)
-    measure = {"convert": _measure_conversion, "polygons": _measure_polygons}
+    measure = {"convert": _measure_conversion, "polygons": _measure_polygons, "scene": _measure_scenes}
     result, table = measure.get(args.command, _measure_networks)(args)
     print(table)
     if args.out:
@@ -156,6 +174,20 @@ def _measure_polygons(args) -> tuple[dict, str]:
     )
     result = polygons.benchmark_polygons(settings)
     return result, polygons.format_table(result)
+
+
+def _measure_scenes(args) -> tuple[dict, str]:
+    from fusiondet.benchmarking import scene
+
+    settings = scene.Settings(
+        size_px=args.size,
+        window_px=args.window,
+        small_px=args.small,
+        large_px=args.large,
+        **{name: getattr(args, name) for name in ("model_ms", "batch", "rounds", "seed", "folder")},
+    )
+    result = scene.benchmark_scene(settings)
+    return result, scene.format_table(result)
 
 
 def _measure_networks(args) -> tuple[dict, str]:
