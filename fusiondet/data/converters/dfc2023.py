@@ -447,6 +447,12 @@ class Dfc2023:
             raise InputError(
                 f"{raster.path}: is {source.dtypes[0]}, expected {wrong}, stretched for display."
             )
+        # Its end is where a truncated file is missed.
+        last_px = (size[0] - 1, size[1] - 1, 1, 1)
+        if count == 1:
+            read_tile_image(None, raster, BandSpec((), BANDS.sar, BANDS.sar_scale), BANDS, window=last_px)
+        else:
+            read_tile_image(raster, None, BandSpec(BANDS.optical), BANDS, window=last_px)
 
     def _gsd_of(self, sensor: str | None) -> float:
         return self.gsd_m.get(sensor or "", self.gsd_m[""])

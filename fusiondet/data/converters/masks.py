@@ -13,7 +13,6 @@ tile's edge cuts is cut. Heights are unknown.
 """
 
 import dataclasses
-import glob
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +26,7 @@ from fusiondet.data.converters import conversion
 from fusiondet.data.converters.coco_index import CocoIndex, ImageRecord, read_index
 from fusiondet.data.converters.conversion import UNUSABLE, Made, Place, Problems, Report, link
 from fusiondet.data.converters.cutting import KEPT_DTYPES, clip_labels, windows, write_tile
-from fusiondet.data.converters.pairing import distinct_parts, unique_stems
+from fusiondet.data.converters.pairing import distinct_parts, expand, first_band_count, unique_stems
 from fusiondet.data.imagery import PixelWindow, SceneReader, open_raster
 from fusiondet.errors import InputError
 
@@ -400,35 +399,17 @@ def main(args) -> None:
     ):
         if value is not None and not low <= value <= high:
             raise InputError(f"{name} {value:g}: expected {low:g} to {high:g}.")
-    images, masks = _files("--images", args.images), _files("--masks", args.masks)
+    images, masks = expand(args.images, RASTERS, "--images"), expand(args.masks, RASTERS, "--masks")
     both = {*images} & {*masks}
     if both:
         raise InputError(f"{min(both)}: is among --images and among --masks. Say which files are masks.")
     names = ("nodata", "threshold", "tile_size", "overlap", "min_area_px", "max_nodata", "cut")
     options = {name: getattr(args, name) for name in names}
-    source = MaskPairs(images, masks, _bands(images[0]), gsd_m=args.gsd, **options)
+    source = MaskPairs(images, masks, _bands(images), gsd_m=args.gsd, **options)
     recipe = {"source": "masks", "gsd": args.gsd, **options, "images": images, "masks": masks}
     report = conversion.convert(source, args.out, conversion.options_from(args), recipe)
     conversion.show(report, args.out)
 
 
-def _files(option: str, patterns: list[str]) -> list[Path]:
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        paths = (
-            [Path(pattern)]
-            if Path(pattern).is_file()
-            else sorted(map(Path, glob.glob(pattern, recursive=True)))
-        )
-        if Path(pattern).is_dir():
-            paths = [p for p in sorted(Path(pattern).iterdir()) if p.suffix.lower() in RASTERS]
-        paths = [p for p in paths if p.is_file()]
-        if not paths:
-            raise InputError(f"{option} {pattern}: no such file.")
-        found.update(dict.fromkeys(paths))
-    return list(found)
-
-
-def _bands(path: Path) -> BandSpec:
-    with open_raster(path, allow_vrt=True) as source:
-        return BandSpec(("pan",)) if source.count < 3 else BandSpec()
+def _bands(images: list[Path]) -> BandSpec:
+    return BandSpec(("pan",)) if first_band_count(images)[1] < 3 else BandSpec()

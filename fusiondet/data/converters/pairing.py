@@ -1,10 +1,53 @@
 """Which file goes with which: rasters, masks and label files of the same place, told by their names."""
 
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fusiondet.data.imagery import open_raster
 from fusiondet.errors import InputError
+
+
+def expand(patterns: Sequence[str], suffixes: tuple[str, ...], option: str) -> list[Path]:
+    """Files of paths, folders (those with one of `suffixes` in it) and patterns with * and ?, sorted, each once.
+
+    Raises:
+        InputError: a word that stands for no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            files = [p for p in path.iterdir() if p.suffix.lower() in suffixes]
+        elif path.is_file():
+            files = [path]
+        else:
+            files = [Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file()]
+        # "._name.tif" is what macOS puts beside a file, not the file.
+        files = [p for p in files if not p.name.startswith(".")]
+        if not files:
+            raise InputError(
+                f"{option} {pattern}: no such file, and no {' or '.join(suffixes)} file is found there."
+            )
+        found.update(dict.fromkeys(sorted(files)))
+    return list(found)
+
+
+def first_band_count(images: list[Path]) -> tuple[Path, int]:
+    """(file, number of its bands) of the first of `images` that is a raster; the others are named where they are read.
+
+    Raises:
+        InputError: none of them is.
+    """
+    for path in images:
+        try:
+            with open_raster(path, allow_vrt=True) as raster:
+                return path, raster.count
+        except InputError:
+            if path == images[-1]:
+                raise
+    raise ValueError("no images")
 
 
 def pair(base: list[Path], others: list[Path], kind: str, notes: list[str]) -> list[Path | None]:

@@ -21,7 +21,6 @@ roofs as drawn on the images; heights are unknown. Outside the strip pixels are 
 import csv
 import dataclasses
 import functools
-import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +34,7 @@ from fusiondet.data.coco import Dataset
 from fusiondet.data.converters import conversion
 from fusiondet.data.converters.conversion import UNUSABLE, Made, Place, Problems, Report, link
 from fusiondet.data.converters.cutting import KEPT_DTYPES, clip_labels, write_tile
-from fusiondet.data.converters.pairing import unique_stems
+from fusiondet.data.converters.pairing import expand, first_band_count, unique_stems
 from fusiondet.data.converters.vectors import UNKNOWN_HEIGHT, Layer, read_layer, transform_layer
 from fusiondet.data.imagery import PixelWindow, SceneReader, TileRaster, open_raster, read_tile_image
 from fusiondet.errors import InputError
@@ -449,6 +448,7 @@ def label_layer(path: Path, problems: Problems, **options) -> Layer:
     repeated = layer.counts.get("identifiers of several rows")
     if repeated:
         note = next(note for note in layer.notes if "stand in several rows" in note)
+        note = note.removesuffix(" Join them with --join-parts.")  # there is no such option here
         problems.add("label files with one identifier for several buildings", f"{path.parent}/{note}")
     return layer
 
@@ -466,6 +466,24 @@ def in_crs_of(layer: Layer, reader: SceneReader, path: Path) -> Layer:
             f"{path}: is in {layer.crs}, but its image has no CRS. Set it: `rio edit-info --crs EPSG:n FILE`."
         )
     return layer
+
+
+def refuse_labels_elsewhere(labels: list[Building], reader: SceneReader, path: Path, name: str) -> None:
+    """Refuse a tile with labels of which none is on it: as one without buildings it would teach what is wrong.
+
+    Args:
+        labels: in the CRS of the image. path, name: their file and the tile, for the message.
+
+    Raises:
+        InputError: none of `labels` touches the image.
+    """
+    frame = shapely.box(0, 0, reader.width, reader.height)
+    if labels and not any(map_to_pixel(b.polygon, reader.transform).intersects(frame) for b in labels):
+        x0, y0, x1, y1 = shapely.total_bounds([b.polygon for b in labels])
+        raise InputError(
+            f"{path}: none of the {len(labels)} buildings of tile {name} is on it; they lie at x {x0:.8g} to {x1:.8g}, "
+            f"y {y0:.8g} to {y1:.8g} in its CRS. Are they the labels of another tile, or is their CRS wrong?"
+        )
 
 
 # ---- The source ------------------------------------------------------------------------------------------
@@ -539,9 +557,18 @@ class SpaceNet:
             path, None, self.bands, self.rules, self._name_of(place), nodata=self.nodata
         ) as image:
             labels, counts = self._labels(place.image, image.reader, problems)
+            # A file of a whole city may have no building on a tile.
+            if self.labels[place.image] not in self._shared:
+                where = self.labels[place.image] or self.table
+                refuse_labels_elsewhere(labels, image.reader, where, place.name)
             made = image.make(place, labels, out)
         made.counts.setdefault("labels", Counter()).update(counts)
         return made
+
+    @functools.cached_property
+    def _shared(self) -> set[Path]:
+        """Label files of several images."""
+        return {path for path, n in Counter(self.labels).items() if n > 1 and path is not None}
 
     def _name_of(self, place: Place) -> Callable[[Path, Path], str]:
         return lambda path, out: link(out, f"images/{place.name}{path.suffix}", path)
@@ -642,31 +669,6 @@ class _Frame:
         return shapely.set_coordinates(shapely.force_2d(geometry), np.column_stack(self._inverse * (x, y)))
 
 
-def expand(patterns: Sequence[str], suffixes: tuple[str, ...], option: str) -> list[Path]:
-    """Files of paths, folders (those with one of `suffixes` in it) and patterns with * and ?, sorted, each once.
-
-    Raises:
-        InputError: a word that stands for no file.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            files = [p for p in path.iterdir() if p.suffix.lower() in suffixes]
-        elif path.is_file():
-            files = [path]
-        else:
-            files = [Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file()]
-        # "._name.tif" is what macOS puts beside a file, not the file.
-        files = [p for p in files if not p.name.startswith(".")]
-        if not files:
-            raise InputError(
-                f"{option} {pattern}: no such file, and no {' or '.join(suffixes)} file is found there."
-            )
-        found.update(dict.fromkeys(sorted(files)))
-    return list(found)
-
-
 def source_of(
     images: Sequence[str],
     labels: Sequence[str],
@@ -699,7 +701,7 @@ def source_of(
         [None if n is None else label_files[n] for n in of_file],
         ids,
         None if table is None else Path(table),
-        BandSpec(tuple(band_names) if band_names else _band_names(image_files[0])),
+        BandSpec(_band_names(image_files, band_names)),
         rules,
         nodata,
         [label_files[n] for n in unused],
@@ -707,14 +709,19 @@ def source_of(
     )
 
 
-def _band_names(path: Path) -> tuple[str, ...]:
-    with open_raster(path) as raster:
-        if raster.count not in BANDS:
-            raise InputError(
-                f"{path}: has {raster.count} bands; say what they are with --band-names (known without: "
-                f"{', '.join(map(str, BANDS))} bands)."
-            )
-        return BANDS[raster.count]
+def _band_names(images: list[Path], asked: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the bands, as asked for or told by their number in the first image that can be read."""
+    path, count = first_band_count(images)
+    if asked and len(asked) != count:
+        raise InputError(
+            f"--band-names {' '.join(asked)}: names {len(asked)} bands, but {path} has {count}. Name each of them."
+        )
+    if not asked and count not in BANDS:
+        raise InputError(
+            f"{path}: has {count} bands; say what they are with --band-names (known without: "
+            f"{', '.join(map(str, BANDS))} bands)."
+        )
+    return tuple(asked or BANDS[count])
 
 
 def add_arguments(parser) -> None:

@@ -35,6 +35,7 @@ The labels' own `partialDec`, `truncated`, `origarea` and `origlen` describe oth
 building has `partialDec` 1) and are not read: what a tile cuts is found anew.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -65,6 +66,7 @@ from fusiondet.data.converters.spacenet import (
     in_crs_of,
     label_layer,
     open_table,
+    refuse_labels_elsewhere,
     rules_from,
     table_outlines,
     turned,
@@ -316,14 +318,7 @@ class SpaceNet6:
             buildings, counts = self._of_table(name, reader, problems)
         else:
             buildings, counts = self._of_file(name, reader, problems)
-        frame = shapely.box(0, 0, reader.width, reader.height)
-        if buildings and not any(
-            map_to_pixel(b.polygon, reader.transform).intersects(frame) for b in buildings
-        ):
-            problems.add(
-                "tiles whose labels lie elsewhere",
-                f"{self.table or self.outlines[name]}: none of the {len(buildings)} buildings of tile {name} is on it.",
-            )
+        refuse_labels_elsewhere(buildings, reader, self.table or self.outlines[name], name)
         return self._above_ground(buildings, reader), counts
 
     def _of_file(self, name: str, reader: SceneReader, problems: Problems) -> tuple[list[Building], Counter]:
@@ -488,16 +483,19 @@ def settle_sar_scale(files: list[Path], asked: str) -> tuple[str, str]:
         InputError: the numbers cannot be what was asked for.
     """
     step = max(1, len(files) // SCALE_TILES)
-    chosen = files[::step][:SCALE_TILES]
-    values = sample_values(chosen, NODATA)
+    chosen, samples = files[::step][:SCALE_TILES], []
+    for path in chosen:
+        with contextlib.suppress(InputError):  # damaged: named where the tile is made
+            samples.append(sample_values([path], NODATA))
+    values = np.concatenate(samples) if samples else np.zeros(0, np.float32)
     values = values[np.isfinite(values) & (values != NODATA)]
     if not values.size:
         raise InputError(
-            f"{chosen[0].parent}: the SAR of {len(chosen)} tiles is all no data. Is the archive complete?"
+            f"{chosen[0].parent}: the SAR of {len(chosen)} tiles is all no data or damaged. Is the archive complete?"
         )
     low, median, high = np.percentile(values, (1, 50, 99))
     seen = (
-        f"{values.size} numbers of {len(chosen)} tiles: 1 % below {low:.3g}, median {median:.3g}, 1 % above "
+        f"{values.size} numbers of {len(samples)} tiles: 1 % below {low:.3g}, median {median:.3g}, 1 % above "
         f"{high:.3g}, at most {values.max():.4g}"
     )
     if asked != "auto":

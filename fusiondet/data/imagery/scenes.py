@@ -240,6 +240,10 @@ class SceneReader:
         None when there is no such file, or `window` is not wholly inside it; when it would be warped, resampled,
         averaged, detected or calibrated by the user's factor, or comes from several files; and when a reader of tiles
         could not take a window of it: VRT, or a format that is unpacked as a whole.
+
+        Raises:
+            InputError: the file ends before the window does. What is only referred to would else be missed first by a
+                training.
         """
         part = self._as_it_is(modality)
         if part is None:
@@ -251,6 +255,8 @@ class SceneReader:
         whole = (x0, y0, width, height) == (0, 0, source.width, source.height)
         if source.driver == "VRT" or not (whole or source.driver == "GTiff"):
             return None
+        if source.driver == "GTiff":
+            part.read_raw((x0 + width - 1, y0 + height - 1, 1, 1))
         first = part.indexes == list(range(1, len(part.indexes) + 1))
         place = None if whole else (x0, y0, width, height)
         return TileRaster(Path(source.name), place, None if first else tuple(part.indexes))

@@ -464,6 +464,17 @@ def test_faults_are_counted_and_named_and_stop_a_strict_run(archive, kind, capsy
     assert not (archive.parent / "strict").exists()
 
 
+def test_rasters_that_end_early_are_not_referred_to(archive, capsys):
+    for number, product in enumerate(("rgb", "sar")):
+        path = archive / "train" / product / f"{TRAIN[number]}.tif"
+        path.write_bytes(path.read_bytes()[:-200])
+    dataset = split(prepare(archive))
+    assert [stem(t) for t in dataset.tiles] == TRAIN[1:] and dataset.tiles[0].sar_file_name is None
+    text = capsys.readouterr().out
+    assert "problem: 1 unusable images" in text and "problem: 1 unusable SAR rasters" in text
+    assert text.count("damaged or truncated") == 2
+
+
 def test_the_same_building_once_more_is_dropped(archive, capsys):
     edit(archive, lambda d: d["annotations"].append(d["annotations"][0]))
     assert sum(len(t.buildings) for t in split(prepare(archive)).tiles) == 15

@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from fusiondet.data.converters.pairing import group_by_band, pair, pair_by_name, unique_stems
+from fusiondet.data.converters.pairing import (
+    expand,
+    first_band_count,
+    group_by_band,
+    pair,
+    pair_by_name,
+    unique_stems,
+)
 from fusiondet.errors import InputError
 
 import pytest
@@ -76,3 +83,15 @@ class TestBands:
 def test_stems_are_unique_and_need_no_quoting():
     assert unique_stems(paths("a b.tif", "c&d.tif")) == ["a_b", "c_d"]
     assert unique_stems([Path("x/a.tif"), Path("y/a.tif")]) == ["0000_a", "0001_a"]
+
+
+def test_words_are_files_folders_and_patterns(tmp_path):
+    for name in ("b.tif", "a.TIF", "._a.tif", "a.txt"):
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a.TIF", tmp_path / "b.tif"
+    assert expand([str(tmp_path)], (".tif",), "--images") == [a, b]
+    assert expand([str(b), str(tmp_path / "*.[tT]*[fF]")], (".tif",), "--images") == [b, a]
+    with pytest.raises(InputError, match=r"--masks .*: no such file, and no .png file is found there"):
+        expand([str(tmp_path)], (".png",), "--masks")
+    with pytest.raises(InputError, match="a.TIF"):
+        first_band_count([a])

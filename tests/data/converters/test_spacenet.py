@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import shutil
 
 from fusiondet.buildings import pixel_to_map
@@ -204,6 +205,25 @@ class TestBadInput:
         )
         with pytest.raises(InputError, match="has 2 bands; say what they are with --band-names"):
             source_of([str(rio / "two.tif")], [str(rio / "geoJson")], None, rules)
+        with pytest.raises(InputError, match="--band-names a: names 1 bands, but .*two.tif has 2"):
+            source_of([str(rio / "two.tif")], [str(rio / "geoJson")], None, rules, ["a"])
+
+    def test_labels_of_another_place_make_no_empty_tile(self, rio, tmp_path):
+        (path,) = (rio / "geoJson").glob("*img2_*")
+        document = json.loads(path.read_text())
+        for feature in document["features"]:
+            moved = shapely.affinity.translate(shapely.geometry.shape(feature["geometry"]), 1)
+            feature["geometry"] = shapely.geometry.mapping(moved)
+        path.write_text(json.dumps(document))
+        data, report = make(rio, tmp_path / "out", table=False)
+        assert len(data.tiles) == 3 and not any("img2." in tile.file_name for tile in data.tiles)
+        assert "none of the 1 buildings" in report.named["unusable images"][0]
+
+    def test_a_first_image_that_is_damaged_stops_nothing(self, rio, tmp_path):
+        path = sorted((rio / "3band").iterdir())[0]
+        path.write_bytes(b"nothing")
+        data, report = make(rio, tmp_path / "out")
+        assert len(data.tiles) == 3 and path.name in report.named["unusable images"][0]
 
     def test_columns_in_another_order_with_a_byte_order_mark(self, rio, tmp_path):
         with (rio / "table.csv").open(newline="") as f:

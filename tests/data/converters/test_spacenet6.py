@@ -465,14 +465,25 @@ class TestBadArchives:
         _, report = make(own_archive, tmp_path / "b", labels="geojson")
         assert report.problems == {"label files with one identifier for several buildings": 1}
         (message,) = report.named["label files with one identifier for several buildings"]
-        assert path.name in message and "(2)" in message
+        assert path.name in message and "(2)" in message and "--join-parts" not in message
 
     def test_labels_of_another_place(self, own_archive, tmp_path):
         (path,) = (own_archive / spacenet6.LABELS).glob(f"*_{replica.NORTH_STRIP}_tile_1.geojson")
         far = shapely.box(replica.LEFT + 5000, replica.TOP, replica.LEFT + 5010, replica.TOP + 10)
         replica.write_features(path, "EPSG:32631", [(far, {"roof_075mean": 3.0, "Building_ID": 1})])
         _, report = make(own_archive, tmp_path / "out")
-        assert report.problems == {"tiles whose labels lie elsewhere": 1}
+        assert report.problems == {"unusable images": 1} and report.tiles["unusable"] == 1
+        assert "none of the 1 buildings" in report.named["unusable images"][0]
+
+    def test_a_damaged_sar_file_does_not_hide_the_scale_of_the_others(self, own_archive, tmp_path):
+        path = sorted((own_archive / spacenet6.SAR).iterdir())[0]
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        _, report = make(own_archive, tmp_path / "out")
+        assert report.problems == {"unusable images": 1} and path.name in report.named["unusable images"][0]
+        for other in (own_archive / spacenet6.SAR).iterdir():
+            other.write_bytes(b"nothing")
+        with pytest.raises(InputError, match="all no data or damaged"):
+            make(own_archive, tmp_path / "b")
 
     def test_labels_without_heights(self, own_archive, tmp_path):
         (path,) = (own_archive / spacenet6.LABELS).glob(f"*_{replica.NORTH_STRIP}_tile_1.geojson")
