@@ -38,5 +38,5 @@ setup(
     package_data={"fusiondet.report": ["*.js", "*.css"]},
     python_requires=">=3.10",
     install_requires=requirements("requirements.txt"),
-    extras_require={"dev": requirements("requirements-dev.txt")},
+    extras_require={"dev": requirements("requirements-dev.txt"), "cluster": ["distributed>=2024.5"]},
 )

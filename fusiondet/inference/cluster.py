@@ -5,6 +5,7 @@ back over the network, so nothing else is shared. dask's messages are pickles: w
 its workers. Beyond localhost, use tls:// with certificates (`distributed.comm.tls` of dask's configuration).
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterable, Iterator
@@ -37,36 +38,42 @@ def predict_on_cluster(
     """
     distributed = _import_distributed()
     waiting = list(reversed(list(blocks)))
-    gone = (OSError, TimeoutError, distributed.CancelledError)
     try:
         client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"--scheduler {address}: no scheduler of dask.distributed answers there within {_CONNECT_S} s "
-            f"({type(error).__name__}: {error}). Start it with `dask scheduler`, and "
-            f"workers with `dask worker {address}`."
+            f"({type(error).__name__}: {error}). Start it with `dask scheduler`, and workers with "
+            f"`dask worker {address}`."
         ) from None
     with client:
-        try:
-            done = distributed.as_completed()
-            while waiting or done.count():
+        done = distributed.as_completed(loop=client.loop)
+        while waiting or done.count():
+            with _told(distributed, address):
                 while waiting and done.count() < _BLOCKS_AHEAD * max(1, len(client.nthreads())):
-                    number = waiting.pop()
-                    future = client.submit(predict_block, settings, plan, number, pure=False)
-                    done.add(future)
+                    done.add(client.submit(predict_block, settings, plan, waiting.pop(), pure=False))
                 number, content = next(done).result()
-                store.save_bytes(number, *content)
-                yield number
-        except gone as error:
-            raise InputError(
-                f"--scheduler {address}: is gone ({type(error).__name__}). Start it again and pass --resume: what is "
-                "finished is kept."
-            ) from None
-        except distributed.KilledWorker as error:
-            raise InputError(
-                f"--scheduler {address}: a block ended several workers ({error}). Give them more memory, or pass a "
-                "smaller --window; --resume goes on with what is finished."
-            ) from None
+            if isinstance(content, str):
+                raise InputError(content)
+            store.save_bytes(number, *content)
+            yield number
+
+
+@contextlib.contextmanager
+def _told(distributed, address: str):
+    """What goes wrong with a cluster, as InputError."""
+    try:
+        yield
+    except distributed.KilledWorker as error:
+        raise InputError(
+            f"--scheduler {address}: a block ended several workers ({error}). Give them more memory, or pass a "
+            "smaller --window; --resume goes on with what is finished."
+        ) from None
+    except (OSError, TimeoutError, distributed.CancelledError) as error:
+        raise InputError(
+            f"--scheduler {address}: is gone ({type(error).__name__}). Start it again and pass --resume: what is "
+            "finished is kept."
+        ) from None
 
 
 def _import_distributed():
@@ -79,11 +86,15 @@ def _import_distributed():
     return distributed
 
 
-def predict_block(settings: PredictorSettings, plan: ScenePlan, number: int) -> tuple[int, tuple]:
-    """The number of a block, and its part as `part_bytes` gives it; runs on a worker."""
+def predict_block(
+    settings: PredictorSettings, plan: ScenePlan, number: int
+) -> tuple[int, tuple[bytes, bytes | None] | str]:
+    """The number of a block, and its part as `part_bytes` gives it, or what is wrong with the input; on a worker."""
     with _ONE_AT_A_TIME:
-        results = list(predict_windows(_predictor(settings), plan, plan.blocks[number]))
-    return number, part_bytes(results)
+        try:
+            return number, part_bytes(list(predict_windows(_predictor(settings), plan, plan.blocks[number])))
+        except InputError as error:  # as text: what GDAL raised on the way cannot travel
+            return number, str(error)
 
 
 @functools.lru_cache(maxsize=1)
