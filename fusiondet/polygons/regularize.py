@@ -619,12 +619,15 @@ class _Layer:
 
     def _fill(self, i: int, j: int) -> None:
         a, b, reach = self.outlines[i], self.outlines[j], self.tolerance_m / 2
-        wide = shapely.buffer([a, b], reach, join_style="mitre")
-        between = wide[0].intersection(wide[1])
+        # Mitred buffers are not always valid, and then overlays fail.
+        wide = [clean_polygon(p) for p in shapely.buffer([a, b], reach, join_style="mitre")]
+        between = shapely.intersection(*wide)
         if between.area <= NOTHING_M2:
             return
-        closed = shapely.union(*wide).buffer(-reach, join_style="mitre")
-        gap = closed.intersection(between).difference(shapely.union_all([a, b]))
+        closed = clean_polygon(shapely.union(*wide).buffer(-reach, join_style="mitre"))
+        if closed is None:
+            return
+        gap = shapely.difference(closed, shapely.union_all([a, b]), grid_size=GRID_M).intersection(between)
         if gap.area <= NOTHING_M2:
             return
         others = [self.outlines[k] for n in (i, j) for k in self.near[n] if k not in (i, j)]

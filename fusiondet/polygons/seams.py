@@ -45,6 +45,8 @@ CUT_PX = 2.0
 TOUCHING_PX = 3.0
 # The outline of the window that sees a building whole has to hold this share of every other piece of it.
 WHOLE_SHARE = 0.5
+# Overlays of outlines that differ in their last digits may fail without a word; on a grid this fine they do not, px.
+GRID_PX = 1e-6
 # Smallest overlap for which seams are exact if the model is.
 MIN_OVERLAP_PX = 32
 
@@ -296,6 +298,8 @@ def _link(first: _Piece, second: _Piece) -> _Link | None:
     b = second.building.polygon.intersection(common)
     a, b = _parts_that_meet(a, b), _parts_that_meet(b, a)
     both = a.intersection(b)
+    if both.area < 0.01 * min(a.area, b.area):
+        both = shapely.intersection(a, b, grid_size=GRID_PX)
     shared, area_a, area_b = both.area, a.area, b.area
     if shared <= 0:
         return None
@@ -360,7 +364,8 @@ def _fragments(fused: list[Building], clusters: list[list[_Piece]], links: list[
     for i in rank:
         larger = [fused[j].polygon for j in sorted(rivals[i]) if rank[j] < rank[i] and not dropped[j]]
         if larger:
-            covered = float(shapely.area(shapely.intersection(larger, fused[i].polygon)).sum())
+            shared = shapely.intersection(larger, fused[i].polygon, grid_size=GRID_PX)
+            covered = float(shapely.area(shared).sum())
             dropped[i] = covered >= FRAGMENT_SHARE * fused[i].polygon.area
     return dropped
 
@@ -414,12 +419,12 @@ def _fused_height(buildings: list[Building], area_px2: np.ndarray) -> tuple[floa
 def _outline(cluster: list[_Piece]) -> BaseGeometry:
     outlines = [p.building.polygon for p in cluster]
     for whole in sorted((p for p in cluster if not p.cut), key=lambda p: (-p.margin_px, p.key)):
-        held = shapely.area(shapely.intersection(outlines, whole.building.polygon))
+        held = shapely.area(shapely.intersection(outlines, whole.building.polygon, grid_size=GRID_PX))
         if (held >= WHOLE_SHARE * shapely.area(outlines)).all():
             return whole.building.polygon
-    united = clean_polygon(shapely.union_all(outlines))
+    united = clean_polygon(shapely.union_all(outlines, grid_size=GRID_PX))
     ruled = [p.building.polygon.intersection(_realm(p, cluster)) for p in cluster]
-    ruled = clean_polygon(shapely.union_all(ruled))
+    ruled = clean_polygon(shapely.union_all(ruled, grid_size=GRID_PX))
     # Windows that are no grid may leave ground to nobody, and a narrow neck may break where outlines are a pixel off.
     if (
         ruled is None

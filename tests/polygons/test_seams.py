@@ -198,6 +198,16 @@ def outlines(polygons):
     return sorted((p.normalize() for p in polygons), key=lambda p: p.bounds)
 
 
+def test_outlines_that_differ_in_their_last_digits_are_the_same():
+    # The plain overlay of these two is empty.
+    a = [(28.203527632659277, 48.102284997119725), (6.337081092724489, 49.94377643243704)]
+    a += [(4.352529718740234, 26.378591336964), (26.21897625867502, 24.537099901646684)]
+    b = [(28.203527632659274, 48.102284997119725), (6.337081092724489, 49.94377643243703)]
+    b += [(4.352529718740236, 26.378591336964), (26.21897625867502, 24.537099901646684)]
+    windows = [(0, 0, 60, 100), (0, 0, 100, 60)]
+    assert len(merged(windows, [[Building(Polygon(a))], [Building(Polygon(b))]])) == 1
+
+
 def test_a_cut_building_is_put_together():
     (got,) = in_pair([box(120, 20, 300, 50)], [box(120, 20, 300, 50)])
     assert got.equals(box(120, 20, 300, 50)) and len(got.exterior.coords) == 5
