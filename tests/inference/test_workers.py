@@ -8,7 +8,9 @@ from fusiondet.errors import InputError
 from fusiondet.inference import predict_to_file, workers
 from fusiondet.inference.parts import PartStore, parts_folder
 
+import numpy as np
 import pytest
+import rasterio
 
 OPTIONS = {"window_px": 100, "overlap_px": 40, "score_threshold": 0.0, "device": "cpu"}
 
@@ -20,7 +22,8 @@ def path(write_scene, city):
 
 
 def test_two_processes_make_the_bytes_of_one_even_if_one_is_killed(path, weights, tmp_path, monkeypatch):
-    predict_to_file(weights, path, None, tmp_path / "one.parquet", **OPTIONS)
+    heights = {"height_path": tmp_path / "one.tif"}
+    predict_to_file(weights, path, None, tmp_path / "one.parquet", **heights, **OPTIONS)
     real, killed = workers._answers, []
 
     def kill_one_that_has_more_to_do(worker):
@@ -31,9 +34,13 @@ def test_two_processes_make_the_bytes_of_one_even_if_one_is_killed(path, weights
         return answers
 
     monkeypatch.setattr(workers, "_answers", kill_one_that_has_more_to_do)
-    result = predict_to_file(weights, path, None, tmp_path / "two.parquet", workers=2, **OPTIONS)
+    heights = {"height_path": tmp_path / "two.tif", "workers": 2}
+    result = predict_to_file(weights, path, None, tmp_path / "two.parquet", **heights, **OPTIONS)
     assert killed and result.count > 40
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    with rasterio.open(tmp_path / "one.tif") as one, rasterio.open(tmp_path / "two.tif") as two:
+        np.testing.assert_array_equal(one.read(), two.read())
+        assert np.nanmax(one.read()) > 0
     assert not parts_folder(tmp_path / "two.parquet").exists()
 
 
