@@ -387,10 +387,13 @@ def _convert(source: Source, work: Path, options: Options, places: list[Place], 
     shards = Shards(work / "shards", places)
     shards.make(source, work / "made", options, "tiles")
     report = Report()
-    kept = []
+    kept, named = [], set()
     for line in shards.lines():
         if line.get("unusable"):
-            problems.add(UNUSABLE, line["unusable"])
+            # Every tile of one image says the same of it.
+            if line["unusable"] not in named:
+                problems.add(UNUSABLE, line["unusable"])
+                named.add(line["unusable"])
         elif line["image"] is not None:
             kept.append(line["i"])
     _refuse_unusable(problems, options)

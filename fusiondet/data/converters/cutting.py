@@ -191,7 +191,10 @@ class _OpenImage:
         """Buildings that may touch the image, their outlines in its pixels as they are, which of these have nothing to
         be cleaned, and an index of them.
         """
-        local, tree = _in_crs(self.mosaic.layers[self.image.layer], self.reader.crs)
+        try:
+            local, tree = _in_crs(self.mosaic.layers[self.image.layer], self.reader.crs)
+        except InputError as error:
+            raise InputError(f"{(self.image.rgb or self.image.sar)[0]}: {error}") from None
         buildings = [local.buildings[i] for i in sorted(tree.query(_ground(self.reader)))]
         inverse = ~self.reader.transform
         outlines_px = shapely.transform(
