@@ -36,8 +36,8 @@ SIMPLIFY_PX = 0.1
 SHARED_WALL_M = 2.0
 
 
-# Seams are timed with windows and overlaps like these, px.
-WINDOW_PX, OVERLAP_PX = 1024, 192
+# Seams are timed with windows and overlaps like these, px: so many that borders of the layer do not count.
+WINDOW_PX, OVERLAP_PX = 512, 96
 FACTOR = 10
 # What has to hold of the growth.
 GROWTH_LIMIT = 11.0

@@ -14,13 +14,15 @@ An outline that would lose too much stays as it was, and so do round ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fusiondet.buildings import clean_polygon
 
 import numpy as np
 import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
@@ -55,6 +57,8 @@ SNAP_M = 1e-3
 GRID_M = 1e-4
 # A gap is filled if less than this share of its outline is open.
 OPEN_SHARE = 0.3
+# About so many buildings are looked at together.
+BATCH = 500
 # Less overlap than this is none, m².
 NOTHING_M2 = 1e-6
 
@@ -78,6 +82,20 @@ def regularize(
     centre = np.floor(np.add(*np.split(np.array(shapely.total_bounds(polygons)), 2)) / 2)
     raw = [_moved(p, -centre) for p in polygons]
     pairs = _neighbours(raw, tolerance_m)
+    result = list(raw)
+    for members, local_pairs in _batches(len(raw), pairs):
+        found = _regularized([raw[i] for i in members], local_pairs, tolerance_m, min_iou)
+        for i, outline in zip(members, found):
+            result[i] = outline
+    return [
+        given if found is outline else _valid(_moved(found, centre), given)
+        for found, outline, given in zip(result, raw, polygons)
+    ]
+
+
+def _regularized(
+    raw: list[BaseGeometry], pairs: np.ndarray, tolerance_m: float, min_iou: float
+) -> list[BaseGeometry]:
     angles, block = _directions(raw, pairs, tolerance_m)
     plans = [
         _plan(outline, angle, number, tolerance_m, min_iou)
@@ -86,10 +104,29 @@ def regularize(
     _share_walls(plans, pairs, tolerance_m)
     result = [_accepted(plan, outline, min_iou) for plan, outline in zip(plans, raw)]
     _Layer(result, raw, pairs, tolerance_m, min_iou).settle()
-    return [
-        given if found is outline else _valid(_moved(found, centre), given)
-        for found, outline, given in zip(result, raw, polygons)
-    ]
+    return result
+
+
+def _batches(count: int, pairs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Buildings together with all that they are neighbours of, over any number of others: members, pairs of these.
+
+    What is not connected does not matter to each other, and a layer at once would fill memory with its edges.
+    """
+    links = coo_array((np.ones(len(pairs)), pairs.T), shape=(count, count))
+    _, label = connected_components(links, directed=False)
+    by_label = np.argsort(label, kind="stable")
+    sizes = np.bincount(label)
+    batch_of_label = np.cumsum(sizes) // BATCH
+    ends = np.cumsum(np.bincount(batch_of_label, weights=sizes).astype(int))
+    pairs_batch = batch_of_label[label[pairs[:, 0]]] if len(pairs) else np.zeros(0, int)
+    by_batch = np.argsort(pairs_batch, kind="stable")
+    pair_ends = np.searchsorted(pairs_batch[by_batch], np.arange(len(ends)), side="right")
+    place = np.empty(count, dtype=int)
+    for start, end, first, last in zip([0, *ends[:-1]], ends, [0, *pair_ends[:-1]], pair_ends):
+        members = np.sort(by_label[start:end])
+        if len(members):
+            place[members] = np.arange(len(members))
+            yield members, place[pairs[by_batch[first:last]]]
 
 
 def _moved(polygon: BaseGeometry, by: np.ndarray) -> BaseGeometry:

@@ -242,6 +242,18 @@ def test_true_footprints_hardly_change(shared_data):
     assert np.mean([iou(a, b) for a, b in zip(got, truth)]) > 0.99
 
 
+def test_buildings_do_not_depend_on_what_is_far_away(monkeypatch):
+    rng = np.random.default_rng(13)
+    rows = [[wriggly(box(10 * i, y, 10 * (i + 1), y + 9), rng) for i in range(4)] for y in range(0, 600, 30)]
+    order = rng.permutation(80)
+    layer = [rows[k // 4][k % 4] for k in order]
+    together = regularize(layer, 1.0)
+    monkeypatch.setattr("fusiondet.polygons.regularize.BATCH", 5)
+    alone = [p for row in rows for p in regularize(row, 1.0)]
+    for k, a, b in zip(order, together, regularize(layer, 1.0)):
+        assert a.equals(b) and a.symmetric_difference(alone[k]).area < 0.05
+
+
 def test_the_order_of_the_layer_matters_little():
     rng = np.random.default_rng(12)
     layer = [wriggly(box(10 * i, 0, 10 * (i + 1), 9), rng) for i in range(8)]
