@@ -1,9 +1,11 @@
 """Regular outlines while buildings come in: a block of houses that share walls is set straight as a whole."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from fusiondet.buildings import Building
+from fusiondet.errors import InputError
 from fusiondet.polygons.regularize import regularize
 
 import numpy as np
@@ -27,7 +29,12 @@ class Regularizer:
             windows: in the order in which they come, row by row.
             pixel_m: metres per pixel, (x, y).
             settings: tolerance_m and min_iou of `fusiondet.polygons.regularize`.
+
+        Raises:
+            InputError: a tolerance that is none.
         """
+        if not 0 < settings["tolerance_m"] < math.inf:
+            raise InputError(f"--regularize is {settings['tolerance_m']}, expected metres above 0.")
         self._tops = [y0 for _, y0, _, _ in windows]
         # A building that still grows starts above the next windows by no more than it is long: about an overlap.
         rows = sorted(set(self._tops))

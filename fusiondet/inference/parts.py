@@ -55,22 +55,20 @@ class PartStore:
         Raises:
             InputError: there are parts and neither is asked for, or they follow from something else.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # other processes may stand elsewhere
         fingerprint = json.loads(json.dumps(fingerprint))
         plan = self.folder / "plan.json"
-        if self.folder.exists() and not self.blocks():
-            shutil.rmtree(self.folder)
-        if self.folder.exists() and not resume:
+        if self.blocks() and not resume:
             if not overwrite:
                 raise InputError(
                     f"{self.folder}: an earlier run left {len(self.blocks())} finished blocks there. Pass --resume to "
                     "go on with them, or --overwrite to begin again."
                 )
             shutil.rmtree(self.folder)
-        if self.folder.exists():
+        if self.blocks():
             _check_same(self.folder, read_json(plan), fingerprint)
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(fingerprint, plan, indent=1)
 
     def path(self, block: int) -> Path:

@@ -149,6 +149,8 @@ def plan_scene(
     **reader_options,
 ) -> ScenePlan:
     """Look at the rasters' headers, refuse what cannot be, and settle the rest; see `predict_scene`."""
+    if batch is not None and batch < 1:
+        raise InputError(f"--batch is {batch}, expected 1 or more.")
     checks.check_sar_scale(predictor, reader_options.get("sar_scale"))
     paths = {"optical": rgb_path, "sar": sar_path}
     sensor = sensor or SensorGeometry()

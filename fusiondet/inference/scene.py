@@ -153,7 +153,9 @@ def finished_buildings(
     """
     windows = [window for window, _ in plan.windows]
     merger = SeamMerger(windows)
-    regularizer = Regularizer(windows, plan.pixel_m, tolerance_m=regularize_m) if regularize_m else None
+    regularizer = (
+        Regularizer(windows, plan.pixel_m, tolerance_m=regularize_m) if regularize_m is not None else None
+    )
 
     def inside(buildings: list[Building]) -> list[Building]:
         area = plan.aoi_px
@@ -309,6 +311,8 @@ def predict_to_file(
     crs = _check_crs(inputs)
     if out is not None:
         check_output(out, overwrite, crs)
+    if workers < 0:
+        raise InputError(f"--workers is {workers}, expected 0 (this process) or more.")
     if workers and scheduler:
         raise InputError(
             "--workers are processes of this machine, --scheduler is a cluster: pass one of them."
@@ -329,6 +333,8 @@ def predict_to_file(
             results = _results(predictor, plan, store, device, workers, scheduler)
             opened.enter_context(contextlib.closing(results))
             found = _assemble(predictor, plan, results, write, height_path, regularize_m)
+            if writer and found[0].unreadable_px:
+                writer.metadata["unreadable_px"] = found[0].unreadable_px
     except BaseException:
         store.remove_if_empty()
         raise

@@ -196,6 +196,11 @@ class TestDamagedBlock:
         (note,) = [n for n in result.notes if "could not be read" in n]
         assert "windows could not be read and count as no data" in note and "rgb.tif" in note
 
+    def test_the_layer_says_so(self, finder, damaged, tmp_path):
+        out, options = tmp_path / "b.gpkg", {"skip_invalid": True, "predictor": finder}
+        predict_to_file(finder.weights, damaged, None, out, **options, **WINDOWS)
+        assert read_metadata(out)["unreadable_px"] >= 64 * 64
+
     def test_another_complaint_is_not_skipped(self, finder, write_scene, monkeypatch):
         def complain(*args):
             raise InputError("not dB")
@@ -237,3 +242,20 @@ def test_style_and_report_go_with_a_layer(finder, write_scene, city, tmp_path):
         predict_to_file(
             finder.weights, write_scene(city), None, None, height_path=tmp_path / "h.tif", style=True
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": -1}, "--workers is -1, expected 0"),
+        ({"batch": 0}, "--batch is 0, expected 1 or more"),
+        ({"regularize_m": 0.0}, "--regularize is 0.0, expected metres above 0"),
+        ({"regularize_m": float("nan")}, "--regularize is nan"),
+        ({"window_px": 0}, "0 <= overlap < window"),
+        ({"dtm": "dtm.tif"}, "dtm.tif|outlines lie flat"),
+    ],
+)
+def test_numbers_that_cannot_be_leave_nothing(finder, write_scene, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        predict_to_file(finder.weights, write_scene(), None, tmp_path / "b.gpkg", predictor=finder, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["rgb.tif"]
