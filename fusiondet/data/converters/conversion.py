@@ -363,11 +363,14 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
         return known
     require_new_dir(out, RECORD_FILE, options.overwrite)
     _refuse_inside(out, source)
+    place = Path(os.path.abspath(out))  # "." and ".." have no name to put beside
+    if place == Path.cwd():
+        raise InputError(f"{out}: is the folder in which this runs, expected one to make. Name one in it.")
     places = source.places(problems)
     _refuse_unusable(problems, options)
     if not places:
         raise InputError("no tile is found in the data.")
-    work = _begin(out, print_)
+    work = _begin(place, print_)
     try:
         report = _convert(source, work, options, places, problems)
     except InputError:
@@ -375,7 +378,7 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
         raise
     record = {"fingerprint": print_, "recipe": recipe, "report": _plain(vars(report))}
     write_json(record, work / "made" / RECORD_FILE, indent=1)
-    _take_place(work, out)
+    _take_place(work, place)
     return report
 
 
@@ -485,7 +488,7 @@ def _finished(out: Path, print_: str, recipe: dict) -> Report | None:
 
 def _begin(out: Path, print_: str) -> Path:
     """The hidden folder of a conversion to `out`: that of a stopped run of the same, else an empty one."""
-    work = out.absolute().with_name(f".{out.name}.unfinished")
+    work = out.with_name(f".{out.name}.unfinished")
     mark = work / "fingerprint"
     if not (mark.is_file() and mark.read_text(encoding="ascii") == print_):
         shutil.rmtree(work, ignore_errors=True)

@@ -313,6 +313,13 @@ def match(images: list[Path], masks: list[Path], problems: Problems) -> list[Pai
     """
     if len(images) == len(masks) == 1:
         return [Pair(unique_stems(images)[0], images[0], masks[0])]
+    for files in (images, masks):
+        stem, count = Counter(p.stem.lower() for p in files).most_common(1)[0]
+        if count > 1:
+            same = " and ".join(str(p) for p in files if p.stem.lower() == stem)
+            raise InputError(
+                f"{same} have one name, which does not tell what goes with what. Convert each folder by itself."
+            )
     whole = ([p.stem.lower() for p in images], [p.stem.lower() for p in masks])
     ours, theirs = max(
         (whole, (distinct_parts(images), distinct_parts(masks))),

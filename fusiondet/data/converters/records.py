@@ -249,6 +249,8 @@ def _bbox(extent, crs):
 def _drivers(path: Path) -> tuple[str, ...]:
     with open(path, "rb") as f:
         head = f.read(64)
+    if not head:
+        raise InputError(f"{path}: is empty, expected a vector file. Copy or download it again.")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for signature, drivers in SIGNATURES.items():
         if head.startswith(signature) or (signature == b"{" and text.startswith(b"{")):

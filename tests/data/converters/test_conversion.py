@@ -159,6 +159,15 @@ class TestSecondRun:
         convert(Grid(), tmp_path / "out", Options(), {"root": Path("data")})
         assert convert(Grid(), Path("out"), Options(), {"root": tmp_path / "data"}).unchanged
 
+    def test_a_folder_without_a_name(self, tmp_path, monkeypatch):
+        (tmp_path / "here" / "below").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "here" / "below")
+        for out in (Path("."), Path("x/..")):
+            with pytest.raises(InputError, match="is the folder in which this runs"):
+                convert(Grid(), out, Options(), {})
+        convert(Grid(), Path("../new/../newer"), Options(), {})
+        assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["below", "newer"]
+
     @pytest.mark.parametrize("made", [True, False])
     def test_the_data_themselves_are_never_replaced(self, tmp_path, made):
         out = tmp_path / "out"

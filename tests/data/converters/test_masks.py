@@ -285,6 +285,9 @@ def test_pairs_by_name(images, masks):
 def test_names_that_do_not_tell_are_refused():
     with pytest.raises(InputError, match="cannot be told from their names, such as x1.tif and y7.tif"):
         match(paths("i", "x1.tif", "x2.tif"), paths("m", "y7.tif", "y8.tif"), Problems())
+    images, masks = (paths(f"train/{kind}", "0.tif") + paths(f"val/{kind}", "0.tif") for kind in "im")
+    with pytest.raises(InputError, match="train/i/0.tif and val/i/0.tif have one name"):
+        match(images, masks, Problems())
 
 
 def _lonely_image(folder):

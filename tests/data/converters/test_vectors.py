@@ -150,13 +150,16 @@ def test_table_without_geometry(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.gpkg", b"no database"), ("a.geojson", b"<OGRVRTDataSource/>"), ("a.shp", b""), ("a.fgb", b"\0" * 100),
+        ("a.gpkg", b"no database"), ("a.geojson", b"<OGRVRTDataSource/>"), ("a.shp", b"x"), ("a.fgb", b"\0" * 100),
         ("a.csv", b"WKT,h\nPOINT (0 0),1\n"),
     ],
 )  # fmt: skip
 def test_not_a_vector_file(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="not a vector file that is read here"):
+        read_layer(tmp_path / name)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{name}: is empty"):
         read_layer(tmp_path / name)
 
 
