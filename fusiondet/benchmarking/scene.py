@@ -7,6 +7,7 @@ the open checkpoint to the whole layer, less the time that the stand-in took.
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -30,7 +31,10 @@ from fusiondet.export import read_buildings
 from fusiondet.files import write_json
 from fusiondet.inference import Predictor, predict_to_file
 
+import geopandas
 import numpy as np
+import rasterio
+import shapely
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -173,6 +177,7 @@ def benchmark_scene(settings: Settings) -> dict:
             START: ("idle", scene, timed),
             OURS: ("ours", scene, timed),
             USUAL: ("usual", scene, timed),
+            **({SAHI: ("sahi", scene, timed)} if has_sahi() else {}),
             f"{GROWN} {small} px": ("grown", empty[small], (s.growth_window_px, 0, s.batch)),
             f"{GROWN} {large} px": ("grown", empty[large], (s.growth_window_px, 0, s.batch)),
         }
@@ -192,12 +197,14 @@ def benchmark_scene(settings: Settings) -> dict:
     }
 
 
-START, OURS, USUAL, GROWN = (
-    "start-up alone",
-    "fusiondet",
-    "slice, paste, union",
-    "fusiondet, no stand-in time,",
-)
+# Contestants.
+START, OURS, GROWN = "start-up alone", "fusiondet", "fusiondet, no stand-in time,"
+USUAL, SAHI = "slice, paste, union", "SAHI, its Detectron2 adapter"
+
+
+def has_sahi() -> bool:
+    """Whether SAHI is installed; it is no requirement (`pip install --no-deps sahi` will do)."""
+    return importlib.util.find_spec("sahi") is not None
 
 
 def write_weights(folder: Path) -> Path:
@@ -233,8 +240,43 @@ def run(kind: str, weights: str, scene: str, out: str, window_px: int, model_ms:
         count = predict_to_file(weights, Path(scene), None, folder / "buildings.gpkg", **options).count
     elif kind == "usual":
         count = slice_and_unite(scene, str(folder / "buildings.gpkg"), model.predict, window_px, overlap_px)
+    elif kind == "sahi":
+        count = sahi_prediction(scene, folder / "buildings.gpkg", model, window_px, overlap_px)
     times = {"predict_s": time.perf_counter() - start, "model_s": model.seconds_taken, "buildings": count}
     write_json(times, folder / "times.json")
+
+
+def sahi_prediction(scene: str, out: Path, model: StandIn, window_px: int, overlap_px: int) -> int:
+    """The same scene by SAHI's sliced prediction with its own adapter for Detectron2; how many buildings it finds."""
+    from sahi.models.detectron2 import Detectron2DetectionModel
+    from sahi.predict import get_sliced_prediction
+
+    class Adapter(Detectron2DetectionModel):
+        def check_dependencies(self, *_, **__):
+            pass
+
+        def load_model(self):
+            self.model, self.category_names = model, ["building"]
+
+        def perform_inference(self, image):
+            self._original_predictions = {"instances": model.predict(image)}
+
+    with rasterio.open(scene) as source:
+        pixels, transform, crs = source.read().transpose(1, 2, 0), source.transform, source.crs
+    adapter = Adapter(
+        model_path="-", device="cpu", category_mapping={"0": "building"}, confidence_threshold=0.3
+    )
+    sides = {
+        "slice_height": window_px,
+        "slice_width": window_px,
+        "overlap_height_ratio": overlap_px / window_px,
+        "overlap_width_ratio": overlap_px / window_px,
+    }
+    found = get_sliced_prediction(pixels, adapter, verbose=0, **sides).object_prediction_list
+    rings = [np.reshape(max(f.mask.segmentation, key=len), (-1, 2)) for f in found if f.mask.segmentation]
+    outlines = [shapely.Polygon(np.column_stack(transform * ring.T)) for ring in rings if len(ring) > 2]
+    geopandas.GeoDataFrame(geometry=outlines, crs=crs).to_file(out, driver="GPKG")
+    return len(outlines)
 
 
 def _typical(runs: list[dict]) -> dict:
@@ -274,6 +316,9 @@ def _ratios(runs: dict, small: list[dict], large: list[dict]) -> dict[str, dict]
             [r["peak_bytes"] for r in large], [r["peak_bytes"] for r in small], LIMITS["memory"],
         ),
     }  # fmt: skip
+    if SAHI in runs:
+        pairs["time outside the network, ours / SAHI"] = (outside(OURS), outside(SAHI), LIMITS["speed"])
+        pairs["memory beyond start-up, ours / SAHI"] = (added(OURS), added(SAHI), LIMITS["less_memory"])
     judged = {}
     for name, (top, bottom, limit) in pairs.items():
         ratio = paired_ratio(top, bottom)
@@ -298,6 +343,8 @@ def format_table(result: dict) -> str:
             f"{name:{width}} {run['predict_s']:9.2f} {run['model_s']:8.2f} {run['cpu_s']:8.2f} "
             f"{run['peak_bytes'] / 1e6:8.1f} {run['buildings']:9.0f}"
         )
+    if SAHI not in result["runs"]:
+        lines.append("SAHI is not installed, so it was not measured")
     lines += ["", f"same {result['same']['buildings']} buildings from both"]
     for name, of in result["ratios"].items():
         limit = f" <= {of['limit']:g}: {of['verdict']}" if of["limit"] else ""
