@@ -391,6 +391,11 @@ class SpaceNet6:
     def finish(self, sample: Dataset, report: Report) -> None:
         """Notes on what the numbers are."""
         report.notes += self.notes
+        if report.unknown_heights["no ground"] and not report.heights["known"]:
+            raise InputError(
+                f"--ground {self.ground}: has no elevation under any of the buildings. Is it the terrain of Rotterdam, "
+                "and is its CRS right?"
+            )
         if self._height_column is not None:
             facts = self._described(self._height_column)
             datum = "above the ground"

@@ -300,6 +300,14 @@ class TestHeights:
                 )
         assert known > 20 and report.unknown_heights["no ground"] == report.heights["unknown"] > 0
 
+    def test_terrain_of_another_place_is_refused(self, archive, tmp_path):
+        dtm = tmp_path / "dtm.tif"
+        far = Affine(5, 0, replica.LEFT + 1e5, 0, -5, replica.TOP)
+        replica.write_raster(dtm, np.ones((1, 9, 9), np.float32), far, "EPSG:32631")
+        with pytest.raises(InputError, match="--ground .*dtm.tif: has no elevation under any"):
+            make(archive, tmp_path / "out", ground=dtm)
+        assert not (tmp_path / "out").exists()
+
     def test_missing_ones_are_unknown_and_counted(self, own_archive, tmp_path):
         table = own_archive / "SummaryData" / f"{replica.PREFIX}_Buildings.csv"
         rows = list(csv.reader(table.open()))
