@@ -137,6 +137,8 @@ def evaluate_dfc2023(args) -> tuple[dict, str]:
         zips.write_submission(submission, truth.shapes, args.write_submission)
         what = f"{len(truth.images)} tiles and {len(submission.records)} instances"
         notes.append(f"wrote {what} to {args.write_submission}")
+        if not submission.records:
+            notes.append("the contest's scorer gives no score where there is no instance at all")
         if not (truth.has_heights and truth.document["annotations"]):
             return {}, "\n".join([*notes, "not scored: the annotations have no buildings or no true heights"])
     numbers = dfc2023.evaluate_dfc2023(truth, submission)

@@ -317,7 +317,8 @@ def test_a_zip_is_written_where_there_is_no_truth(tmp_path, capsys, load_tool):
     words += ["--predictions", str(tmp_path / "predictions.json")]
     load_tool("evaluate").main([*words, "--write-submission", str(tmp_path / "s.zip")])
     lines = capsys.readouterr().out.splitlines()
-    assert "wrote 4 tiles and 0 instances" in lines[0] and lines[-1].startswith("not scored")
+    assert "wrote 4 tiles and 0 instances" in lines[0] and "gives no score" in lines[1]
+    assert lines[-1].startswith("not scored")
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
         assert sorted(archive.namelist()) == [
             *(f"height/P_000{n}.tif" for n in (1, 2, 3, 4)),
