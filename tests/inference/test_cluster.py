@@ -6,7 +6,7 @@ import signal
 import threading
 
 from fusiondet.errors import InputError
-from fusiondet.inference import cluster, predict_to_file
+from fusiondet.inference import cluster, predict_to_file, workers
 from fusiondet.inference.parts import PartStore, parts_folder
 
 import pytest
@@ -37,25 +37,52 @@ def start(distributed, **options):
     )
 
 
+# Run by processes that have this package imported already: starting Python for each takes longer than the test.
+WORKER = """
+import asyncio, distributed
+
+async def work():
+    async with distributed.Worker({address!r}, nthreads=1, dashboard_address=None) as worker:
+        await worker.finished()
+
+asyncio.run(work())
+"""
+
+
+@pytest.fixture
+def two_workers(distributed):
+    """A cluster whose two workers are processes, of their own, that nobody starts again."""
+    with start(distributed, n_workers=0, processes=True) as running:
+        code = WORKER.format(address=running.scheduler_address)
+        processes = [workers._context().Process(target=exec, args=(code, {}), daemon=True) for _ in range(2)]
+        for process in processes:
+            process.start()
+        with distributed.Client(running, set_as_default=False) as client:
+            client.wait_for_workers(2)
+        yield running
+        for process in processes:
+            process.kill()
+            process.join()
+
+
 def test_the_bytes_are_those_of_one_process_even_if_a_worker_is_killed(
-    distributed, path, weights, tmp_path, monkeypatch
+    distributed, two_workers, path, weights, tmp_path, monkeypatch
 ):
     predict_to_file(weights, path, None, tmp_path / "one.parquet", **OPTIONS)
-    with start(distributed, n_workers=2, processes=True) as running:
-        real, killed = PartStore.save_bytes, []
+    real, killed = PartStore.save_bytes, []
 
-        def kill_a_worker(self, *args):
-            real(self, *args)
-            if not killed:
-                with distributed.Client(running, set_as_default=False) as client:
-                    pids = client.run(os.getpid)
-                    busy = [w for w, keys in client.processing().items() if keys] or list(pids)
-                    killed.append(pids[busy[0]])
-                os.kill(killed[0], signal.SIGKILL)
+    def kill_a_worker(self, *args):
+        real(self, *args)
+        if not killed:
+            with distributed.Client(two_workers, set_as_default=False) as client:
+                pids = client.run(os.getpid)
+                busy = [w for w, keys in client.processing().items() if keys] or list(pids)
+                killed.append(pids[busy[0]])
+            os.kill(killed[0], signal.SIGKILL)
 
-        monkeypatch.setattr(PartStore, "save_bytes", kill_a_worker)
-        address = running.scheduler_address
-        result = predict_to_file(weights, path, None, tmp_path / "two.parquet", scheduler=address, **OPTIONS)
+    monkeypatch.setattr(PartStore, "save_bytes", kill_a_worker)
+    address = two_workers.scheduler_address
+    result = predict_to_file(weights, path, None, tmp_path / "two.parquet", scheduler=address, **OPTIONS)
     assert killed and result.count > 40
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     assert not parts_folder(tmp_path / "two.parquet").exists()
