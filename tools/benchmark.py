@@ -117,7 +117,7 @@ def _polygons_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _scene_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--size", type=int, default=10_000, help="side of the scene for time, about, pixels")
+    command.add_argument("--size", type=int, default=12_000, help="side of the scene for time, about, pixels")
     command.add_argument("--window", type=int, default=512, help="side of its windows, pixels")
     command.add_argument("--model-ms", type=float, default=25.0, help="what the stand-in takes for a window")
     command.add_argument("--batch", type=int, default=1, help="windows at a time")

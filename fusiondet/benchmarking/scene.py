@@ -64,7 +64,7 @@ class Settings:
         InputError: a number is too small.
     """
 
-    size_px: int = 10_000
+    size_px: int = 12_000
     small_px: int = 4_000
     large_px: int = 40_000
     window_px: int = 512
