@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.data.coco import MAX_SIDE_PX, polygon_from_segmentation
-from fusiondet.data.converters.conversion import Problems
+from fusiondet.data.converters.reports import Problems
 from fusiondet.errors import InputError
 
 import numpy as np

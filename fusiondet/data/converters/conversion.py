@@ -5,187 +5,37 @@ nothing else. `convert` does the rest: work is dealt out to processes, finished 
 not made again, splits are dealt out by ground, and the ground that two splits share is measured. What is wrong with
 the data is counted and named, and stops a conversion only where that was asked for.
 
-In memory there are the places of the tiles (below 1 KB each), never their labels or pixels.
+In memory there are the places of the tiles (about 2 KB each), never their labels or pixels.
 """
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from fusiondet import __version__, cli
 from fusiondet.buildings import Tile, map_to_pixel
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import CocoWriter, Dataset, tile_from_records, tile_records
+from fusiondet.data.coco import CocoWriter, Dataset, tile_from_records
+from fusiondet.data.converters.reports import MAX_NAMED, UNUSABLE, Problems, Report, counted
+from fusiondet.data.converters.shards import Shards, remove_own
+from fusiondet.data.converters.source import Place, Source
 from fusiondet.data.converters.splits import assign_blocks, clear_of, conflicts, leaked_area, parse_split
-from fusiondet.data.imagery import PixelWindow, metric_crs
+from fusiondet.data.imagery import metric_crs
 from fusiondet.errors import InputError
 from fusiondet.files import read_json, require_new_dir, write_json
 
 import numpy as np
 import shapely
-from affine import Affine
-from pyproj import Transformer
 
 # Beside the annotations: what was asked for, and what happened.
 RECORD_FILE = "conversion.json"
-# Tiles that a process makes at a time; what a stopped run loses.
-CHUNK = 16
-# Of one kind of problem, so many are named; all of them are counted.
-MAX_NAMED = 50
 # Tiles with labels that `Source.finish` gets to see.
 SAMPLE = 32
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tile is, before its labels and pixels are read.
-
-    Attributes:
-        name: for messages and file names; unique in its source, together with the window.
-        image: which image of its source, as the source counts them.
-        window: (x0, y0, width, height) in pixels of the image.
-        transform: pixel of the *image* -> map as six numbers; None when it has no georeference.
-        crs: "EPSG:n" or WKT; None when unknown.
-        split: the one that the data prescribe; None: splits are dealt out.
-        group: what has to stay in one split where there is no ground to go by, e.g. a city.
-    """
-
-    name: str
-    image: int
-    window: PixelWindow
-    transform: tuple[float, ...] | None = None
-    crs: str | None = None
-    split: str | None = None
-    group: str | None = None
-
-    def ground(self, crs: str | None) -> shapely.Polygon:
-        """Its outline on the map, in `crs` where that is given and differs from its own.
-
-        Raises:
-            ValueError: it has no georeference.
-        """
-        if self.transform is None:
-            raise ValueError(f"{self.name} is nowhere on the map")
-        x0, y0, width, height = self.window
-        moved = crs is not None and self.crs is not None and self.crs != crs
-        # In another CRS an edge is bent, so that it goes there in steps.
-        steps = np.linspace(0, 1, 11)[:-1] if moved else np.zeros(1)
-        sides = (
-            (steps, 0 * steps),
-            (0 * steps + 1, steps),
-            (1 - steps, 0 * steps + 1),
-            (0 * steps, 1 - steps),
-        )
-        u, v = np.concatenate(sides, axis=1)
-        x, y = Affine(*self.transform) * (x0 + u * width, y0 + v * height)
-        if moved:
-            x, y = _transformer(self.crs, crs).transform(x, y)
-        return shapely.Polygon(np.column_stack([x, y]))
-
-
-class Problems:
-    """What is wrong with the data: counted by kind, the first of each kind named.
-
-    Attributes:
-        counts: kind -> how many. named: kind -> messages, `MAX_NAMED` at most.
-    """
-
-    def __init__(self, strict: bool = False):
-        """Args: `strict` makes the first problem an InputError."""
-        self.strict = strict
-        self.counts: Counter = Counter()
-        self.named: dict[str, list[str]] = {}
-
-    def add(self, kind: str, message: str) -> None:
-        """Note one problem.
-
-        Args:
-            kind: in the plural, as in "3 labels without an image".
-            message: names the file, what was expected and what was found.
-
-        Raises:
-            InputError: `message`, where this is strict.
-        """
-        if self.strict:
-            raise InputError(message)
-        self.counts[kind] += 1
-        if len(self.named.setdefault(kind, [])) < MAX_NAMED:
-            self.named[kind].append(message)
-
-    def lines(self) -> list[str]:
-        """Text for the user, a line for each kind and one for each named problem."""
-        found = []
-        for kind, count in self.counts.items():
-            found.append(f"problem: {count} {kind}")
-            found += [f"  {message}" for message in self.named[kind]]
-            if count > len(self.named[kind]):
-                found.append(f"  ... and {count - len(self.named[kind])} more")
-        return found
-
-
-@dataclass
-class Made:
-    """One tile, or why there is none.
-
-    Attributes:
-        tile: its file names relative to the data set's folder; None: left out, `counts` say why.
-        counts: "tiles", "labels", "heights", "unknown_heights" or a heading of the source's own -> what -> how many.
-        notes: sentences for the user; the same sentence is shown once.
-    """
-
-    tile: Tile | None
-    counts: dict[str, Counter] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-class Source(Protocol):
-    """What a converter has to know: one kind of data. It is sent to other processes, so it holds nothing open.
-
-    Attributes:
-        bands: of the data set. nodata: number that means no data where a raster declares none, or None.
-    """
-
-    bands: BandSpec
-    nodata: float | None
-
-    def files(self) -> Iterable[Path]:
-        """Files that the result depends on: when one of them changes, the conversion is not up to date."""
-        ...
-
-    def places(self, problems: Problems) -> list[Place]:
-        """Where the tiles are, always in the same order. Called once, first."""
-        ...
-
-    def make(self, place: Place, out: Path, problems: Problems) -> Made:
-        """The tile at `place`, whose window may be smaller than `places` said. Rasters of its own go under `out`.
-
-        Raises:
-            InputError: it cannot be made.
-        """
-        ...
-
-    def finish(self, sample: Dataset, report: "Report") -> None:
-        """Look at the finished data set, of which `sample` has some tiles with buildings; add to the notes of `report`.
-
-        Raises:
-            InputError: it cannot be used as it is, and is not written.
-        """
-        ...
-
-    def info(self) -> dict:
-        """Facts for `info` of the annotation files: licence, source, what outlines and heights are."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -250,92 +100,6 @@ def options_from(args, **changes) -> Options:
     return Options(**{**{name: value for name, value in vars(args).items() if name in names}, **changes})
 
 
-def show(report: "Report", out: Path) -> None:
-    """Print what happened, and where the result is."""
-    print("\n".join(report.lines()))
-    files = ", ".join(f"annotations/{name}.json" for name in report.splits)
-    print(f"{out} is up to date: {files}" if report.unchanged else f"wrote {out}: {files}")
-
-
-@dataclass
-class Report:
-    """What happened, for the user and for `conversion.json`. Counters: what -> how many.
-
-    Attributes:
-        tiles, labels, heights, unknown_heights: of the tiles of all splits. more: headings of the source's own.
-        splits: name -> {"tiles", "buildings", "known heights"}. leaked_m2: ground that two splits share.
-        problems: kind -> how many. named: kind -> messages.
-        unchanged: the data set was there already, from the same files and options.
-    """
-
-    tiles: Counter = field(default_factory=Counter)
-    labels: Counter = field(default_factory=Counter)
-    heights: Counter = field(default_factory=Counter)
-    unknown_heights: Counter = field(default_factory=Counter)
-    more: dict[str, Counter] = field(default_factory=dict)
-    splits: dict[str, dict] = field(default_factory=dict)
-    leaked_m2: float | None = 0.0
-    problems: Counter = field(default_factory=Counter)
-    named: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    unchanged: bool = False
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        problems = Problems()
-        problems.counts, problems.named = self.problems, self.named
-        leak = "not measured, no georeference" if self.leaked_m2 is None else f"{self.leaked_m2:.1f} m2"
-        return [
-            *(
-                f"{heading}: {counted(counts)}"
-                for heading, counts in self.more.items()
-                if heading != COMPARED
-            ),
-            f"tiles: {counted(self.tiles)}",
-            f"labels: {counted(self.labels)}",
-            f"heights: {counted(self.heights)}",
-            *([f"unknown heights: {counted(self.unknown_heights)}"] if self.unknown_heights else []),
-            *([self.compared] if self.compared else []),
-            *(f"{name}: {counted(counts)}" for name, counts in self.splits.items()),
-            *([f"ground in two splits: {leak}"] if len(self.splits) > 1 else []),
-            *(f"note: {note}" for note in self.notes),
-            *problems.lines(),
-        ]
-
-    @property
-    def compared(self) -> str | None:
-        """How heights of two origins agree, where buildings have both; None where there are none."""
-        sums = self.more.get(COMPARED)
-        if not sums:
-            return None
-        n = sums["n"]
-        return (
-            f"height raster against the height field: n = {n}, MAE {sums['abs_m'] / n:.2f} m, "
-            f"bias {sums['sum_m'] / n:+.2f} m"
-        )
-
-    def drop_zeros(self) -> None:
-        """Leave out what did not occur."""
-        for name in ("tiles", "labels", "heights", "unknown_heights"):
-            setattr(self, name, +getattr(self, name))
-
-    def add(self, counts: dict[str, dict]) -> None:
-        """Add the counts of one tile."""
-        for heading, of_tile in counts.items():
-            known = heading in ("tiles", "labels", "heights", "unknown_heights")
-            total = getattr(self, heading) if known else self.more.setdefault(heading, Counter())
-            total.update(of_tile)
-
-
-# Heading of the sums that compare two heights of the same building: n, their difference, its absolute value.
-COMPARED = "compared"
-
-
-def counted(counts) -> str:
-    """Text such as "3 kept, 1 dropped on no data"."""
-    return ", ".join(f"{n:,} {what}".replace(",", " ") for what, n in counts.items() if n) or "none"
-
-
 def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report:
     """Make a data set at `out`: `annotations/<split>.json`, and the rasters that the source writes.
 
@@ -382,13 +146,9 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
     return report
 
 
-# Kinds of problems that leave out a tile or an image.
-UNUSABLE = "unusable images"
-
-
 def _convert(source: Source, work: Path, options: Options, places: list[Place], problems: Problems) -> Report:
     shards = Shards(work / "shards", places)
-    shards.make(source, work / "made", options, "tiles")
+    shards.make(source, work / "made", options.workers, options.strict)
     report = Report()
     kept, named = [], set()
     for line in shards.lines():
@@ -407,7 +167,7 @@ def _convert(source: Source, work: Path, options: Options, places: list[Place], 
         )
     names, split, smaller = _splits([places[i] for i in kept], options)
     replaced = {kept[k]: place for k, place in smaller.items()}
-    shards.remake(source, work / "made", options, replaced)
+    shards.remake(source, work / "made", options.workers, options.strict, replaced)
     split = dict(zip(kept, split.tolist(), strict=True))
     _merge(source, shards, names, split, places, work / "made", problems, report)
     return report
@@ -523,140 +283,6 @@ def _take_place(work: Path, out: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-class Shards:
-    """Finished tiles on disk, in files of `CHUNK` tiles in the order of their places.
-
-    A line of a file is JSON: i (number of the place), and either unusable (message), or image (record, null when the
-    tile was left out), annotations, counts, problems [[kind, message]], notes.
-    """
-
-    def __init__(self, folder: Path, places: list[Place]):
-        """Args: `folder` may hold what a stopped run has finished."""
-        self.folder, self.places = folder, places
-        self._names: list[str] = []
-        self._remade: list[str] = []
-
-    def make(self, source: Source, out: Path, options: Options, label: str) -> None:
-        """Make what is not there yet."""
-        jobs = {
-            f"{first:09d}": [(i, self.places[i]) for i in range(first, min(first + CHUNK, len(self.places)))]
-            for first in range(0, len(self.places), CHUNK)
-        }
-        self._names = list(jobs)
-        self._run(source, out, options, jobs, label)
-
-    def remake(self, source: Source, out: Path, options: Options, replaced: dict[int, Place]) -> None:
-        """Make tiles anew at smaller places; what they had written before is removed."""
-        for line in self.lines():
-            if line["i"] in replaced:
-                _remove_own(out, line["image"])
-        pairs = sorted(replaced.items())
-        jobs = {f"remade{k:09d}": pairs[k : k + CHUNK] for k in range(0, len(pairs), CHUNK)}
-        self._remade = list(jobs)
-        self._run(source, out, options, jobs, "tiles at splits")
-
-    def lines(self) -> Iterator[dict]:
-        """Every tile as it was made first."""
-        return (line for name in self._names for line in self._read(name))
-
-    def remade(self) -> Iterator[dict]:
-        """Tiles that were made anew."""
-        return (line for name in self._remade for line in self._read(name))
-
-    def _read(self, name: str) -> Iterator[dict]:
-        with open(self.folder / f"{name}.jsonl", encoding="utf-8") as f:
-            yield from map(json.loads, f)
-
-    def _run(self, source: Source, out: Path, options: Options, jobs: dict, label: str) -> None:
-        left = [
-            (self.folder / f"{name}.jsonl", job, out, options.strict)
-            for name, job in jobs.items()
-            if not (self.folder / f"{name}.jsonl").exists()
-        ]
-        bar = functools.partial(cli.progress, total=len(left), label=label, unit=f"{CHUNK} tiles")
-        workers = min(options.workers, len(left))
-        if workers <= 1:
-            for work in bar(left):
-                _make_shard(source, *work)
-            return
-        # A fork would inherit open files and threads of GDAL.
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _hold, (source,))
-        try:
-            for _ in bar(pool.map(_make_shard_here, left)):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_held: Source | None = None
-
-
-def _hold(source: Source) -> None:
-    global _held
-    _held = source
-
-
-def _make_shard_here(work) -> None:
-    _make_shard(_held, *work)
-
-
-def _make_shard(source: Source, path: Path, job: list[tuple[int, Place]], out: Path, strict: bool) -> None:
-    # In a hidden folder of its own, so that a name serves where `atomic_path` would make a folder.
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "w", encoding="utf-8") as f:
-        for i, place in job:
-            f.write(json.dumps({"i": i, **_make_line(source, place, out, strict)}, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
-
-
-def _make_line(source: Source, place: Place, out: Path, strict: bool) -> dict:
-    problems = Problems(strict)
-    try:
-        made = source.make(place, out, problems)
-    except InputError as error:
-        if strict:
-            raise
-        return {"unusable": str(error)}
-    image, annotations = (None, []) if made.tile is None else tile_records(made.tile)
-    return {
-        "image": image,
-        "annotations": annotations,
-        "counts": made.counts,
-        "notes": made.notes,
-        "problems": [[kind, message] for kind, messages in problems.named.items() for message in messages],
-        "problem_counts": problems.counts,
-    }
-
-
-def _remove_own(out: Path, image: dict) -> None:
-    """Remove the rasters of a tile that were written for it; not what it refers to by a link."""
-    for name in (value for key, value in image.items() if key.endswith("file_name") and value):
-        path = out / name
-        if path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(out.resolve()):
-            path.unlink()
-
-
-def link(out: Path, name: str, target: Path) -> str:
-    """Make `out/name` a link to `target` (a raster or a folder of rasters), and return `name`.
-
-    Data sets refer to rasters by names below their own folder, so that a JSON from elsewhere cannot point anywhere.
-
-    Raises:
-        InputError: the file system knows no links.
-    """
-    path = out / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        path.symlink_to(target.resolve())
-    except FileExistsError:  # another tile of the same raster, or another process
-        pass
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be made a link to {target} ({error.strerror}). Copy the pixels instead: --cut."
-        ) from None
-    return name
-
-
 # ---- Splits ----------------------------------------------------------------------------------------------
 
 
@@ -757,7 +383,7 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
             if line.get("image") is None or split.get(i, -1) < 0:
                 if i in split:
                     if line.get("image"):
-                        _remove_own(out, line["image"])
+                        remove_own(out, line["image"])
                     report.tiles[
                         "left out at another split" if split[i] < 0 or i in remade else "left out"
                     ] += 1
@@ -829,8 +455,3 @@ class _Sample:
 
     def tiles(self) -> list[Tile]:
         return [tile_from_records(line["image"], line["annotations"]) for line in self._lines]
-
-
-@functools.lru_cache(maxsize=32)
-def _transformer(crs: str, to_crs: str) -> Transformer:
-    return Transformer.from_crs(crs, to_crs, always_xy=True)

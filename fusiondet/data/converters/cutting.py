@@ -12,8 +12,9 @@ from pathlib import Path
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset, mask_to_polygon, polygon_to_mask
-from fusiondet.data.converters.conversion import COMPARED, UNUSABLE, Made, Place, Problems, Report, link
 from fusiondet.data.converters.heights import HeightRaster, statistic
+from fusiondet.data.converters.reports import COMPARED, UNUSABLE, Problems, Report
+from fusiondet.data.converters.source import Made, Place, link
 from fusiondet.data.converters.vectors import UNKNOWN_HEIGHT, Layer, transform_layer
 from fusiondet.data.imagery import PixelWindow, Scene, SceneReader, TileRaster, open_raster
 from fusiondet.data.labels import check_height_labels

@@ -28,11 +28,12 @@ from pathlib import Path
 from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
-from fusiondet.data.converters import conversion
+from fusiondet.data.converters import conversion, reports
 from fusiondet.data.converters.coco_index import CocoIndex, ImageRecord, read_index
-from fusiondet.data.converters.conversion import Made, Place, Problems, Report, link
 from fusiondet.data.converters.cutting import KEPT_DTYPES, clip_labels, write_tile
 from fusiondet.data.converters.heights import statistic, zonal_height
+from fusiondet.data.converters.reports import Problems, Report
+from fusiondet.data.converters.source import Made, Place, link
 from fusiondet.data.imagery import TileRaster, crs_text, gsd_m_of, open_raster, read_tile_image
 from fusiondet.data.labels import check_height_labels, read_heights
 from fusiondet.errors import InputError, unknown_name
@@ -653,7 +654,7 @@ def main(args) -> None:
     names = ("root", "zonal", "outline", "gsd", "holdout_city", "cut")
     recipe = {"source": "dfc2023", "track": track, **{name: getattr(args, name) for name in names}}
     report = conversion.convert(source, args.out, conversion.options_from(args), recipe)
-    conversion.show(report, args.out)
+    reports.show(report, args.out)
 
 
 def _gsd_by_sensor(words: list[str]) -> dict[str, float]:

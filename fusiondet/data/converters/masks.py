@@ -22,11 +22,12 @@ from pathlib import Path
 from fusiondet.buildings import Building, Tile, clean_polygon
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
-from fusiondet.data.converters import conversion
+from fusiondet.data.converters import conversion, reports
 from fusiondet.data.converters.coco_index import CocoIndex, ImageRecord, read_index
-from fusiondet.data.converters.conversion import UNUSABLE, Made, Place, Problems, Report, link
 from fusiondet.data.converters.cutting import KEPT_DTYPES, clip_labels, windows, write_tile
 from fusiondet.data.converters.pairing import distinct_parts, expand, first_band_count, unique_stems
+from fusiondet.data.converters.reports import UNUSABLE, Problems, Report
+from fusiondet.data.converters.source import Made, Place, link
 from fusiondet.data.imagery import PixelWindow, SceneReader, open_raster
 from fusiondet.errors import InputError
 
@@ -415,7 +416,7 @@ def main(args) -> None:
     source = MaskPairs(images, masks, _bands(images), gsd_m=args.gsd, **options)
     recipe = {"source": "masks", "gsd": args.gsd, **options, "images": images, "masks": masks}
     report = conversion.convert(source, args.out, conversion.options_from(args), recipe)
-    conversion.show(report, args.out)
+    reports.show(report, args.out)
 
 
 def _bands(images: list[Path]) -> BandSpec:

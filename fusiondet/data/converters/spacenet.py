@@ -31,10 +31,11 @@ from fusiondet import cli
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel, pixel_to_map
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
-from fusiondet.data.converters import conversion
-from fusiondet.data.converters.conversion import UNUSABLE, Made, Place, Problems, Report, link
+from fusiondet.data.converters import conversion, reports
 from fusiondet.data.converters.cutting import KEPT_DTYPES, clip_labels, write_tile
 from fusiondet.data.converters.pairing import expand, first_band_count, unique_stems
+from fusiondet.data.converters.reports import UNUSABLE, Problems, Report
+from fusiondet.data.converters.source import Made, Place, link
 from fusiondet.data.converters.vectors import UNKNOWN_HEIGHT, Layer, read_layer, transform_layer
 from fusiondet.data.imagery import PixelWindow, SceneReader, TileRaster, open_raster, read_tile_image
 from fusiondet.errors import InputError
@@ -766,4 +767,4 @@ def main(args) -> None:
     report = conversion.convert(
         source, args.out, conversion.options_from(args), {"source": "spacenet", **recipe}
     )
-    conversion.show(report, args.out)
+    reports.show(report, args.out)

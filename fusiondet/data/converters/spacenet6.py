@@ -56,9 +56,10 @@ from fusiondet.buildings import (
 )
 from fusiondet.data.bands import POLARISATIONS, SAR_SCALES, BandSpec
 from fusiondet.data.coco import Dataset, polygon_to_mask
-from fusiondet.data.converters import conversion
-from fusiondet.data.converters.conversion import UNUSABLE, Made, Place, Problems, Report, link
+from fusiondet.data.converters import conversion, reports
 from fusiondet.data.converters.records import read_records
+from fusiondet.data.converters.reports import UNUSABLE, Problems, Report
+from fusiondet.data.converters.source import Made, Place, link
 from fusiondet.data.converters.spacenet import (
     ImageTiles,
     TileRules,
@@ -752,4 +753,4 @@ def main(args) -> None:
     split = args.split or (None if args.paper_split else list(SPLIT))
     options = conversion.options_from(args, split=split, min_side_px=MIN_SIDE_PX)
     report = conversion.convert(source, args.out, options, recipe)
-    conversion.show(report, args.out)
+    reports.show(report, args.out)

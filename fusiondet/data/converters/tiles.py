@@ -15,12 +15,13 @@ from pathlib import Path
 from fusiondet import cli
 from fusiondet.buildings import SensorGeometry
 from fusiondet.data.bands import LINEAR_SCALES, SAR_SCALES, BandSpec, sar_members
-from fusiondet.data.converters import conversion, threedbag
-from fusiondet.data.converters.conversion import Options, Report, convert
+from fusiondet.data.converters import conversion, reports, threedbag
+from fusiondet.data.converters.conversion import Options, convert
 from fusiondet.data.converters.cutting import Image, Mosaic
 from fusiondet.data.converters.heights import statistic
 from fusiondet.data.converters.merging import merge_layers
 from fusiondet.data.converters.pairing import group_by_band, pair, pair_by_name, unique_stems
+from fusiondet.data.converters.reports import Report
 from fusiondet.data.converters.threedbag_filters import CHECKS, Filters, parse_filters
 from fusiondet.data.converters.vectors import Layer, check_crs, read_layer
 from fusiondet.data.imagery import open_raster
@@ -181,7 +182,7 @@ def main(args) -> None:
     """Run `prepare_dataset.py tiles`."""
     sensor = SensorGeometry(**{f"{name}_deg": getattr(args, name) for name in _ANGLES})
     recipe = Recipe(**{name: getattr(args, name) for name in _OPTIONS}, sensor=sensor)
-    conversion.show(make_tiles(recipe, args.out, conversion.options_from(args)), args.out)
+    reports.show(make_tiles(recipe, args.out, conversion.options_from(args)), args.out)
 
 
 def make_tiles(recipe: Recipe, out: Path, options: Options | None = None) -> Report:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 from fusiondet.data.converters.coco_index import read_index
-from fusiondet.data.converters.conversion import Problems
+from fusiondet.data.converters.reports import Problems
 
 import pytest
 from hypothesis import given

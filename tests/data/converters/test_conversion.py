@@ -9,8 +9,10 @@ from pathlib import Path
 from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import read_coco
-from fusiondet.data.converters import conversion
-from fusiondet.data.converters.conversion import Made, Options, Place, Problems, Report, convert
+from fusiondet.data.converters import reports, source
+from fusiondet.data.converters.conversion import Options, convert
+from fusiondet.data.converters.reports import Problems, Report
+from fusiondet.data.converters.source import Made, Place
 from fusiondet.errors import InputError
 
 import pytest
@@ -249,11 +251,11 @@ class TestProblems:
 
     def test_only_the_first_of_a_kind_are_named(self):
         problems = Problems()
-        for i in range(conversion.MAX_NAMED + 3):
+        for i in range(reports.MAX_NAMED + 3):
             problems.add("holes", f"hole {i}")
         lines = problems.lines()
-        assert lines[0] == f"problem: {conversion.MAX_NAMED + 3} holes" and lines[-1] == "  ... and 3 more"
-        assert len(lines) == conversion.MAX_NAMED + 2
+        assert lines[0] == f"problem: {reports.MAX_NAMED + 3} holes" and lines[-1] == "  ... and 3 more"
+        assert len(lines) == reports.MAX_NAMED + 2
 
 
 class TestSplits:
@@ -324,7 +326,7 @@ def test_a_link_is_made_once_and_needs_no_second_name(tmp_path):
     target.mkdir()
     (target / "a.tif").write_text("pixels")
     for _ in range(2):
-        assert conversion.link(tmp_path / "out", "images", target) == "images"
+        assert source.link(tmp_path / "out", "images", target) == "images"
     assert (tmp_path / "out" / "images" / "a.tif").read_text() == "pixels"
 
 

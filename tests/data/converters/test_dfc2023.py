@@ -7,8 +7,8 @@ import shutil
 
 from fusiondet import cli
 from fusiondet.data.coco import encode_rle, polygon_to_mask, read_coco
-from fusiondet.data.converters.conversion import Problems
 from fusiondet.data.converters.dfc2023 import Dfc2023, add_arguments, find_parts, main, sensor_and_city
+from fusiondet.data.converters.reports import Problems
 from fusiondet.data.imagery import read_tile
 from fusiondet.data.labels import read_heights, tile_height_label
 from fusiondet.data.prepare import prepare as run_words

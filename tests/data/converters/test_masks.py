@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from fusiondet.data.coco import polygon_to_mask, read_coco
-from fusiondet.data.converters.conversion import Problems
 from fusiondet.data.converters.masks import TOUCHING, add_arguments, components, main, match, read_mask
+from fusiondet.data.converters.reports import Problems
 from fusiondet.data.imagery import read_tile
 from fusiondet.errors import InputError
 
