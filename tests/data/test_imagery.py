@@ -412,7 +412,9 @@ class TestGrids:
 
     def test_crs_on_one_side_only(self, tmp_path, optical):
         sar = self.sar(tmp_path, np.ones((40, 40)), HALF_METRE, crs=None)
-        with pytest.raises(InputError, match="has a transform without CRS, but .* has EPSG:32631.*Both need a CRS"):
+        with pytest.raises(
+            InputError, match="has a transform without CRS, but .* has EPSG:32631.*Both need a CRS"
+        ):
             read_scene(optical, sar, BOTH)
 
     def test_sar_without_georeference_is_taken_pixel_by_pixel_if_the_size_is_the_same(
