@@ -4,7 +4,7 @@ Map of the package (three layers; nothing is imported here, so `import fusiondet
 
     buildings, polygons/, export/, evaluation/         geo: records, outlines, GIS files, scores
     data/{bands,coco,imagery,converters,synthetic}     geo: tiles and footprints in, COCO out
-    visualization                                      geo: pictures
+    visualization, report/                             geo: pictures, the page of a layer
     config, compat, modeling/                          modeling: backbones, heads, weights
     data/{catalog,mapper,augmentations,sampler}        glue: disk to tensors
     engine/, evaluators, inference, benchmarking       glue: train, score, predict, time
