@@ -141,9 +141,24 @@ def whole_pixel_offset(part, transform, crs, shape) -> tuple[int, int] | None:
 
 def _pixel_area_ratio(transform, crs, to_transform, to_crs, shape) -> float:
     """Area of a target pixel in source pixels, at the target's centre."""
+    (a, b), (c, d) = _pixel_steps(transform, crs, to_transform, to_crs, shape)
+    return abs(a * d - b * c)
+
+
+def pixel_ratio(transform, crs, to_transform, to_crs, shape) -> tuple[float, float]:
+    """(x, y) how many of the source's columns and rows a target pixel reaches over, at the target's centre.
+
+    The grids are given as for `warp_valid`. However they are turned, the numbers are those of grids that are not.
+    """
+    steps = _pixel_steps(transform, crs or _PLAIN_CRS, to_transform, to_crs or _PLAIN_CRS, shape)
+    return tuple(math.hypot(*along) for along in zip(*steps, strict=True))
+
+
+def _pixel_steps(transform, crs, to_transform, to_crs, shape):
+    """((x, y), (x, y)) source pixels of one column and of one row step of the target, at its centre."""
     points = [to_transform * (shape[1] / 2 + dx, shape[0] / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]
     if crs != to_crs:
         convert = Transformer.from_crs(ProjCRS(to_crs.to_wkt()), ProjCRS(crs.to_wkt()), always_xy=True)
         points = [convert.transform(*p) for p in points]
-    (x, y), (x1, y1), (x2, y2) = (~transform * p for p in points)
-    return abs((x1 - x) * (y2 - y) - (x2 - x) * (y1 - y))
+    (x, y), *ends = (~transform * p for p in points)
+    return tuple((end_x - x, end_y - y) for end_x, end_y in ends)

@@ -32,6 +32,10 @@ SIGNATURES = {
 }
 
 MAX_READ_BYTES = 8 << 30
+# Sizes of grids are rounded to whole pixels: an overview coarser by so little is not coarser.
+ROUNDED = 1.02
+# A mask is looked at in so many rows and columns.
+LOOK_PX = 1024
 # What a polarisation without any power becomes where another one has some.
 SAR_FLOOR_DB = -50.0
 
@@ -93,6 +97,30 @@ def _driver(path: Path) -> str | None:
     if b"<VRTDataset" in head:
         return "VRT"
     return next((driver for signature, driver in SIGNATURES.items() if head.startswith(signature)), None)
+
+
+def _overviews_are_tiff(source) -> bool:
+    """Whether overviews of a GeoTIFF are in it, or in a TIFF beside it: GDAL would open whatever is there."""
+    beside = [Path(f"{source.name}{suffix}") for suffix in (".ovr", ".OVR")]
+    return not source.tags(ns="OVERVIEWS") and all(_driver(p) == "GTiff" for p in beside if p.exists())
+
+
+def _states_other_nodata(overview, source, index: int) -> bool:
+    """Whether an overview cannot tell no data as its file does.
+
+    A mask that lacks this overview reads as "all known" there, so one that masks nothing is not believed.
+    """
+    facts = [(s.dtypes, s.mask_flag_enums, s.colorinterp, str(s.nodatavals)) for s in (overview, source)]
+    if facts[0] != facts[1]:
+        return True
+    if MaskFlags.per_dataset not in source.mask_flag_enums[index - 1]:
+        return False
+    shape = tuple(min(side, LOOK_PX) for side in overview.shape)
+    try:
+        with rasterio.Env(**GDAL_OPTIONS):
+            return bool(overview.read_masks(index, out_shape=shape).all())
+    except RasterioError:
+        return True
 
 
 class Bands:
@@ -201,7 +229,8 @@ class FileBands:
         self.source, self.indexes, self.scale = source, list(indexes), scale
         self.transform, self.crs = source.transform, source.crs
         declared = [source.nodatavals[i - 1] for i in self.indexes]
-        self.nodata = [nodata] * len(declared) if all(n is None for n in declared) else declared
+        self._assumes_nodata = nodata is not None and all(n is None for n in declared)
+        self.nodata = [nodata] * len(declared) if self._assumes_nodata else declared
         self.offset, self.factor = None, 1.0
         dtypes = {source.dtypes[i - 1] for i in self.indexes}
         self._complex = any(t.startswith("complex") for t in dtypes)
@@ -346,6 +375,47 @@ class FileBands:
         if left < right and top < bottom:
             part = self.read_final((left, top, right - left, bottom - top))
             channels[:, top - y0 : bottom - y0, left - x0 : right - x0] = part
+
+    def open_overview(self, ratio: tuple[float, float]) -> "FileBands | None":
+        """The same bands out of the file's coarsest overview that has enough pixels; the caller closes its `source`.
+
+        Its numbers are what whoever made it took: near those of averaging the file's own pixels if it was averaged,
+        and not if it was thinned (`nearest`). At the border of no data, validity may differ by a pixel of it.
+
+        Args:
+            ratio: (columns, rows) of the file that a pixel of the wanted grid reaches over; see `pixel_ratio`.
+
+        Returns:
+            None where the file itself has to be read: no such overview; not a GeoTIFF; SAR, as power has to be
+            averaged, and overviews average amplitudes or dB; no-data pixels the file does not tell of, which
+            its overviews mix with their neighbours, or a mask that its overviews lack.
+        """
+        source = self.source
+        hidden = self._assumes_nodata or (
+            any(np.dtype(source.dtypes[i - 1]).kind == "f" for i in self.indexes) and None in self.nodata
+        )
+        if self.scale is not None or source.driver != "GTiff" or hidden or not _overviews_are_tiff(source):
+            return None
+        shapes = [source.overviews(i) for i in self.indexes]
+        usable = [
+            (factor, level)
+            for level, factor in enumerate(shapes[0])
+            if all(1 < factor <= ROUNDED * r < math.inf for r in ratio)
+        ]
+        if not usable or any(other != shapes[0] for other in shapes):
+            return None
+        try:
+            with rasterio.Env(**GDAL_OPTIONS):
+                overview = rasterio.open(source.name, driver="GTiff", overview_level=max(usable)[1])
+        except RasterioError:
+            return None
+        if _states_other_nodata(overview, source, self.indexes[0]):
+            overview.close()
+            return None
+        bands = FileBands(overview, self.indexes, None, None)
+        scale = Affine.scale(source.width / overview.width, source.height / overview.height)
+        bands.transform, bands.crs = self.transform * scale, self.crs
+        return bands
 
     def warp(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:
         """(n, *shape) image channels on another grid; NaN where the nearest pixel is invalid or outside the file."""

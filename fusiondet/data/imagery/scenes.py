@@ -8,7 +8,13 @@ from pathlib import Path
 
 from fusiondet.data.bands import SAR_SCALES, BandSpec
 from fusiondet.data.imagery.calibration import MIN_SAMPLE, check_sar_scale
-from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, grid_in_pixels_of, whole_pixel_offset
+from fusiondet.data.imagery.grids import (
+    axis_gsd_m,
+    crs_text,
+    grid_in_pixels_of,
+    pixel_ratio,
+    whole_pixel_offset,
+)
 from fusiondet.data.imagery.rasters import (
     Bands,
     FileBands,
@@ -62,7 +68,9 @@ class SceneReader:
 
     The grid is the first optical raster's (the first SAR raster's without an optical one), or that extent in square
     pixels of `target_gsd_m`. Rasters in another CRS, pixel size or origin are warped onto it, whether or not they have
-    as many pixels; what is outside them is NaN. SAR is averaged in power, which makes looks where pixels get larger.
+    as many pixels; what is outside them is NaN. SAR is averaged in power, which makes looks where pixels get larger,
+    always from full resolution. Optical GeoTIFFs are read from an overview that is not coarser than the grid, where
+    they have one (`FileBands.open_overview`): so much less to read, and the numbers are as good as that overview's.
 
     Attributes:
         width, height, transform, crs, gsd_m: of the grid. bands: what the channels are. notes: sentences for the user.
@@ -129,6 +137,7 @@ class SceneReader:
                 file.transform, file.crs, file.offset = same.transform, same.crs, same.offset
             if self._sar is not None:
                 self._check_sar(self._sar.files)
+            self._overviews = self._open_overviews()
             self._files = self._files.pop_all()
 
     def _open(self, paths, wanted, indexes, nodata, option, scale=None, factor=None):
@@ -208,6 +217,21 @@ class SceneReader:
             )
         if not inside.all():
             self.notes.append(f"{names} overlap only in part; the rest is no data.")
+
+    def _open_overviews(self) -> dict[FileBands, FileBands]:
+        """What is read in place of optical files: one choice for the whole grid, so that windows fit together."""
+        found, shape = {}, (self.height, self.width)
+        for file in self._optical.files if self._optical else ():
+            if file.offset is not None:
+                continue
+            ratio = pixel_ratio(file.transform, file.crs, self.transform, self._base.crs, shape)
+            overview = file.open_overview(ratio)
+            if overview is not None:
+                self._files.enter_context(overview.source)
+                found[file] = overview
+                size = f"{overview.source.width} x {overview.source.height} px"
+                self.notes.append(f"{file.source.name}: read from its overview of {size}.")
+        return found
 
     def _check_sar(self, files):
         """Refuse numbers that are not what they were declared; dB that look linear are noted only."""
@@ -291,7 +315,7 @@ class SceneReader:
 
         def read_file(file: FileBands) -> np.ndarray:
             if file.offset is None:
-                return file.warp(transform, self._base.crs, (height, width))
+                return self._overviews.get(file, file).warp(transform, self._base.crs, (height, width))
             channels = np.full((len(file.indexes), height, width), np.nan, np.float32)
             file.read_into(channels, x0 + file.offset[0], y0 + file.offset[1])
             return channels
