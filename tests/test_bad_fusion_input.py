@@ -143,7 +143,7 @@ def test_angles_of_a_data_set_that_cannot_be(refused, tmp_path, sensor, said):
         (("--rgb", "rgb.tif", "--sar", "power.tif"), "not the dB that model.pth was trained on"),
         (
             ("--rgb", "rgb.tif", "--sar", "power.tif", "--sar-scale", "decibel"),
-            "Known: amplitude, db, linear_power",
+            "Known: amplitude, complex, db, linear_power",
         ),
         (("--rgb", "rgb.tif", "--sar", "power.tif", "--sar-scale", "stretched_uint8"), "trained on db"),
         (("--rgb", "rgb.tif", "--sun-elevation", "nan"), "--sun-elevation is nan"),
