@@ -128,11 +128,25 @@ class PartStore:
 def _check_same(folder: Path, there: dict, wanted: dict) -> None:
     names = [k for k in {**there, **wanted} if there.get(k) != wanted.get(k)]
     if names:
-        differences = "; ".join(f"{k} was {_short(there.get(k))}, is {_short(wanted.get(k))}" for k in names)
+        differences = "; ".join(
+            f"{k} was {_short(a)}, is {_short(b)}"
+            for k in names
+            for a, b in [_apart(there.get(k), wanted.get(k))]
+        )
         raise InputError(
             f"{folder}: the parts that are to be taken up follow from something else ({differences}). Give the options "
             "of the first run, or pass --overwrite instead of --resume to begin again."
         )
+
+
+def _apart(there, wanted):
+    """Of two lists the first items that differ, else both as they are."""
+    if isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
+        return next(
+            ((a, b) for a, b in zip(json.loads(json.dumps(there)), json.loads(json.dumps(wanted))) if a != b),
+            (there, wanted),
+        )
+    return there, wanted
 
 
 def _short(value) -> str:
