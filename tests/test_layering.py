@@ -16,7 +16,14 @@ GEO = ("rasterio", "shapely", "geopandas", "pyogrio", "pyproj", "osgeo", "fiona"
 LAYERS = {
     "base": (
         LEARNING + GEO,
-        ["fusiondet", "fusiondet.cli", "fusiondet.data", "fusiondet.errors", "fusiondet.files"],
+        [
+            "fusiondet",
+            "fusiondet.cli",
+            "fusiondet.cluster",
+            "fusiondet.data",
+            "fusiondet.errors",
+            "fusiondet.files",
+        ],
     ),
     "geo": (
         LEARNING,

@@ -3,10 +3,10 @@
 import builtins
 import os
 import signal
-import threading
 
+from fusiondet import cluster
 from fusiondet.errors import InputError
-from fusiondet.inference import cluster, predict_to_file, workers
+from fusiondet.inference import predict_to_file, workers
 from fusiondet.inference.parts import PartStore, parts_folder
 
 import pytest
@@ -138,23 +138,3 @@ def test_what_to_install_is_said(path, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match="pip install 'distributed>="):
         predict_to_file(weights, path, None, tmp_path / "b.fgb", scheduler="tcp://127.0.0.1:9", **OPTIONS)
-
-
-def test_a_process_has_one_network_and_works_on_one_block_at_a_time(monkeypatch):
-    inside, most = [], []
-
-    def windows(predictor, plan, block):
-        inside.append(1)
-        most.append(len(inside))
-        yield from ()
-        inside.pop()
-
-    monkeypatch.setattr(cluster, "predict_windows", windows)
-    monkeypatch.setattr(cluster, "_predictor", lambda settings: None)
-    plan = type("Plan", (), {"blocks": [range(1)] * 8})()
-    threads = [threading.Thread(target=cluster.predict_block, args=(None, plan, i)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 8

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fusiondet import __version__, cli
 from fusiondet.buildings import Tile, map_to_pixel
+from fusiondet.cluster import ClusterError
 from fusiondet.data.coco import CocoWriter, Dataset, tile_from_records
 from fusiondet.data.converters.reports import MAX_NAMED, UNUSABLE, Problems, Report, counted
 from fusiondet.data.converters.shards import Shards, remove_own
@@ -34,6 +35,8 @@ import shapely
 
 # Beside the annotations: what was asked for, and what happened.
 RECORD_FILE = "conversion.json"
+# Options that change nothing about the result.
+NOT_IN_RECIPE = ("workers", "scheduler", "overwrite")
 # Tiles with labels that `Source.finish` gets to see.
 SAMPLE = 32
 
@@ -48,6 +51,8 @@ class Options:
         min_side_px: what is left of a tile that gives way to another split is at least so wide.
         seed: of the split.
         workers: processes.
+        scheduler: address of a scheduler of dask.distributed, whose workers make the tiles instead; the data and the
+            folder of `out` have to be on a file system that they share under the same paths.
         strict: the first problem stops the conversion. skip_invalid: tiles that cannot be made are left out; else all
             of them are named, and nothing is written.
         overwrite: replace what is there.
@@ -58,6 +63,7 @@ class Options:
     min_side_px: int = 32
     seed: int = 0
     workers: int = 1
+    scheduler: str | None = None
     strict: bool = False
     skip_invalid: bool = False
     overwrite: bool = False
@@ -82,6 +88,12 @@ def add_arguments(parser, skips: bool = False) -> None:
     )
     parser.add_argument(
         "--workers", type=cli.positive, default=1, metavar="N", help="processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="make tiles on the workers of a dask scheduler, e.g. tls://host:8786; the data and --out have to be on a "
+        "file system that they share. Messages are pickles: use tcp:// on localhost only",
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first problem with the data")
     if skips:
@@ -110,6 +122,7 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
         recipe: what the user asked the source for, plain values; another recipe is another data set.
 
     Raises:
+        ClusterError: something is wrong with the cluster; what is finished stays in the hidden folder.
         InputError: a source refuses; a problem, where `strict`; unusable tiles, unless `skip_invalid`; no tile is left
             or a split gets none; `out` exists, was made in another way and is not to be overwritten, or holds what is
             converted.
@@ -117,11 +130,13 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
     out = Path(out)
     if options.block_m is not None and not 1 <= options.block_m <= 1e7:
         raise InputError(f"--block-m {options.block_m}: expected 1 to 1e7 metres.")
+    if options.scheduler and options.workers > 1:
+        raise InputError(
+            "--workers are processes of this machine, --scheduler is a cluster: pass one of them."
+        )
     parse_split(options.split)
     problems = Problems(options.strict)
-    recipe = _plain(
-        {**recipe, **{k: v for k, v in vars(options).items() if k not in ("workers", "overwrite")}}
-    )
+    recipe = _plain({**recipe, **{k: v for k, v in vars(options).items() if k not in NOT_IN_RECIPE}})
     print_ = _fingerprint(source, recipe)
     if not options.overwrite and (known := _finished(out, print_, recipe)) is not None:
         return known
@@ -137,6 +152,8 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
     work = _begin(place, print_)
     try:
         report = _convert(source, work, options, places, problems)
+    except ClusterError:
+        raise
     except InputError:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -147,8 +164,8 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
 
 
 def _convert(source: Source, work: Path, options: Options, places: list[Place], problems: Problems) -> Report:
-    shards = Shards(work / "shards", places)
-    shards.make(source, work / "made", options.workers, options.strict)
+    shards = Shards(work / "shards", places, options.workers, options.scheduler)
+    shards.make(source, work / "made", options.strict)
     report = Report()
     kept, named = [], set()
     for line in shards.lines():
@@ -167,7 +184,7 @@ def _convert(source: Source, work: Path, options: Options, places: list[Place], 
         )
     names, split, smaller = _splits([places[i] for i in kept], options)
     replaced = {kept[k]: place for k, place in smaller.items()}
-    shards.remake(source, work / "made", options.workers, options.strict, replaced)
+    shards.remake(source, work / "made", options.strict, replaced)
     split = dict(zip(kept, split.tolist(), strict=True))
     _merge(source, shards, names, split, places, work / "made", problems, report)
     return report

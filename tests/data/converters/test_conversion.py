@@ -2,14 +2,19 @@
 
 import json
 import math
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
+from fusiondet.cluster import REQUIREMENT
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import read_coco
-from fusiondet.data.converters import reports, source
+from fusiondet.data.converters import reports, shards, source
 from fusiondet.data.converters.conversion import Options, convert
 from fusiondet.data.converters.reports import Problems, Report
 from fusiondet.data.converters.source import Made, Place
@@ -88,6 +93,16 @@ class Grid:
         return {"licence": "none"}
 
 
+class SlowGrid(Grid):
+    """Takes 5 ms for a tile, and reads a file for it."""
+
+    def make(self, place, out, problems):
+        time.sleep(0.005)
+        if self.log is not None and self.log.read_text() != "labels":
+            raise InputError(f"{self.log}: no labels.")
+        return super().make(place, out, problems)
+
+
 def run(tmp_path, source=None, out="out", **options):
     return convert(source or Grid(), tmp_path / out, Options(**options), {"source": "grid"})
 
@@ -130,6 +145,126 @@ class TestResult:
             run(tmp_path, Grid(3, empty=(0, 1, 2)))
         with pytest.raises(InputError, match="no tile is found"):
             run(tmp_path, Grid(0))
+        assert list(tmp_path.iterdir()) == []
+
+
+# A worker of dask, in a process that nobody starts again.
+WORKER = """
+import asyncio, distributed
+
+async def work():
+    async with distributed.Worker({address!r}, nthreads=2, dashboard_address=None) as worker:
+        await worker.finished()
+
+asyncio.run(work())
+"""
+
+
+@pytest.fixture
+def distributed():
+    module = pytest.importorskip("distributed", reason=f"needs {REQUIREMENT}")
+    import dask
+
+    with dask.config.set({"distributed.admin.tick.limit": "60s"}):
+        yield module
+
+
+@pytest.fixture
+def start(distributed):
+    """Starts a scheduler with a worker in this process."""
+
+    def start():
+        return distributed.LocalCluster(
+            n_workers=1, processes=False, threads_per_worker=2, dashboard_address=None, memory_limit=0
+        )
+
+    return start
+
+
+@pytest.fixture
+def two_workers(distributed):
+    with distributed.LocalCluster(n_workers=0, processes=True, dashboard_address=None) as running:
+        code = WORKER.format(address=running.scheduler_address)
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=exec, args=(code, {}), daemon=True) for _ in range(2)]
+        for process in processes:
+            process.start()
+        with distributed.Client(running, set_as_default=False) as client:
+            client.wait_for_workers(2)
+        yield running
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class TestCluster:
+    def test_the_bytes_are_those_of_one_process_even_if_a_worker_is_killed(
+        self, distributed, two_workers, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)  # where the workers are not
+        Path("labels.json").write_text("labels")
+        grid = SlowGrid(200, columns=20, step=90, log=Path("labels.json"), bad=(5,), empty=(7,))
+        options = {"split": ["train=60", "val=40"], "skip_invalid": True}
+        run(tmp_path, grid, out="one", **options)
+        real, killed = shards._save, []
+
+        def kill_a_worker(*args):
+            real(*args)
+            if not killed:
+                with distributed.Client(two_workers, set_as_default=False) as client:
+                    pids = client.run(os.getpid)
+                    busy = [worker for worker, keys in client.processing().items() if keys]
+                killed.append(pids[busy[0]])
+                os.kill(killed[0], signal.SIGKILL)
+
+        monkeypatch.setattr(shards, "_save", kill_a_worker)
+        report = run(tmp_path, grid, out="two", scheduler=two_workers.scheduler_address, **options)
+        assert killed and report.tiles["written"] > 100 and report.tiles["cut back at another split"] > 5
+        assert contents(tmp_path / "two") == contents(tmp_path / "one") and leftovers(tmp_path) == []
+
+    def test_a_scheduler_that_goes_away_costs_nothing_that_is_finished(self, start, tmp_path, monkeypatch):
+        monkeypatch.setattr("fusiondet.cluster._CONNECT_S", 2)
+        running, real = start(), shards._save
+
+        def close_the_cluster(*args):
+            real(*args)
+            running.close()
+
+        monkeypatch.setattr(shards, "_save", close_the_cluster)
+        address = running.scheduler_address
+        for message in ("is gone .*repeat the command", "no scheduler of dask.distributed answers"):
+            with pytest.raises(InputError, match=f"--scheduler {address}: {message}"):
+                run(tmp_path, SlowGrid(100), scheduler=address)
+            assert len(list((tmp_path / ".out.unfinished" / "shards").glob("*.jsonl"))) == 1
+        monkeypatch.undo()
+        assert run(tmp_path, SlowGrid(100)).tiles == {"written": 100}
+        assert leftovers(tmp_path) == []
+
+    def test_the_first_problem_stops_everything_where_asked(self, start, tmp_path):
+        with start() as running:
+            with pytest.raises(InputError, match="t003: height 7 m is odd"):
+                run(tmp_path, SlowGrid(100), scheduler=running.scheduler_address, strict=True)
+        assert leftovers(tmp_path) == []
+
+    def test_it_is_no_part_of_the_recipe(self, start, tmp_path):
+        run(tmp_path)
+        assert run(tmp_path, scheduler="tcp://127.0.0.1:9").unchanged
+        with pytest.raises(InputError, match="pass one of them"):
+            run(tmp_path, scheduler="tcp://127.0.0.1:9", workers=2)
+
+    def test_a_worker_that_does_not_see_the_folder(self, tmp_path):
+        job = [(0, Grid(1).places(None)[0])]
+        away = tmp_path / "elsewhere" / ".out.unfinished"
+        with pytest.raises(
+            InputError, match="elsewhere.*does not see this folder.*share under the same paths"
+        ):
+            shards._make_shard_there(
+                Grid(), tmp_path, away / "shards" / "a.mark", away / "a.jsonl", job, away / "made", False
+            )
         assert list(tmp_path.iterdir()) == []
 
 
