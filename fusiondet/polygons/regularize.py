@@ -57,6 +57,8 @@ SNAP_M = 1e-3
 GRID_M = 1e-4
 # A gap is filled if less than this share of its outline is open.
 OPEN_SHARE = 0.3
+# An outline that overlaps more others than this by more than a sliver has no walls in common with them.
+CROWD = 6
 # About so many buildings are looked at together.
 BATCH = 500
 # Less overlap than this is none, m².
@@ -79,18 +81,21 @@ def regularize(
     """
     if tolerance_m <= 0 or not polygons:
         return list(polygons)
-    centre = np.floor(np.add(*np.split(np.array(shapely.total_bounds(polygons)), 2)) / 2)
-    raw = [_moved(p, -centre) for p in polygons]
-    pairs = _neighbours(raw, tolerance_m)
-    result = list(raw)
-    for members, local_pairs in _batches(len(raw), pairs):
-        found = _regularized([raw[i] for i in members], local_pairs, tolerance_m, min_iou)
-        for i, outline in zip(members, found):
-            result[i] = outline
-    return [
-        given if found is outline else _valid(_moved(found, centre), given)
-        for found, outline, given in zip(result, raw, polygons)
-    ]
+    extent = np.array(shapely.total_bounds(polygons))
+    if np.isnan(extent).any():
+        return list(polygons)
+    centre = np.floor(np.add(*np.split(extent, 2)) / 2)
+    moved = [_moved(p, -centre) for p in polygons]
+    # Empty ones, and those too small to survive the move, have no walls.
+    usable = np.nonzero(shapely.is_valid(moved) & (shapely.area(moved) > 0))[0]
+    raw = [moved[i] for i in usable]
+    result = list(polygons)
+    for members, pairs in _batches(len(raw), _uncrowded(raw, _neighbours(raw, tolerance_m), tolerance_m)):
+        found = _regularized([raw[i] for i in members], pairs, tolerance_m, min_iou)
+        for k, outline in zip(members, found):
+            if outline is not raw[k]:
+                result[usable[k]] = _valid(_moved(outline, centre), polygons[usable[k]])
+    return result
 
 
 def _regularized(
@@ -143,6 +148,29 @@ def _neighbours(polygons: list[BaseGeometry], within_m: float) -> np.ndarray:
     pairs = shapely.STRtree(polygons).query(polygons, predicate="dwithin", distance=within_m).T
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
     return pairs[np.lexsort(pairs.T[::-1])]
+
+
+def _uncrowded(polygons: list[BaseGeometry], pairs: np.ndarray, tolerance_m: float) -> np.ndarray:
+    """`pairs` without those of outlines that lie on each other, where one of both lies on more than `CROWD` others.
+
+    Buildings of a map do not. Of a heap of guesses, every pair would otherwise be cut, filled and stitched, each time
+    against all that either of both touches.
+    """
+    degree = np.bincount(pairs.ravel(), minlength=len(polygons))
+    # Only what has many neighbours can be in a crowd: the others cost nothing here.
+    doubtful = np.nonzero((degree[pairs] > CROWD).any(axis=1))[0]
+    if not len(doubtful):
+        return pairs
+    a, b = (np.array(polygons, dtype=object)[pairs[doubtful, side]] for side in (0, 1))
+    thick = doubtful[_is_thick(shapely.intersection(a, b), tolerance_m)]
+    overlaps = np.bincount(pairs[thick].ravel(), minlength=len(polygons))
+    return np.delete(pairs, thick[(overlaps[pairs[thick]] > CROWD).any(axis=1)], axis=0)
+
+
+def _is_thick(shared, tolerance_m: float):
+    """Whether what two outlines share is more than a sliver along a wall: wider than the tolerance."""
+    area_m2 = shapely.area(shared)
+    return (area_m2 > NOTHING_M2) & (2 * area_m2 >= tolerance_m * shapely.length(shared))
 
 
 # --- directions ----------------------------------------------------------------------------------------------------
@@ -642,7 +670,7 @@ class _Layer:
 
     def _cut(self, i: int, j: int) -> None:
         shared = self.outlines[i].intersection(self.outlines[j])
-        if shared.area > NOTHING_M2 and 2 * shared.area / shared.length < self.tolerance_m:
+        if shared.area > NOTHING_M2 and not _is_thick(shared, self.tolerance_m):
             for k, other in self._givers(i, j):
                 if self._replace(
                     k, shapely.difference(self.outlines[k], self.outlines[other], grid_size=GRID_M)
@@ -667,7 +695,10 @@ class _Layer:
         gap = shapely.difference(closed, shapely.union_all([a, b]), grid_size=GRID_M).intersection(between)
         if gap.area <= NOTHING_M2:
             return
-        others = [self.outlines[k] for n in (i, j) for k in self.near[n] if k not in (i, j)]
+        shapely.prepare(gap)
+        others = [self.outlines[k] for k in sorted({*self.near[i], *self.near[j]} - {i, j})]
+        # The union of all of them, for each pair, would be most of the time where many touch.
+        others = [p for p in others if gap.intersects(p)]
         gap = gap.difference(shapely.union_all(others)) if others else gap
         # What has walls nearly all around, not the corner that two buildings turn to each other.
         slits = [g for g in shapely.get_parts(gap) if g.geom_type == "Polygon" and g.area > NOTHING_M2]
@@ -681,20 +712,27 @@ class _Layer:
 
 def _stitched(polygon: BaseGeometry, onto: BaseGeometry) -> BaseGeometry:
     """`polygon` with its vertices on those of `onto` that are within SNAP_M, and with those of `onto` on its walls."""
-    corners = shapely.get_coordinates(onto)
-    x0, y0, x1, y1 = np.array(polygon.bounds) + [-SNAP_M, -SNAP_M, SNAP_M, SNAP_M]
-    near = (corners >= (x0, y0)).all(axis=1) & (corners <= (x1, y1)).all(axis=1)
-    corners = np.unique(corners[near], axis=0)
+    corners = np.unique(_within(shapely.get_coordinates(onto), polygon.bounds), axis=0)
     if not len(corners):
         return polygon
     rings = [_stitched_ring(ring, corners) for ring in _rings(polygon)]
     return _assembled(polygon, rings) or polygon
 
 
-def _stitched_ring(ring: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    away = np.hypot(*(ring[:, None] - corners[None]).transpose(2, 0, 1))
+def _within(points: np.ndarray, bounds) -> np.ndarray:
+    """Those of (n, 2) points that are in the box `bounds`, or within SNAP_M of it."""
+    low, high = np.array(bounds[:2]) - SNAP_M, np.array(bounds[2:]) + SNAP_M
+    return points[((points >= low) & (points <= high)).all(axis=1)]
+
+
+def _stitched_ring(given: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """(n + 1, 2) ring with (m, 2) `corners` put in; the given one where these leave nothing of it, as of a speck."""
+    corners = _within(corners, (*given.min(axis=0), *given.max(axis=0)))
+    if not len(corners):
+        return given
+    away = np.hypot(*(given[:, None] - corners[None]).transpose(2, 0, 1))
     nearest = away.argmin(axis=1)
-    ring = np.where((away.min(axis=1) <= SNAP_M)[:, None], corners[nearest], ring)
+    ring = np.where((away.min(axis=1) <= SNAP_M)[:, None], corners[nearest], given)
     step = np.diff(ring, axis=0)
     length = np.maximum(np.hypot(*step.T), 1e-12)
     from_start = corners[None] - ring[:-1, None]
@@ -709,7 +747,7 @@ def _stitched_ring(ring: np.ndarray, corners: np.ndarray) -> np.ndarray:
         points += list(corners[found[np.argsort(along[i, found])]])
     points.append(ring[-1])
     keep = [k for k in range(len(points)) if k == 0 or (points[k] != points[k - 1]).any()]
-    return np.array([points[k] for k in keep])
+    return np.array([points[k] for k in keep]) if len(keep) >= 4 else given
 
 
 def _holes(polygon: BaseGeometry) -> int:

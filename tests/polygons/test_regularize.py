@@ -4,7 +4,7 @@ import math
 
 from fusiondet.benchmarking.polygons import Settings, noisy_layer, noisy_outline, quality, true_footprints
 from fusiondet.data.synthetic.footprints import read_city
-from fusiondet.polygons.regularize import regularize
+from fusiondet.polygons.regularize import _Layer, regularize
 
 import numpy as np
 import pytest
@@ -208,6 +208,80 @@ def test_a_party_wall_and_a_courtyard_wall_may_be_one():
     inside = box(10.2, 10.2, 19.8, 19.8)
     got = regularize([wriggly(court, rng), wriggly(inside, rng)], 1.0)
     assert got[0].intersection(got[1]).area < 1e-6 and len(got[0].interiors) == 1
+
+
+# --- outlines that lie on each other -------------------------------------------------------------------------------
+
+
+def test_a_speck_on_a_neighbours_corner_is_no_error():
+    speck = Polygon([(20.0002, 5.0), (20.0006, 5.0), (20.0004, 5.0004)])
+    layer = [MultiPolygon([box(0, 0, 10, 10), speck]), box(20, 5, 30, 15)]
+    for given_order in (layer, layer[::-1]):
+        for found, outline in zip(regularize(given_order, 0.5), given_order):
+            assert found.is_valid and found.symmetric_difference(outline).area < 1e-5
+            assert found.geom_type == outline.geom_type
+
+
+def test_what_is_empty_or_too_small_to_move_stays_as_given():
+    layer = [Polygon(), box(0, 0, 1e-12, 1e-12), box(1e6, 1e6, 1e6 + 9, 1e6 + 9), MultiPolygon()]
+    got = regularize(layer, 1.0)
+    assert [a is b for a, b in zip(got, layer)] == [True, True, False, True]
+    assert iou(got[2], layer[2]) > 0.999
+    assert regularize([Polygon()], 1.0)[0].is_empty
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 14), st.sampled_from([0.3, 0.5, 2.0]))
+def test_heaps_of_ragged_outlines_stay_valid_and_like_the_given_ones(seed, count, tolerance_m):
+    """What a network that has not learned says: teeth, holes, specks, all at one place, on a grid of tenths of a mm."""
+    rng = np.random.default_rng(seed)
+    layer = []
+    for _ in range(count):
+        angle = np.sort(rng.uniform(0, 2 * math.pi, 24))
+        radius = rng.uniform(1, 12, 24)
+        corners = np.column_stack([radius * np.cos(angle), radius * np.sin(angle)]) + rng.uniform(0, 4, 2)
+        outline = Polygon(corners).buffer(0)
+        holes = [Point(*rng.uniform(-5, 9, 2)).buffer(r, quad_segs=1) for r in (2e-4, 5e-4, 1.0)]
+        outline = shapely.set_precision(outline.difference(shapely.union_all(holes)), 1e-4)
+        # Outlines that were cut from each other meet in slivers and specks.
+        if layer and rng.random() < 0.5:
+            outline = shapely.set_precision(outline.difference(layer[-1]), 1e-4)
+        if outline.area > 0.01:
+            layer.append(outline)
+    for found, outline in zip(regularize(layer, tolerance_m), layer):
+        assert found.is_valid and found.geom_type == outline.geom_type
+        assert iou(found, outline) >= 0.9 - 1e-6
+
+
+def test_of_a_heap_each_outline_is_straightened_alone():
+    rng = np.random.default_rng(14)
+    true = [rotate(box(x, x, x + 14, x + 11), 40 * x) for x in np.linspace(0, 3, 10)]
+    raw = [wriggly(p, rng) for p in true]
+    got = regularize(raw, 0.8)
+    for found, outline in zip(got, raw):
+        (alone,) = regularize([outline], 0.8)
+        assert found.symmetric_difference(alone).area < 0.02 * outline.area
+
+
+def test_a_house_among_houses_keeps_its_walls_beside_a_heap():
+    rng = np.random.default_rng(15)
+    row = [wriggly(box(10 * i + 0.2, 0, 10 * (i + 1) - 0.2, 9), rng) for i in range(3)]
+    heap = [wriggly(rotate(box(60, 0, 74, 11), 12 * k), rng) for k in range(12)]
+    walls_are_shared(regularize(row + heap, 1.0)[:3], [(0, 1), (1, 2)])
+
+
+def test_what_is_one_pairs_work_does_not_grow_with_the_heap(monkeypatch):
+    """Of a hundred boxes on one place, no pair is cut, filled and stitched: without that it is thousands."""
+    pairs = []
+    settle = _Layer.settle
+    monkeypatch.setattr(_Layer, "settle", lambda layer: (pairs.extend(layer.pairs), settle(layer)))
+    rng = np.random.default_rng(16)
+    heap = [
+        rotate(box(x, y, x + w, y + h), angle)
+        for x, y, w, h, angle in rng.uniform([0, 0, 12, 12, 0], [9, 9, 20, 20, 90], (100, 5))
+    ]
+    regularize(heap, 1.0)
+    assert len(pairs) < 100
 
 
 # --- layers --------------------------------------------------------------------------------------------------------
