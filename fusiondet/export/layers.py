@@ -61,11 +61,14 @@ FORMATS = {
 }
 
 
-def check_output(path: Path, overwrite: bool = False, crs: str | CRS | None = None) -> Format:
+def check_output(
+    path: Path, overwrite: bool = False, crs: str | CRS | None = None, elevations: bool = False
+) -> Format:
     """Find out before a long computation what `write_buildings` would refuse about `path`: its suffix, its existence.
 
     Args:
         crs: of the buildings to come, where it is known already: not every format takes every CRS.
+        elevations: whether there is a DTM, or a vertical CRS, which not every format takes either.
 
     Raises:
         InputError: as `write_buildings`.
@@ -75,6 +78,10 @@ def check_output(path: Path, overwrite: bool = False, crs: str | CRS | None = No
     """
     format_ = format_of(Path(path))
     require_new(path, overwrite)
+    if elevations and format_.driver != "CityJSON":
+        raise InputError(
+            f"{path}: outlines lie flat in this format. Leave out the DTM, or write .city.json instead."
+        )
     if crs and format_.driver == "CityJSON":
         from fusiondet.export.cityjson import check_crs  # which builds on this module
 

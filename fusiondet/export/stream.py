@@ -107,17 +107,14 @@ class BuildingWriter:
                 exists; a DTM for a format without elevations.
             ValueError, TypeError: `metadata` is not plain.
         """
-        self._path, self._format = Path(path), check_output(path, overwrite)
+        self._path = Path(path)
+        self._format = check_output(path, overwrite, elevations=dtm is not None or vertical_crs is not None)
         self._crs = layer_crs(crs, self._path)
         self.metadata, self.count, self.notes = dict(metadata or {}), 0, []
         _description(self.metadata)
         self._city = None
         if self._format.driver == "CityJSON":
             self._city = CityModelWriter(self._path, self._crs, dtm, vertical_crs)
-        elif dtm is not None or vertical_crs is not None:
-            raise InputError(
-                f"{path}: outlines lie flat in this format. Leave out the DTM, or write .city.json instead."
-            )
         self._pending: list[tuple[Building, object]] = []
         self._multi, self._id_kinds = False, set()
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])

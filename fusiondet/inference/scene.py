@@ -301,24 +301,24 @@ def predict_to_file(
         OSError: an output could not be written to the end. What is finished is kept for `resume`.
     """
     inputs = [*checks.files_of(rgb_path), *checks.files_of(sar_path)]
-    _check_outputs(out, height_path, inputs, overwrite)
+    others = [p for p in (weights, dtm, options.get("aoi")) if isinstance(p, str | Path)]
+    outputs = {"--out": out, "--height-raster": height_path, "--report": report}
+    _check_outputs(outputs, others, inputs, overwrite)
     if out is None and (dtm is not None or report is not None or style):
         raise InputError("--dtm, --report and --style are about the buildings of --out, which is missing.")
-    if report is not None:
-        require_new(report, overwrite)
     if height_source and height_path is None:
         raise InputError("--height-source says what is written with --height-raster, which is missing.")
     crs = _check_crs(inputs)
     if out is not None:
-        check_output(out, overwrite, crs)
+        check_output(out, overwrite, crs, elevations=dtm is not None)
     if workers < 0:
         raise InputError(f"--workers is {workers}, expected 0 (this process) or more.")
     if workers and scheduler:
         raise InputError(
             "--workers are processes of this machine, --scheduler is a cluster: pass one of them."
         )
-    others = bool(workers or scheduler)
-    predictor = predictor or Predictor(weights, device, score_threshold, build=not others)
+    elsewhere = bool(workers or scheduler)
+    predictor = predictor or Predictor(weights, device, score_threshold, build=not elsewhere)
     _check_kind(predictor, out, weights)
     sources = checks.wanted_sources(predictor, height_source) if height_path else []
     plan = plan_scene(predictor, rgb_path, sar_path, sources=tuple(sources), **options)
@@ -442,14 +442,27 @@ def _check_kind(predictor: Predictor, out: Path | None, weights) -> None:
         raise InputError(f"{weights}: finds no buildings, {heights if predictor.height_sources else nothing}")
 
 
-def _check_outputs(out: Path | None, height_path: Path | None, inputs, overwrite: bool) -> None:
+def _check_outputs(outputs: dict[str, Path | None], inputs: list, images: list, overwrite: bool) -> None:
+    """Refuse names of `outputs` (option -> file) that are taken, or needed as something else; and if there are none.
+
+    Args:
+        inputs: other files that are read. images: those to predict from.
+    """
+    out, height_path, report = (outputs[option] for option in ("--out", "--height-raster", "--report"))
     if out is None and height_path is None:
         raise InputError("nothing to write. Pass --out for buildings, --height-raster for heights, or both.")
     if out is not None:
         check_output(out, overwrite)
     if height_path is not None:
         check_height_raster(height_path, overwrite)
-        if any(Path(p).exists() and Path(p).resolve() == Path(height_path).resolve() for p in inputs):
-            raise InputError(
-                f"{height_path}: is an image to predict from, and not replaced. Choose another name."
-            )
+    if report is not None:
+        require_new(report, overwrite)
+    taken = {Path(p).resolve(): "is an image to predict from" for p in images if Path(p).exists()}
+    taken |= {Path(p).resolve(): "is read to predict" for p in inputs if Path(p).exists()}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        place = Path(path).resolve()
+        if place in taken:
+            raise InputError(f"{path}: {taken[place]}, and not replaced. Choose another name for {option}.")
+        taken[place] = f"is what {option} writes"
