@@ -23,6 +23,7 @@ import numpy as np
 import shapely
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from shapely.errors import GEOSException
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
@@ -642,10 +643,13 @@ class _Layer:
 
     def settle(self) -> None:
         """Overlaps thinner than the tolerance go to one of both, and so do gaps; corners of one are corners of both."""
-        for i, j in self.pairs:
-            self._cut(i, j)
-        for i, j in self.pairs:
-            self._fill(i, j)
+        for step in (self._cut, self._fill):
+            for i, j in self.pairs:
+                try:
+                    step(i, j)
+                except GEOSException:
+                    # In rare cases overlays of valid outlines fail: this pair stays as it is, the layer goes on.
+                    pass
         # Twice: the second outline's corners go to the first one's, then the first one's walls pass through them.
         for order in (1, -1):
             for pair in self.pairs:
@@ -686,6 +690,8 @@ class _Layer:
         a, b, reach = self.outlines[i], self.outlines[j], self.tolerance_m / 2
         # Mitred buffers are not always valid, and then overlays fail.
         wide = [clean_polygon(p) for p in shapely.buffer([a, b], reach, join_style="mitre")]
+        if None in wide:
+            return
         between = shapely.intersection(*wide)
         if between.area <= NOTHING_M2:
             return

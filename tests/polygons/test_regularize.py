@@ -253,6 +253,18 @@ def test_heaps_of_ragged_outlines_stay_valid_and_like_the_given_ones(seed, count
         assert iou(found, outline) >= 0.9 - 1e-6
 
 
+def test_an_overlay_that_fails_leaves_its_pair_as_it_is(monkeypatch):
+    def fail(layer, i, j):
+        raise shapely.errors.GEOSException("TopologyException")
+
+    rng = np.random.default_rng(17)
+    raw = [wriggly(box(0, 0, 10, 9), rng), wriggly(box(10.3, 0, 20, 9), rng)]
+    for step in ("_cut", "_fill"):
+        with monkeypatch.context() as patched:
+            patched.setattr(_Layer, step, fail)
+            assert all(map(has_right_angles, regularize(raw, 1.0)))
+
+
 def test_of_a_heap_each_outline_is_straightened_alone():
     rng = np.random.default_rng(14)
     true = [rotate(box(x, x, x + 14, x + 11), 40 * x) for x in np.linspace(0, 3, 10)]
@@ -270,7 +282,7 @@ def test_a_house_among_houses_keeps_its_walls_beside_a_heap():
     walls_are_shared(regularize(row + heap, 1.0)[:3], [(0, 1), (1, 2)])
 
 
-def test_what_is_one_pairs_work_does_not_grow_with_the_heap(monkeypatch):
+def test_the_work_on_pairs_does_not_grow_with_a_heap(monkeypatch):
     """Of a hundred boxes on one place, no pair is cut, filled and stitched: without that it is thousands."""
     pairs = []
     settle = _Layer.settle
