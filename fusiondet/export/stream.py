@@ -43,6 +43,8 @@ _SPOOL = pa.schema(
 )
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _INT64 = np.iinfo(np.int64)
+# What GDAL takes for the time of day.
+_DATE_OPTION = "OGR_CURRENT_DATE"
 
 
 def write_buildings(
@@ -241,19 +243,20 @@ class BuildingWriter:
                 yield from table.cast(schema).to_batches()
 
         description = _description(self.metadata)
-        pyogrio.raw.write_arrow(
-            pa.RecordBatchReader.from_batches(schema, batches()),
-            str(self._temporary),
-            layer="buildings",
-            driver=self._format.driver,
-            geometry_name="geometry",
-            geometry_type="MultiPolygon" if promote else "Unknown" if plain else "Polygon",
-            crs=WGS84 if plain else crs_text(self._crs),
-            layer_options={
-                **dict(self._format.options),
-                **({"DESCRIPTION": description} if description else {}),
-            },
-        )
+        with _no_date_of_the_run():
+            pyogrio.raw.write_arrow(
+                pa.RecordBatchReader.from_batches(schema, batches()),
+                str(self._temporary),
+                layer="buildings",
+                driver=self._format.driver,
+                geometry_name="geometry",
+                geometry_type="MultiPolygon" if promote else "Unknown" if plain else "Polygon",
+                crs=WGS84 if plain else crs_text(self._crs),
+                layer_options={
+                    **dict(self._format.options),
+                    **({"DESCRIPTION": description} if description else {}),
+                },
+            )
         return pyogrio.read_info(self._temporary, force_feature_count=True)["features"]
 
     def _write_parquet(self, spool) -> int:
@@ -330,6 +333,17 @@ def _promoted(column: pa.ChunkedArray) -> pa.Array:
     single = shapely.get_type_id(polygons) == shapely.GeometryType.POLYGON
     polygons[single] = shapely.multipolygons(polygons[single][:, None])
     return pa.array(shapely.to_wkb(polygons), pa.binary())
+
+
+@contextlib.contextmanager
+def _no_date_of_the_run():
+    """A GeoPackage states when it was last changed: a fixed date, so that the same input gives the same bytes."""
+    before = pyogrio.get_gdal_config_option(_DATE_OPTION)
+    pyogrio.set_gdal_config_options({_DATE_OPTION: before or "1970-01-01T00:00:00.000Z"})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({_DATE_OPTION: before})
 
 
 @contextlib.contextmanager

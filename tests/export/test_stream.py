@@ -34,6 +34,16 @@ def small_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_buildings_give_the_same_bytes_at_any_time(tmp_path, suffix):
+    files = [tmp_path / folder / f"a{suffix}" for folder in ("now", "later")]
+    for path in files:
+        write_buildings(houses(5), UTM, path, {"gsd_m": 0.5})
+        time.sleep(0.02)  # GeoPackages tell milliseconds
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") is None, "others' files have their dates"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pieces_give_the_layer_that_the_whole_gives(tmp_path, suffix, small_batches):
     piecewise, whole = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     twin = Building(box(X, Y + 50, X + 5, Y + 60).union(box(X + 7, Y + 50, X + 9, Y + 60)), 4.0)
