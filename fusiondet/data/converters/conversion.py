@@ -376,7 +376,9 @@ def _leaked(grounds: dict[str, list[Place]]) -> float | None:
 
 def _merge(source, shards: Shards, names, split: dict, places, out: Path, problems, report) -> None:
     """Write the annotation files, and fill the report."""
-    remade = {line["i"]: line for line in shards.remade()}
+    # In the order of their places, as the tiles that they stand for.
+    remade = shards.remade()
+    smaller = next(remade, None)
     sample = _Sample()
     notes: dict[str, None] = {}
     written: dict[str, list[Place]] = {name: [] for name in names}
@@ -394,23 +396,22 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
             if line.get("unusable"):
                 report.tiles["unusable"] += 1
                 continue
-            if i in remade:
-                line = remade[i]
+            cut_back = smaller is not None and smaller["i"] == i
+            if cut_back:
+                line, smaller = smaller, next(remade, None)
             _note_problems(line, problems)
             if line.get("image") is None or split.get(i, -1) < 0:
                 if i in split:
                     if line.get("image"):
                         remove_own(out, line["image"])
-                    report.tiles[
-                        "left out at another split" if split[i] < 0 or i in remade else "left out"
-                    ] += 1
+                    report.tiles["left out at another split"] += 1
                 else:
                     report.add({"tiles": line["counts"].get("tiles", {})})
                 continue
             name = names[split[i]]
-            report.tiles["cut back at another split"] += i in remade
+            report.tiles["cut back at another split"] += cut_back
             writers[split[i]].add(line["image"], line["annotations"])
-            written[name].append(_placed(places[i], line["image"], i in remade, remade))
+            written[name].append(_placed(places[i], line["image"]) if cut_back else places[i])
             sample.offer(line)
             notes.update(dict.fromkeys(line["notes"]))
             _count(report, name, line)
@@ -427,10 +428,8 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
             infos[name].update(_plain({**source.info(), "split": name, **facts}))
 
 
-def _placed(place: Place, image: dict, cut_back: bool, remade: dict) -> Place:
-    if not cut_back:
-        return place
-    # The tile's own transform says where the smaller window lies.
+def _placed(place: Place, image: dict) -> Place:
+    """Where the tile is that was made at less than `place`: its own transform says where its window lies."""
     window = (0, 0, image["width"], image["height"])
     return dataclasses.replace(place, window=window, transform=tuple(image["transform"]))
 
