@@ -35,6 +35,14 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
       mae_norm_building, rmse_norm_..., mse_norm_..., mae_norm_all, ...       of heights divided by normalizer_m
       normalizer_m                                     greatest true height of the tiles, unless another was asked for
 
+    hse/mae, rmse, bias, r2, n           of the human settlement extent of patches, a share in [0, 1]; r2 is None where
+                                       all truth is equal; n patches whose truth is known
+    lcz/...        of classes, of patches or pixels: `classes`, and the name of what is classified before the /
+      oa, aa, kappa                    overall accuracy; average (producer's) accuracy over true classes; Cohen's kappa
+      f1/<class>, iou/<class>          None for a class that is neither true nor predicted
+      mean_f1, miou                    means over classes that have one
+      n                                patches (pixels) whose class is known
+
     dfc2023/...    Track 2 of DFC2023 as the contest's scorer computes it, oddities included; all of it in [0, 1]
       score                            (ap50 + delta1) / 2
       ap50, map                        instances, IoU .5 with 1000 per tile, IoU .50:.95 with 100; rounded to three
@@ -54,8 +62,8 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
 
 `resampling` computes a part of these from counts per tile, for regions of tiles (under cloud, in the clear), and draws
 tiles again for the intervals of scores and of differences.
-`instances` scores COCO results against annotations, `dense` maps, `vectors` one GIS layer against another; `dfc2023`
-and `spacenet` score by the rules of those contests.
+`instances` scores COCO results against annotations, `dense` maps, `classes` and `regression` classes and numbers,
+`vectors` one GIS layer against another; `dfc2023` and `spacenet` score by the rules of those contests.
 """
 
 _ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")
@@ -63,4 +71,5 @@ _ERRORS = ("mae_", "mse_", "rmse_", "nmad_", "crps_")
 
 def is_error(key: str) -> bool:
     """Whether less of the score `key` is better."""
-    return key.rpartition("/")[2].startswith(_ERRORS)
+    name = key.rpartition("/")[2]
+    return name.startswith(_ERRORS) or name in ("mae", "rmse")

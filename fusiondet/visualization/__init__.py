@@ -9,12 +9,14 @@ made without pyplot, so nothing is global and nothing needs a display. Only `dat
     tiles.py     TileView, tile_figure, overview_figure: panels, arrows, scale bar and legend of some tiles
     datasets.py  dataset_overview, prediction_overview: of COCO files and their rasters
     heights.py   height_scatter: truth against prediction
+    confusion.py confusion_figure: which class was taken for which
     intervals.py interval_figure: estimates with their intervals, in panels side by side
     tile_map.py  tile_map_figure: a score of every tile at its place on the map
     canvas.py    save_figure, figure_array
 """
 
 from fusiondet.visualization.canvas import figure_array, save_figure
+from fusiondet.visualization.confusion import confusion_figure
 from fusiondet.visualization.datasets import (
     MAX_TILES,
     building_from_prediction,
@@ -34,6 +36,7 @@ __all__ = [
     "IntervalPanel",
     "TileView",
     "building_from_prediction",
+    "confusion_figure",
     "dataset_overview",
     "draw_buildings",
     "draw_matches",
