@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-from fusiondet.buildings import Building
+from fusiondet.buildings import Building, clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.export import (
     FORMATS,
@@ -18,14 +18,16 @@ from fusiondet.export import (
     read_metadata,
     write_buildings,
 )
+from fusiondet.export.layers import areas_m2
 
 import geopandas
 import numpy as np
 import pyogrio
 import pytest
 import shapely
-from pyproj import CRS
+from pyproj import CRS, Proj
 from shapely.geometry import box
+from shapely.geometry.polygon import orient
 
 SUFFIXES = sorted(FORMATS)
 TABLES = [".fgb", ".geojson", ".gpkg", ".parquet"]
@@ -131,6 +133,42 @@ def test_areas_are_square_metres_in_every_crs(tmp_path, crs):
     frame = pyogrio.read_dataframe(tmp_path / "a.gpkg")
     assert frame.area_m2[0] == pytest.approx(10_000, rel=1e-4)
     assert frame.volume_m3[0] == pytest.approx(100_000, rel=1e-4)
+
+
+@pytest.mark.parametrize("place", [(5, 52), (179.9, -17), (-180, 70), (-70, 0), (20, 89)])
+def test_areas_together_are_those_along_geodesics_one_by_one(place):
+    degrees, rng = CRS("EPSG:4326"), np.random.default_rng(0)
+    geod = degrees.get_geod()
+    outlines = []
+    # Sheds to airports, up to 300 km apart, one of them with a courtyard.
+    for away_m, size_m in zip(rng.uniform(0, 150_000, 200), np.geomspace(10, 2000, 200)):
+        x, y, _ = geod.fwd(*place, rng.uniform(0, 360), away_m)
+        turns = np.sort(rng.uniform(0, 360, 7))
+        ring = np.column_stack(
+            geod.fwd(*np.full((7, 2), [x, y]).T, turns, size_m * rng.uniform(0.3, 1, 7))[:2]
+        )
+        outlines.append(clean_polygon(shapely.Polygon(ring)))
+    outlines.append(outlines[-1].difference(shapely.affinity.scale(outlines[-1], 0.2, 0.2)))
+    alone = [
+        sum(abs(geod.geometry_area_perimeter(orient(q))[0]) for q in shapely.get_parts(p)) for p in outlines
+    ]
+    # The geodesic formula rounds.
+    np.testing.assert_allclose(areas_m2(np.array(outlines), degrees), alone, rtol=1e-6, atol=1e-4)
+
+
+def test_areas_of_small_buildings_are_exact_where_the_geodesic_formula_rounds():
+    corner = np.random.default_rng(0).uniform([300_000, 5_600_000], [330_000, 5_630_000], (300, 2))
+    outlines = shapely.box(*corner.T, *(corner + 2).T)
+    plane = Proj(UTM)
+    scale = plane.get_factors(*plane(*(corner + 1).T, inverse=True)).areal_scale
+    np.testing.assert_allclose(areas_m2(outlines, CRS(UTM)), 4 / scale, rtol=1e-8)
+
+
+def test_outlines_beyond_what_the_crs_maps_and_none_at_all_have_no_area():
+    far = shapely.box(1e9, 1e9, 2e9, 2e9)
+    near = shapely.box(500_000, 5_800_000, 500_010, 5_800_010)
+    assert np.isfinite(areas_m2(np.array([near, far]), CRS(UTM))).tolist() == [True, False]
+    assert areas_m2(np.array([], dtype=object), CRS(UTM)).tolist() == []
 
 
 def test_a_local_grid_has_plane_areas(tmp_path):
@@ -296,7 +334,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 import pyogrio
 from shapely.geometry import box
-from fusiondet.buildings import Building
+from fusiondet.buildings import Building, clean_polygon
 from fusiondet.export import write_buildings
 real = pyogrio.raw.write_arrow
 def write(rows, path, **arguments):
