@@ -18,7 +18,7 @@ def regression_metrics(
         raise ValueError(f"expected two lists of one length, found {truth.shape} and {predicted.shape}")
     known = ~np.isnan(truth)
     truth, error = truth[known], predicted[known] - truth[known]
-    found = dict.fromkeys((f"{prefix}/{key}" for key in ("mae", "rmse", "bias", "r2")))
+    found = dict.fromkeys(f"{prefix}/{key}" for key in ("mae", "rmse", "bias", "r2"))
     if len(truth):
         spread = float(((truth - truth.mean()) ** 2).sum())
         found[f"{prefix}/mae"] = float(np.abs(error).mean())
