@@ -161,6 +161,25 @@ def add_fusiondet_config(cfg: CN) -> None:
     # gradnorm: how fast weights follow, share of the gap per step.
     cfg.MODEL.TASK_WEIGHTING.RATE = 0.05
 
+    # Whole networks for maps, META_ARCHITECTURE "FusionDenseNet": the dense systems of the papers and what they were
+    # compared with. See modeling/dense_nets/.
+    cfg.MODEL.DENSE_NET = CN()
+    # Class in DENSE_NET_REGISTRY.
+    cfg.MODEL.DENSE_NET.NAME = ""
+    # What it says of each pixel, of "footprint", "height" (of buildings), "classes" (those that the data set names).
+    cfg.MODEL.DENSE_NET.TASKS = ["footprint", "height"]
+    # Channels of its finest level; coarser ones have multiples of it.
+    cfg.MODEL.DENSE_NET.WIDTH = 64
+    # Metres that are 1 in what the network learns of heights. From the training data (0): the greatest known height.
+    cfg.MODEL.DENSE_NET.HEIGHT_SCALE_M = 0.0
+    # Heights outside the predicted footprint become 0 (FusionHeightNet's semantic refinement), where it has both tasks.
+    cfg.MODEL.DENSE_NET.REFINE = True
+    # Weights of the losses of footprints and heights: lambda 1 and 2 of FusionHeightNet.
+    cfg.MODEL.DENSE_NET.FOOTPRINT_WEIGHT = 1.0
+    cfg.MODEL.DENSE_NET.HEIGHT_WEIGHT = 0.5
+    # Names of the classes in the order of their logits. From the training data ([]).
+    cfg.MODEL.DENSE_NET.CLASSES = []
+
     # Whether the network predicts a height per building.
     cfg.MODEL.HEIGHT_ON = True
     cfg.MODEL.ROI_HEIGHT_HEAD = CN()
@@ -432,18 +451,41 @@ def check_fusion(cfg: CN) -> None:
         )
 
 
-# Architectures that know dense heads.
+# Architectures that know dense heads, or are for maps alone.
 _DENSE_ALONE, _WITH_INSTANCES = "FusionDense", ("FusionRCNN", "LateFusionRCNN")
+_MAPS_ALONE = (_DENSE_ALONE, "FusionDenseNet")
+# What each dense head learns.
+_TASK_OF_HEAD = {"DenseHeight": "height", "Footprint": "footprint", "Reconstruction": "reconstruction"}
+
+
+def finds_instances(cfg: CN) -> bool:
+    """Whether the network of `cfg` finds buildings one by one; False for one that says maps alone."""
+    return cfg.MODEL.META_ARCHITECTURE not in _MAPS_ALONE
+
+
+def pixel_tasks(cfg: CN) -> tuple[str, ...]:
+    """What the network of `cfg` says of each pixel, of "footprint", "height", "classes" and "reconstruction"."""
+    if cfg.MODEL.META_ARCHITECTURE != "FusionDenseNet":
+        return tuple(_TASK_OF_HEAD[name] for name in cfg.MODEL.DENSE_HEADS.NAMES)
+    return (*cfg.MODEL.DENSE_NET.TASKS, *(["reconstruction"] if _dense_net(cfg).learns_unlabelled else []))
+
+
+def _dense_net(cfg: CN):
+    from fusiondet.modeling.dense_nets.base import DENSE_NET_REGISTRY
+
+    return DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
 
 
 def check_tasks(cfg: CN) -> None:
     """InputError when a key of dense heads, of what joins tasks, or of tiles without labels would be ignored."""
     from fusiondet.modeling.dense_heads import check_dense_heads
+    from fusiondet.modeling.dense_nets.base import check_dense_net
 
     check_dense_heads(cfg)
-    model, names = cfg.MODEL, list(cfg.MODEL.DENSE_HEADS.NAMES)
-    if model.META_ARCHITECTURE == _DENSE_ALONE:
-        _check_dense_alone(cfg)
+    check_dense_net(cfg)
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE in _MAPS_ALONE:
+        _check_maps_alone(cfg)
     elif model.META_ARCHITECTURE not in _WITH_INSTANCES:
         for key in ("MODEL.DENSE_HEADS.NAMES", "MODEL.TASK_ATTENTION", "MODEL.TASK_WEIGHTING.NAME"):
             if _get(cfg, key) not in ([], False, "fixed"):
@@ -455,10 +497,10 @@ def check_tasks(cfg: CN) -> None:
         ("MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR", "DenseHeight"),
         ("DATALOADER.UNLABELLED_PER_BATCH", "Reconstruction"),
     ):
-        if _get(cfg, key) and head not in names:
+        if _get(cfg, key) and _TASK_OF_HEAD[head] not in pixel_tasks(cfg):
             raise InputError(
-                f"{key} is {_get(cfg, key)}, which needs the head {head}, but MODEL.DENSE_HEADS.NAMES is {names}. Add "
-                f"it there, or leave {key} at {_get(defaults(), key)}."
+                f"{key} is {_get(cfg, key)}, which needs the head {head}, but MODEL.DENSE_HEADS.NAMES is "
+                f"{list(model.DENSE_HEADS.NAMES)}. Add it there, or leave {key} at {_get(defaults(), key)}."
             )
     if model.ROI_HEIGHT_HEAD.DENSE_PRIOR and not model.HEIGHT_ON:
         raise InputError(
@@ -467,10 +509,10 @@ def check_tasks(cfg: CN) -> None:
     _check_more_than_one_task(cfg)
 
 
-def _check_dense_alone(cfg: CN) -> None:
-    """InputError when a network of dense heads has none, is to find instances, or is judged by them."""
-    model = cfg.MODEL
-    if not len(model.DENSE_HEADS.NAMES):
+def _check_maps_alone(cfg: CN) -> None:
+    """InputError when a network of maps has none, is to find instances, is judged by them, or would ignore a key."""
+    model, architecture = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
+    if architecture == _DENSE_ALONE and not len(model.DENSE_HEADS.NAMES):
         raise InputError(
             f"MODEL.META_ARCHITECTURE {_DENSE_ALONE} has dense heads alone, but MODEL.DENSE_HEADS.NAMES is empty. Name "
             "one at least, or take FusionRCNN."
@@ -478,20 +520,43 @@ def _check_dense_alone(cfg: CN) -> None:
     for key in ("MASK_ON", "HEIGHT_ON"):
         if model[key]:
             raise InputError(
-                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {_DENSE_ALONE} finds no instances. Set "
+                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {architecture} finds no instances. Set "
                 "MODEL.MASK_ON and MODEL.HEIGHT_ON False, or take FusionRCNN."
             )
-    if not cfg.TEST.BEST_METRIC.startswith("dense/"):
+    of_classes = "classes" in pixel_tasks(cfg)
+    if not cfg.TEST.BEST_METRIC.startswith(("dense/", "classes/") if of_classes else "dense/"):
         raise InputError(
-            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, which {_DENSE_ALONE} is not scored by, as it finds no "
-            "instances. Take one that begins with dense/, such as dense/delta1_building or dense/dice."
+            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, which {architecture} is not scored by, as it finds no "
+            "instances. Take one that begins with dense/, such as dense/delta1_building or dense/dice"
+            + (", or with classes/, such as classes/oa." if of_classes else ".")
         )
+    if architecture != _DENSE_ALONE:
+        _check_read_by_dense_net(cfg)
+
+
+# Read for every dense net: what it is, and what happens to its input and to what it says.
+_OF_ALL_DENSE_NETS = (
+    "NAME", "TASKS", "CLASSES", "HEIGHT_SCALE_M", "OPTICAL_CHANNELS", "STEM_INFLATION", "MODALITY_DROPOUT", "DISABLED",
+)  # fmt: skip
+
+
+def _check_read_by_dense_net(cfg: CN) -> None:
+    """InputError when a key of MODEL.DENSE_NET or MODEL.FUSION is set that the network of `cfg` does not read."""
+    net, usual = _dense_net(cfg), defaults()
+    for section in ("DENSE_NET", "FUSION"):
+        for key, value in cfg.MODEL[section].items():
+            read = key in (*_OF_ALL_DENSE_NETS, *net.sections)
+            if not read and value != usual.MODEL[section][key]:
+                raise InputError(
+                    f"MODEL.{section}.{key} is {_shown(value)}, but {cfg.MODEL.DENSE_NET.NAME} does not read it. Leave "
+                    f"it at {_shown(usual.MODEL[section][key])}."
+                )
 
 
 def _check_more_than_one_task(cfg: CN) -> None:
     """InputError when tasks are to be weighed or kept apart and there is one, or another schedule weighs them, too."""
-    model, heads = cfg.MODEL, len(cfg.MODEL.DENSE_HEADS.NAMES)
-    instances = 0 if model.META_ARCHITECTURE == _DENSE_ALONE else 1
+    model, heads = cfg.MODEL, len(pixel_tasks(cfg))
+    instances = 1 if finds_instances(cfg) else 0
     weighting = model.TASK_WEIGHTING.NAME
     # A height per building is weighted for itself, and looks at what its box looks at.
     for key, value, tasks in (

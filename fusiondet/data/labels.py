@@ -147,6 +147,30 @@ def tile_height_label(dataset: Dataset, tile: Tile, source: str = "auto") -> np.
     return height_label(source, tile.buildings, footprint_label(tile), raster_m)
 
 
+def tallest_label_m(datasets: Sequence[Dataset], source: str = "auto", samples: int = 200) -> float:
+    """The greatest height per pixel in metres; 0 where nothing stands or is known.
+
+    Looks at all buildings whose height is known, and, where heights come from rasters, at `samples` tiles per data set,
+    evenly spread.
+
+    Raises:
+        InputError: see `tile_height_label`.
+    """
+    tallest_m = 0.0
+    for dataset in datasets:
+        painted = all(
+            choose_source(source, tile.building_height_file_name, tile.ndsm_file_name) == "instances"
+            for tile in dataset.tiles
+        )
+        known_m = [b.height_m for tile in dataset.tiles for b in tile.buildings if b.height_m is not None]
+        count = 0 if painted else min(samples, len(dataset.tiles))
+        chosen = np.unique(np.linspace(0, len(dataset.tiles) - 1, count).round().astype(int))
+        labels_m = [tile_height_label(dataset, dataset.tiles[i], source) for i in chosen]
+        known_m += [float(label_m[np.isfinite(label_m)].max(initial=0.0)) for label_m in labels_m]
+        tallest_m = max(tallest_m, *known_m, 0.0)
+    return tallest_m
+
+
 def _raster_path(dataset: Dataset, tile: Tile, source: str) -> Path | None:
     name = getattr(tile, f"{source}_file_name", None)  # there is none of "instances"
     return None if name is None else safe_join(dataset.root, name)

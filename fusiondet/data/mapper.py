@@ -2,6 +2,7 @@
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, SensorGeometry
+from fusiondet.config import pixel_tasks
 from fusiondet.data import augmentations as aug
 from fusiondet.data import labels
 from fusiondet.data.bands import BandSpec
@@ -79,7 +80,7 @@ class FusionDatasetMapper:
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         """The only reader of config keys."""
         crop = (cfg.INPUT.CROP.TYPE, tuple(cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else None
-        heads = cfg.MODEL.DENSE_HEADS.NAMES
+        tasks = pixel_tasks(cfg)
         return {
             "is_train": is_train,
             "optical_bands": cfg.INPUT.OPTICAL_BANDS if "optical" in cfg.INPUT.MODALITIES else [],
@@ -97,8 +98,8 @@ class FusionDatasetMapper:
             "sar_gain_db": cfg.INPUT.SAR_GAIN_DB,
             "sar_speckle_looks": cfg.INPUT.SAR_SPECKLE_LOOKS,
             "min_instance_area_px": cfg.INPUT.MIN_INSTANCE_AREA_PX,
-            "height_labels": cfg.INPUT.HEIGHT_LABELS if "DenseHeight" in heads else "",
-            "footprint_labels": "DenseHeight" in heads or "Footprint" in heads,
+            "height_labels": cfg.INPUT.HEIGHT_LABELS if "height" in tasks else "",
+            "footprint_labels": "height" in tasks or "footprint" in tasks,
         }
 
     def __call__(self, record: dict, counter: int = 0) -> dict:

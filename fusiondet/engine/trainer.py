@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
+from fusiondet.config import pixel_tasks
 from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
-from fusiondet.data.labels import check_height_labels
+from fusiondet.data.labels import check_height_labels, tallest_label_m
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import (
     FewLabelsSampler,
@@ -82,7 +83,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
     # Of tiles whose labels are not used, no building may be known here either.
     labelled = _labelled_parts(cfg, train)
-    if "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES:
+    if "height" in pixel_tasks(cfg):
         for note in check_height_labels(dict(zip(cfg.DATASETS.TRAIN, labelled)), cfg.INPUT.HEIGHT_LABELS):
             _log.warning(note)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
@@ -105,6 +106,8 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     known = [tile for dataset in (labelled or test) for tile in dataset.tiles]
     _complete_geometry(cfg, tiles, known)
     _complete_height_prior(cfg, known)
+    if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet" and "height" in pixel_tasks(cfg):
+        _complete_height_scale(cfg, labelled or test)
     _raise_detection_limit(cfg, [tile for dataset in (*labelled, *test) for tile in dataset.tiles])
 
 
@@ -142,6 +145,8 @@ _DATA_KEYS = (
     "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M",
     "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
     "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE",
+    "MODEL.DENSE_NET.HEIGHT_SCALE_M",
+    "MODEL.DENSE_NET.CLASSES",
 )
 
 
@@ -311,6 +316,16 @@ def _complete_height_prior(cfg: CfgNode, tiles: list) -> None:
     head.PRIOR_MEDIAN_M = head.PRIOR_MEDIAN_M or round(median_m, 4)
     # Equal heights would start the likelihood at a singularity.
     head.PRIOR_LOG_SCALE = head.PRIOR_LOG_SCALE or round(max(spread, 0.1), 4)
+
+
+def _complete_height_scale(cfg: CfgNode, datasets: list[Dataset]) -> None:
+    """MODEL.DENSE_NET.HEIGHT_SCALE_M: the greatest height per pixel of the labels, metres, rounded up."""
+    net = cfg.MODEL.DENSE_NET
+    if not net.HEIGHT_SCALE_M:
+        net.HEIGHT_SCALE_M = float(math.ceil(tallest_label_m(datasets, cfg.INPUT.HEIGHT_LABELS))) or 1.0
+        _log.info(
+            "MODEL.DENSE_NET.HEIGHT_SCALE_M %g, the greatest height of the training data", net.HEIGHT_SCALE_M
+        )
 
 
 def _known_heights_m(tiles: Iterable) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, clean_polygon
-from fusiondet.config import config_from_yaml_text
+from fusiondet.config import config_from_yaml_text, finds_instances, pixel_tasks
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
@@ -87,9 +87,9 @@ class Predictor:
         optical = len(self.bands.optical)
         self.channels = {"optical": slice(0, optical), "sar": slice(optical, None)}
         self.gsd_range_m = tuple(cfg.INPUT.GSD_RANGE_M)
-        self.has_instances = cfg.MODEL.META_ARCHITECTURE != "FusionDense"
+        self.has_instances = finds_instances(cfg)
         has = {
-            "dense": "DenseHeight" in cfg.MODEL.DENSE_HEADS.NAMES,
+            "dense": "height" in pixel_tasks(cfg),
             "instances": self.has_instances and cfg.MODEL.HEIGHT_ON,
         }
         self.height_sources = tuple(source for source in HEIGHT_BANDS if has[source])
@@ -129,8 +129,8 @@ class Predictor:
 
     def nothing(self, shape: tuple[int, int]) -> ImagePrediction:
         """What is said about an image of (H, W) pixels none of which has data."""
-        heads, maps = self.cfg.MODEL.DENSE_HEADS.NAMES, np.full(shape, np.nan, np.float32)
-        return ImagePrediction([], *(maps if h in heads else None for h in ("DenseHeight", "Footprint")))
+        tasks, maps = pixel_tasks(self.cfg), np.full(shape, np.nan, np.float32)
+        return ImagePrediction([], *(maps if task in tasks else None for task in ("height", "footprint")))
 
     @torch.no_grad()
     def infer(self, images: list[np.ndarray], gsd_m: float, sensor: dict | None = None) -> list[dict]:

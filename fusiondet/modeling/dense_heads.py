@@ -37,11 +37,15 @@ class DenseMaps:
         height_m: (N, 1, H, W) metres, 0 or more; 0 is no building.
         footprint: (N, 1, H, W) logits.
         reconstruction: (N, C, H, W) normalised bands; None in evaluation, too: it only ever trains the features.
+        classes: (N, K, H, W) logits of the classes of a data set (of a `DenseNet` alone).
+        branches: modality -> footprint logits (N, 1, H, W) of a network whose branches decide on their own.
     """
 
     height_m: Tensor | None = None
     footprint: Tensor | None = None
     reconstruction: Tensor | None = None
+    classes: Tensor | None = None
+    branches: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -52,11 +56,13 @@ class DenseTargets:
         height_m: (N, 1, H, W) metres above ground, 0 outside buildings, NaN also in buildings of unknown height.
         footprint: (N, 1, H, W) 0 or 1.
         image: (N, C, H, W) normalised bands, NaN = no data.
+        classes: (N, 1, H, W) index of the class.
     """
 
     height_m: Tensor
     footprint: Tensor
     image: Tensor
+    classes: Tensor | None = None
 
 
 # ---- Attention of a task -----------------------------------------------------------------------------------
@@ -348,7 +354,7 @@ class DenseHeight(DenseHead):
 
     def loss(self, maps, targets):
         """Mean absolute difference of log(1 + metres), of buildings and of ground half each."""
-        predicted, truth_m = _known(maps.height_m, targets.height_m)
+        predicted, truth_m = known_pixels(maps.height_m, targets.height_m)
         difference, building = (predicted.log1p() - truth_m.log1p()).abs(), truth_m > 0
         return (_mean(difference[building]) + _mean(difference[~building])) / 2
 
@@ -378,12 +384,21 @@ class Footprint(DenseHead):
         return self.predictor(decoded).float()
 
     def loss(self, maps, targets):
-        """Mean cross-entropy + 1 - (2 overlap + 1) / (predicted + true + 1), areas in pixels."""
-        logits, truth = _known(maps.footprint, targets.footprint)
-        entropy = _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"))
-        predicted = logits.sigmoid()
-        dice = (2 * (predicted * truth).sum() + 1) / (predicted.sum() + truth.sum() + 1)
-        return entropy + (1 - dice)
+        """See `footprint_loss`."""
+        return footprint_loss(maps.footprint, targets.footprint)
+
+
+def footprint_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Mean cross-entropy + 1 - (2 overlap + 1) / (predicted + true + 1), areas in pixels (P2, equation 19).
+
+    Args:
+        logits: of any shape. truth: of the same, 0 or 1, NaN where unknown.
+    """
+    logits, truth = known_pixels(logits, truth)
+    entropy = _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"))
+    predicted = logits.sigmoid()
+    dice = (2 * (predicted * truth).sum() + 1) / (predicted.sum() + truth.sum() + 1)
+    return entropy + (1 - dice)
 
 
 @DENSE_HEAD_REGISTRY.register()
@@ -414,7 +429,7 @@ class Reconstruction(DenseHead):
 
     def loss(self, maps, targets):
         """Mean absolute difference."""
-        predicted, truth = _known(maps.reconstruction, targets.image)
+        predicted, truth = known_pixels(maps.reconstruction, targets.image)
         return _mean((predicted - truth).abs())
 
 
@@ -426,7 +441,7 @@ def _predictor(in_channels: int, channels: int, bias: float = 0.0) -> nn.Conv2d:
     return conv
 
 
-def _known(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def known_pixels(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """(K,) float32 each, where the truth is known. Selected before any arithmetic: NaN * 0 is NaN in the gradient."""
     known = ~torch.isnan(truth)
     return predicted[known].float(), truth[known].float()

@@ -52,7 +52,8 @@ def dense_targets(batched_inputs: list[dict], image: Tensor) -> DenseTargets:
                 row[0, :height, :width] = x[key].to(image)
         return maps
 
-    return DenseTargets(stacked("building_height_m"), stacked("footprint"), image)
+    labels = (stacked(key) for key in ("building_height_m", "footprint"))
+    return DenseTargets(*labels, image, stacked("classes"))
 
 
 def _labelled(x: dict) -> bool:
@@ -342,9 +343,13 @@ class FusionRCNN(GeneralizedRCNN):
         return self.roi_heads.forward_with_given_boxes(features, given)
 
     def _said(self, maps, images: ImageList) -> dict[str, Tensor]:
-        """{"height_map_m", "footprint_map"}: (N, 1, H, W) of the padded batch, as far as there are such heads."""
+        """{"height_map_m", "footprint_map"}: (N, 1, H, W) of the padded batch, as far as there are such heads.
+
+        "class_map", of networks that tell classes: (N, K, H, W).
+        """
         said = {"height_map_m": maps.height_m}
         said["footprint_map"] = None if maps.footprint is None else maps.footprint.float().sigmoid()
+        said["class_map"] = None if maps.classes is None else maps.classes.float().softmax(dim=1)
         return {name: values.float() for name, values in said.items() if values is not None}
 
     def _with_maps(self, outputs: list[dict], maps, images: ImageList, sizes) -> list[dict]:
@@ -354,7 +359,7 @@ class FusionRCNN(GeneralizedRCNN):
                 one = one[None, :, :height, :width]
                 if size != (height, width):
                     one = F.interpolate(one, size, mode="bilinear", align_corners=False)
-                output[name] = one[0, 0]
+                output[name] = one[0] if name == "class_map" else one[0, 0]
         return outputs
 
     @torch.no_grad()

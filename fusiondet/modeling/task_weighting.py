@@ -19,6 +19,7 @@ _TASK_OF = {
     "loss_dense_height": "dense_height",
     "loss_footprint": "footprint",
     "loss_reconstruction": "reconstruction",
+    "loss_classes": "classes",
 }
 # Their loss is a negative log-likelihood, |error| / b + log b with b predicted: it falls below 0, and has a learned
 # scale already.
