@@ -34,6 +34,7 @@ LAYERS = {
             "fusiondet.data.converters.*",
             "fusiondet.data.imagery.*",
             "fusiondet.data.labels",
+            "fusiondet.data.patches",
             "fusiondet.data.prepare",
             "fusiondet.data.synthetic.*",
             "fusiondet.doctor.*",

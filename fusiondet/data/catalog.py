@@ -12,6 +12,7 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
 from fusiondet.data.coco import Dataset, annotation_record, image_root, read_coco
 from fusiondet.data.imagery import tile_rasters
+from fusiondet.data.patches import PatchSplit, read_patches
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import safe_join
 
@@ -94,6 +95,21 @@ def load_split(name: str) -> Dataset:
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, version: int) -> Dataset:
     return read_coco(path)
+
+
+def load_patches(name: str) -> PatchSplit:
+    """The split of patches `name`, found as one of tiles is, read once per version of its file. Read-only.
+
+    Raises:
+        InputError: see `annotation_file` and `fusiondet.data.patches.read_patches`.
+    """
+    path = annotation_file(name)
+    return _read_patches(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_patches(path: Path, version: int) -> PatchSplit:
+    return read_patches(path)
 
 
 def folder_name(name: str) -> str:

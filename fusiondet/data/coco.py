@@ -235,8 +235,14 @@ def validate_coco(document: dict, path: Path) -> None:
     Raises:
         InputError: names the file, the record and the key; also for names that leave the image root, duplicated ids,
             annotations of unknown images or without outline, sizes that are not pixels, and heights that are neither
-            null nor in (0, 1000] m.
+            null nor in (0, 1000] m; for a split of patches (`fusiondet.data.patches`).
     """
+    info = document.get("info") if isinstance(document, dict) else None
+    if isinstance(info, dict) and info.get("kind") == "patches":
+        raise InputError(
+            f"{path}: holds patches with one label each, expected tiles with buildings. Networks of patches are those of "
+            "configs/so2sat; take another data set for this one."
+        )
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise InputError(

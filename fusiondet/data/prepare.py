@@ -30,6 +30,10 @@ SOURCES = {
         "fusiondet.data.converters.masks",
         "images with masks of buildings: Inria, WHU, Massachusetts; crowdAI's COCO",
     ),
+    "so2sat": (
+        "fusiondet.data.converters.so2sat",
+        "So2Sat LCZ42: patches with local climate zones, and settlement extents; or invented ones",
+    ),
 }
 
 

@@ -20,6 +20,8 @@ _TASK_OF = {
     "loss_footprint": "footprint",
     "loss_reconstruction": "reconstruction",
     "loss_classes": "classes",
+    "loss_hse": "hse",
+    "loss_lcz": "lcz",
 }
 # Their loss is a negative log-likelihood, |error| / b + log b with b predicted: it falls below 0, and has a learned
 # scale already.
