@@ -179,6 +179,33 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_NET.HEIGHT_WEIGHT = 0.5
     # Names of the classes in the order of their logits. From the training data ([]).
     cfg.MODEL.DENSE_NET.CLASSES = []
+    # Settings of "UREC".
+    cfg.MODEL.DENSE_NET.U_REC = CN()
+    # Weight of the reconstruction's L1; the cross-entropy of the classes has 1 - W1. 0: a plain U-Net without it.
+    cfg.MODEL.DENSE_NET.U_REC.W1 = 0.1
+    # Of the L1: "mean" over pixels and bands, or "sum_per_image" as the paper's equation has it, where a W1 does what
+    # n W1 / (n W1 + 1 - W1) does here, n numbers per image. See modeling/dense_nets/u_rec.py.
+    cfg.MODEL.DENSE_NET.U_REC.REDUCTION = "mean"
+
+    # Networks of patches, MODEL.META_ARCHITECTURE "HseLczNet": settlement extent and local climate zone of each; see
+    # fusiondet/modeling/dense_nets/hse_lcz.py. MODEL.TASK_ATTENTION and TASK_WEIGHTING are theirs, too.
+    cfg.MODEL.HSE_LCZ = CN()
+    # What is said of a patch: "hse" (settlement extent, a share), "lcz" (one of 17 zones), or both.
+    cfg.MODEL.HSE_LCZ.TASKS = ["hse", "lcz"]
+    # Channels of the shared blocks; between two of them the map is halved.
+    cfg.MODEL.HSE_LCZ.WIDTHS = [32, 64, 128]
+    # Convolutions in each shared block.
+    cfg.MODEL.HSE_LCZ.CONVS = 2
+    # Channels of what each task has for itself.
+    cfg.MODEL.HSE_LCZ.HEAD_DIM = 128
+    # Share of a task's features that training hides before its last layer.
+    cfg.MODEL.HSE_LCZ.DROPOUT = 0.2
+    # What the zone is told of the predicted settlement extent: "none", "detached" (it learns nothing from the zone), or
+    # "joint" (it does).
+    cfg.MODEL.HSE_LCZ.PRIOR = "none"
+    # Weights of the losses. That of the extent is an error of a share, about 0.1; that of the zone, an entropy.
+    cfg.MODEL.HSE_LCZ.HSE_WEIGHT = 10.0
+    cfg.MODEL.HSE_LCZ.LCZ_WEIGHT = 1.0
 
     # Whether the network predicts a height per building.
     cfg.MODEL.HEIGHT_ON = True
@@ -467,7 +494,8 @@ def pixel_tasks(cfg: CN) -> tuple[str, ...]:
     """What the network of `cfg` says of each pixel, of "footprint", "height", "classes" and "reconstruction"."""
     if cfg.MODEL.META_ARCHITECTURE != "FusionDenseNet":
         return tuple(_TASK_OF_HEAD[name] for name in cfg.MODEL.DENSE_HEADS.NAMES)
-    return (*cfg.MODEL.DENSE_NET.TASKS, *(["reconstruction"] if _dense_net(cfg).learns_unlabelled else []))
+    reconstructs = _dense_net(cfg).teaches_unlabelled(cfg)
+    return (*cfg.MODEL.DENSE_NET.TASKS, *(["reconstruction"] if reconstructs else []))
 
 
 def _dense_net(cfg: CN):
@@ -480,10 +508,14 @@ def check_tasks(cfg: CN) -> None:
     """InputError when a key of dense heads, of what joins tasks, or of tiles without labels would be ignored."""
     from fusiondet.modeling.dense_heads import check_dense_heads
     from fusiondet.modeling.dense_nets.base import check_dense_net
+    from fusiondet.modeling.dense_nets.hse_lcz import ARCHITECTURE, check_hse_lcz
 
     check_dense_heads(cfg)
     check_dense_net(cfg)
+    check_hse_lcz(cfg, defaults())
     model = cfg.MODEL
+    if model.META_ARCHITECTURE == ARCHITECTURE:
+        return
     if model.META_ARCHITECTURE in _MAPS_ALONE:
         _check_maps_alone(cfg)
     elif model.META_ARCHITECTURE not in _WITH_INSTANCES:

@@ -240,8 +240,8 @@ def validate_coco(document: dict, path: Path) -> None:
     info = document.get("info") if isinstance(document, dict) else None
     if isinstance(info, dict) and info.get("kind") == "patches":
         raise InputError(
-            f"{path}: holds patches with one label each, expected tiles with buildings. Networks of patches are those of "
-            "configs/so2sat; take another data set for this one."
+            f"{path}: holds patches with one label each, expected tiles with buildings. Networks of patches are those "
+            "of configs/so2sat; take another data set for this one."
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):

@@ -9,7 +9,7 @@ So2Sat LCZ42 (Zhu et al. 2020, https://doi.org/10.1109/MGRS.2020.2964708) has, o
 The human settlement extent (HSE), a share in [0, 1] per patch, is not in these files: it comes as an array of N numbers
 (.npy, or a data set of an HDF5 file), NaN where it is unknown.
 
-A split is a small JSON, `<source>/annotations/<split>.json`, where tiles have a COCO file; its "info.kind" is "patches":
+A split is a small JSON, `<source>/annotations/<split>.json`, where tiles have a COCO file; "info.kind" is "patches":
 
     {"info": {"kind": "patches", "generated": false, ...},
      "patches": {"file_name": "hdf5/train.h5", "count": 352366},
