@@ -110,6 +110,14 @@ def parse_args():
         "inside of them (representative point) in it are kept",
     )
     parser.add_argument(
+        "--extent",
+        choices=("intersection", "optical"),
+        default=argparse.SUPPRESS,
+        help="where --rgb and --sar cover different ground: predict where both are, or also where SAR is missing "
+        "(default: intersection, as a network expects what it was trained with; optical for one that copes, trained "
+        "with SAR missing or of two detectors)",
+    )
+    parser.add_argument(
         "--regularize",
         type=float,
         metavar="M",
@@ -184,6 +192,7 @@ def main():
         "batch": getattr(args, "batch", None),
         "aoi": args.aoi,
         "skip_invalid": args.skip_invalid,
+        "extent": getattr(args, "extent", None),
         "force_gsd": args.force_gsd,
         "rgb_bands": args.rgb_bands,
         "sar_bands": args.sar_bands,

@@ -1,5 +1,6 @@
 """What a scene lacks, has too much of, or cannot be for a network: notes for the user, and refusals."""
 
+import math
 from pathlib import Path
 
 from fusiondet.buildings import SensorGeometry
@@ -12,6 +13,7 @@ from fusiondet.inference.predictor import Predictor, has_two_detectors
 from fusiondet.modeling.sensor_geometry import FACTS
 
 import numpy as np
+from affine import Affine
 
 # A raster this much coarser or finer than any training image is resampled; this much, and it is refused.
 RESAMPLE_FACTOR = 1.25
@@ -25,6 +27,8 @@ SENSOR_OPTIONS = {
     "view_azimuth_deg": "--view-azimuth",
     "view_off_nadir_deg": "--off-nadir",
 }
+# A picture turned by less is level.
+_LEVEL_DEG = 1.0
 _NAMES = {"optical": "optical", "sar": "SAR"}
 _PATH_OPTIONS = {"optical": "--rgb", "sar": "--sar"}
 
@@ -70,12 +74,38 @@ def nodata_notes(predictor: Predictor, paths: dict[str, Path | None], has_data: 
     ]
 
 
+def extent_for(predictor: Predictor) -> str:
+    """Which of EXTENTS to predict a pair of rasters on: also where SAR is missing if the network copes with that."""
+    learned = predictor.cfg.MODEL.FUSION.MODALITY_DROPOUT.sar > 0
+    return "optical" if learned or _detects_apart(predictor) else "intersection"
+
+
+def extent_notes(predictor: Predictor, reader: SceneReader, extent: str) -> list[str]:
+    """What becomes of ground that not all rasters cover, where there is some."""
+    if reader.shared >= 1 or not (predictor.bands.optical and predictor.bands.sar):
+        return []
+    if extent == "intersection":
+        return [
+            "predicted where both optical and SAR rasters are, and nowhere else (--extent optical predicts without "
+            "SAR, too)."
+        ]
+    return [
+        f"where SAR is missing: {_what_to_expect_without(predictor, 'sar')} --extent intersection predicts only where "
+        "both are."
+    ]
+
+
+def _detects_apart(predictor: Predictor) -> bool:
+    """Whether each modality has a detector that never sees the other."""
+    return has_two_detectors(predictor.cfg) and not any(predictor.cfg.MODEL.FUSION.EXCHANGE.values())
+
+
 def _what_to_expect_without(predictor: Predictor, modality: str) -> str:
     fusion, name, weights = predictor.cfg.MODEL.FUSION, _NAMES[modality], predictor.weights.name
     share = fusion.MODALITY_DROPOUT[modality]
     if share > 0:
         return f"predicted without {name}, as {share:.0%} of the images that {weights} was trained on were."
-    if has_two_detectors(predictor.cfg) and not any(fusion.EXCHANGE.values()):
+    if _detects_apart(predictor):
         return f"predicted by the other detector of {weights} alone, which never sees {name}."
     return (
         f"{weights} was never trained without {name}, so expect much less of it; one trained with "
@@ -155,6 +185,17 @@ def check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
             f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Say what it holds with --sar-scale "
             "linear_power or amplitude, and calibrate it to backscatter if it is not."
         )
+
+
+def turn_note(transform: Affine, name) -> list[str]:
+    """That a picture is turned against the map, by an angle that reading it from the other end does not undo."""
+    angle_deg = math.degrees(math.atan2(transform.d, transform.a))
+    if abs(angle_deg) <= _LEVEL_DEG:
+        return []
+    return [
+        f"{name}: its columns run at {abs(angle_deg):.3g} degrees to the east, and so the network sees it turned; "
+        "outlines are right on the map. gdalwarp IN OUT makes it north-up."
+    ]
 
 
 def target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, options: dict) -> float | None:

@@ -145,6 +145,7 @@ def plan_scene(
     sensor: SensorGeometry | None = None,
     aoi=None,
     skip_invalid: bool = False,
+    extent: str | None = None,
     sources: tuple[str, ...] = (),
     **reader_options,
 ) -> ScenePlan:
@@ -155,6 +156,8 @@ def plan_scene(
     paths = {"optical": rgb_path, "sar": sar_path}
     sensor = sensor or SensorGeometry()
     notes = checks.modality_notes(predictor, paths) + checks.sensor_notes(predictor, sensor, paths)
+    extent = extent or checks.extent_for(predictor)
+    reader_options = {**reader_options, "extent": extent, "north_up": True}
     target_gsd_m = checks.target_gsd(predictor, rgb_path, sar_path, force_gsd, reader_options)
     reader_options = {**reader_options, "target_gsd_m": target_gsd_m}
     rgb, sar = checks.files_of(rgb_path), checks.files_of(sar_path)
@@ -185,7 +188,12 @@ def plan_scene(
             None if area is None else shapely.to_wkb(area),
             skip_invalid,
             tuple(sources),
-            tuple(notes + reader.notes),
+            tuple(
+                notes
+                + reader.notes
+                + checks.extent_notes(predictor, reader, extent)
+                + checks.turn_note(reader.transform, (rgb or sar)[0])
+            ),
         )
 
 

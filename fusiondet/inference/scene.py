@@ -107,12 +107,13 @@ def predict_scene(
     """Buildings of a raster pair, read and predicted window by window, and on demand a raster of heights.
 
     Buildings that several windows see are merged, see `fusiondet.polygons.seams`. A pixel of the height raster belongs
-    to the window in whose core it lies.
+    to the window in whose core it lies. Rasters whose rows run north or columns west are read from the other end, so
+    that the network sees no mirrored picture, and heights are written north-up.
 
     Args:
         rgb_path, sar_path: a raster, or a list of rasters whose bands are those of one; None where there is none.
-        height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one),
-            also where these are resampled for the network; see `fusiondet.export.rasters`. An existing one is replaced.
+        height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one)
+            that are predicted, also where these are resampled for the network; see `fusiondet.export.rasters`. An existing one is replaced.
         height_source: "dense", "instances", "both" (a band each); None: the first of these that the network has.
         options:
             window_px: side of a window; a scene up to this size is one window (1024).
@@ -124,6 +125,8 @@ def predict_scene(
             aoi: area of interest: a file of polygons in any CRS, a GeoDataFrame or GeoSeries, or a geometry in the
                 scene's CRS. Buildings are kept if a point inside of them (shapely's representative point) is in it.
             skip_invalid: pixels that cannot be read count as no data, and are counted in the notes.
+            extent: "intersection" predicts where both rasters are, "optical" also where SAR is missing; None: the
+                latter if the network copes without SAR, as training with SAR missing makes it.
             regularize_m: see `finished_buildings`.
             rgb_bands, sar_bands, sar_scale, sar_factor, nodata, gsd_m: of `SceneReader`.
 

@@ -16,10 +16,11 @@ before memory is taken.
 from fusiondet.data.imagery.calibration import check_sar_scale, plausible_sar_scales
 from fusiondet.data.imagery.grids import axis_gsd_m, crs_text, gsd_m_of, metric_crs, warp_valid
 from fusiondet.data.imagery.rasters import BandReader, PixelWindow, open_raster, resolve_bands, sample_values
-from fusiondet.data.imagery.scenes import Scene, SceneReader, read_scene
+from fusiondet.data.imagery.scenes import EXTENTS, Scene, SceneReader, read_scene
 from fusiondet.data.imagery.tiles import TileRaster, band_statistics, read_tile, read_tile_image, tile_rasters
 
 __all__ = [
+    "EXTENTS",
     "BandReader",
     "PixelWindow",
     "Scene",

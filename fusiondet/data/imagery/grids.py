@@ -5,6 +5,7 @@ import math
 from fusiondet.errors import InputError
 
 import numpy as np
+import shapely
 from affine import Affine
 from pyproj import CRS as ProjCRS
 from pyproj import Geod, Transformer
@@ -16,6 +17,9 @@ from rasterio.warp import reproject
 # Two grids that nowhere differ by more than this are one grid: a tenth of a pixel is far below the accuracy of any
 # optical-SAR registration, and resampling would smooth the speckle for nothing.
 SAME_GRID_PX = 0.1
+
+# Sides of a footprint are cut into so many parts at least where they bend on another map.
+_FOOTPRINT_PARTS = 100
 
 # Map units without a CRS are metres in the plane; any projected CRS serves to say "the same on both sides".
 _PLAIN_CRS = CRS.from_epsg(3857)
@@ -108,6 +112,58 @@ def warp_valid(values, valid, transform, crs, to_transform, to_crs, shape):
     reproject(weighted, warped, **grids, **exact)
     inside = (nearest > 0) & (warped[-1] > 1e-6)
     return warped[:-1] / np.where(inside, warped[-1], 1), inside
+
+
+def north_up(transform: Affine, width: int, height: int) -> tuple[tuple[bool, bool], Affine]:
+    """Which of (columns, rows) of a raster to count from the other end to have it north-up, and its transform then.
+
+    East comes to the right and north up as far as that goes: a picture is never mirrored after it, but may be turned
+    by up to 90 degrees.
+    """
+    flip_x, flip_y = transform.a < 0, transform.e > 0
+    if (transform.determinant > 0) != (
+        flip_x != flip_y
+    ):  # turned by 90 degrees, so that a and e are no more than noise
+        flip_y = not flip_y
+    if flip_x:
+        transform = transform * Affine(-1, 0, width, 0, 1, 0)
+    if flip_y:
+        transform = transform * Affine(1, 0, 0, 0, -1, height)
+    return (flip_x, flip_y), transform
+
+
+def footprint_px(file_shape, file_transform, file_crs, transform, crs, shape):
+    """The part of a grid of `shape` (H, W) that a file covers, as a polygon in the grid's pixels; empty for none.
+
+    Args:
+        file_shape: (H, W). file_transform, file_crs, transform, crs: of file and grid, CRS None on both sides or none.
+    """
+    (file_height, file_width), (height, width) = file_shape, shape
+    there = back = None
+    if file_crs != crs:
+        pair = ProjCRS(crs.to_wkt()), ProjCRS(file_crs.to_wkt())
+        there = Transformer.from_crs(*pair, always_xy=True).transform
+        back = Transformer.from_crs(*reversed(pair), always_xy=True).transform
+    # There and back: what is far from the grid may have no place in its CRS, what is inside of it has.
+    grid = _moved(shapely.box(0, 0, width, height), transform, there, ~file_transform)
+    common = grid.intersection(shapely.box(0, 0, file_width, file_height))
+    if common.area == 0:
+        return shapely.Polygon()
+    return _moved(common, file_transform, back, ~transform).intersection(shapely.box(0, 0, width, height))
+
+
+def _moved(polygon, transform: Affine, convert, to_pixels: Affine):
+    """`polygon` from the pixels of one grid to those of another one; straight sides bend as CRS differ."""
+    x0, y0, x1, y1 = polygon.bounds
+    fine = shapely.segmentize(polygon, max(x1 - x0, y1 - y0) / _FOOTPRINT_PARTS) if convert else polygon
+    rings = []
+    for part in shapely.get_parts(fine):
+        x, y = transform * tuple(np.array(part.exterior.coords).T)
+        x, y = convert(x, y) if convert else (x, y)
+        known = np.isfinite(x) & np.isfinite(y)
+        if known.sum() > 2:
+            rings.append(shapely.Polygon(np.column_stack(to_pixels * (x[known], y[known]))))
+    return shapely.make_valid(shapely.union_all(rings))
 
 
 def grid_in_pixels_of(part, transform, crs, window, steps: int = 21):

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from fusiondet.data.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
 from fusiondet.data.imagery.calibration import MIN_SAMPLE, check_not_db, stated_scale_factor
-from fusiondet.data.imagery.grids import crs_text, grid_in_pixels_of, warp_valid, whole_pixel_offset
+from fusiondet.data.imagery.grids import (
+    crs_text,
+    grid_in_pixels_of,
+    north_up,
+    warp_valid,
+    whole_pixel_offset,
+)
 from fusiondet.errors import InputError
 
 import numpy as np
@@ -212,6 +218,7 @@ class FileBands:
     Attributes:
         source, indexes, scale: as given. nodata: number of each band, None for none.
         transform, crs: of the file; `SceneReader` may say otherwise. offset: of the file in a scene's grid, pixels.
+        flipped: (columns, rows) that are counted from the other end, see `turn_north_up`.
         factor: what amplitudes and complex numbers are multiplied by.
     """
 
@@ -231,7 +238,7 @@ class FileBands:
         declared = [source.nodatavals[i - 1] for i in self.indexes]
         self._assumes_nodata = nodata is not None and all(n is None for n in declared)
         self.nodata = [nodata] * len(declared) if self._assumes_nodata else declared
-        self.offset, self.factor = None, 1.0
+        self.offset, self.factor, self.flipped = None, 1.0, (False, False)
         dtypes = {source.dtypes[i - 1] for i in self.indexes}
         self._complex = any(t.startswith("complex") for t in dtypes)
         if self._complex and scale != "complex":
@@ -256,6 +263,13 @@ class FileBands:
         if scale in ("complex", "amplitude"):
             self.factor = factor or stated_scale_factor(source) or 1.0
 
+    def turn_north_up(self) -> None:
+        """Count columns and rows from the other end where that brings east to the right and north up.
+
+        After it `transform` is that of the picture that is read: never mirrored, and turned by 90 degrees at most.
+        """
+        self.flipped, self.transform = north_up(self.transform, self.source.width, self.source.height)
+
     def read_raw(self, window: PixelWindow | None = None):
         """(n, h, w) in the file's numbers and dtype, and (h, w) bool validity by what the file declares.
 
@@ -270,6 +284,9 @@ class FileBands:
         rows, columns = self.source.block_shapes[0]
         for shape in ((len(self.indexes), height, width), (1, rows, columns)):
             check_size(shape, np.complex64 if self._complex else np.float32, self.source.name)
+        columns_flipped, rows_flipped = self.flipped
+        x0 = self.source.width - x0 - width if columns_flipped else x0
+        y0 = self.source.height - y0 - height if rows_flipped else y0
         window = Window(x0, y0, width, height)
         try:
             with rasterio.Env(**GDAL_OPTIONS):
@@ -280,6 +297,9 @@ class FileBands:
                 f"{self.source.name}: damaged or truncated, its pixels cannot be read ({error.__cause__ or error}). "
                 "Copy or download it again."
             ) from None
+        if columns_flipped or rows_flipped:
+            order = np.s_[..., :: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
+            raw, valid = np.ascontiguousarray(raw[order]), np.ascontiguousarray(valid[order])
         return raw, valid
 
     def _read(self, window: PixelWindow | None):
@@ -414,7 +434,7 @@ class FileBands:
             return None
         bands = FileBands(overview, self.indexes, None, None)
         scale = Affine.scale(source.width / overview.width, source.height / overview.height)
-        bands.transform, bands.crs = self.transform * scale, self.crs
+        bands.transform, bands.crs, bands.flipped = self.transform * scale, self.crs, self.flipped
         return bands
 
     def warp(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:

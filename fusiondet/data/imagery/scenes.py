@@ -9,9 +9,10 @@ from pathlib import Path
 from fusiondet.data.bands import SAR_SCALES, BandSpec
 from fusiondet.data.imagery.calibration import MIN_SAMPLE, check_sar_scale
 from fusiondet.data.imagery.grids import (
+    SAME_GRID_PX,
     axis_gsd_m,
     crs_text,
-    grid_in_pixels_of,
+    footprint_px,
     pixel_ratio,
     whole_pixel_offset,
 )
@@ -27,8 +28,14 @@ from fusiondet.data.imagery.tiles import TileRaster
 from fusiondet.errors import InputError, unknown_name
 
 import numpy as np
+import shapely
 from affine import Affine
+from rasterio.features import geometry_mask
 
+# What of rasters with different extents is read: where all of them are, or all of the first one.
+EXTENTS = ("intersection", "optical")
+# A fringe that is no wider than this is not worth a word, pixels.
+_FRINGE_PX = 1.0
 # A raster is not resampled by more than this: the number was mistyped, and the grid would not fit anywhere.
 MAX_ZOOM = 100
 
@@ -74,6 +81,7 @@ class SceneReader:
 
     Attributes:
         width, height, transform, crs, gsd_m: of the grid. bands: what the channels are. notes: sentences for the user.
+        shared: share of the first raster's extent that all rasters cover; 1 where no more than a fringe lacks.
     """
 
     def __init__(
@@ -89,6 +97,8 @@ class SceneReader:
         nodata: float | None = None,
         gsd_m: float | None = None,
         target_gsd_m: float | None = None,
+        extent: str = "optical",
+        north_up: bool = False,
     ):
         """Open the files and settle bands and grid.
 
@@ -104,6 +114,10 @@ class SceneReader:
             nodata: number that means "no data" where a file declares none.
             gsd_m: pixel size in metres, for rasters without georeference.
             target_gsd_m: resample to this; None: keep the raster's own grid.
+            extent: of the grid, one of EXTENTS. With "intersection" it is cut to the box of what all rasters cover, and
+                what one of them does not cover there is NaN in all channels.
+            north_up: read rasters whose rows run north or whose columns run west from the other end, so that no picture
+                is mirrored and the result is that of the same raster north-up.
 
         Raises:
             InputError: a file cannot be read, has too few bands, complex numbers that are not declared so, or others
@@ -127,14 +141,24 @@ class SceneReader:
                     f"none of the wanted bands {', '.join(bands.names)} has a raster. Pass --rgb or --sar."
                 )
             base = self._base = parts[0].files[0]
-            self._settle_grid(base, gsd_m, target_gsd_m)
-            placed = {}
+            placed: dict = {}
             for file in (file for part in parts for file in part.files):
                 if file.source not in placed:
-                    self._relate(file, base)
+                    self._place(file, base, north_up)
                     placed[file.source] = file
                 same = placed[file.source]
-                file.transform, file.crs, file.offset = same.transform, same.crs, same.offset
+                file.transform, file.crs, file.flipped = same.transform, same.crs, same.flipped
+            common = self._common(list(placed.values()), base, extent)
+            self._settle_grid(base, common, gsd_m, target_gsd_m)
+            shape = (self.height, self.width)
+            for file in placed.values():
+                file.offset = whole_pixel_offset(file, self.transform, base.crs, shape)
+                if file is not base and file.offset is None:
+                    self.notes.append(
+                        f"{file.source.name}: another CRS, pixel size or origin; warped onto the optical grid."
+                    )
+            for file in (file for part in parts for file in part.files):
+                file.offset = placed[file.source].offset
             if self._sar is not None:
                 self._check_sar(self._sar.files)
             self._overviews = self._open_overviews()
@@ -148,36 +172,8 @@ class SceneReader:
         indexes = resolve_bands(sources, wanted, indexes, option, self.notes)
         return Bands(sources, indexes, nodata, scale, factor)
 
-    def _settle_grid(self, base, gsd_m, target_gsd_m):
-        source = base.source
-        self.width, self.height, self.transform = source.width, source.height, source.transform
-        self.crs = crs_text(source.crs)
-        if gsd_m is not None:
-            gsd_x, gsd_y = gsd_m, gsd_m
-        else:
-            try:
-                gsd_x, gsd_y = axis_gsd_m(source.transform, self.crs, self.width, self.height)
-            except InputError as error:
-                raise InputError(f"{source.name}: {error}") from None
-            if self.crs is None:
-                self.notes.append(f"{source.name}: no CRS; map units are taken as metres.")
-        self.gsd_m = math.sqrt(gsd_x * gsd_y)
-        if target_gsd_m is not None and not 1 / MAX_ZOOM <= target_gsd_m / self.gsd_m <= MAX_ZOOM:
-            raise InputError(
-                f"{source.name}: {self.gsd_m:.3g} m per pixel cannot be resampled to {target_gsd_m:.3g} m, "
-                f"more than {MAX_ZOOM} times finer or coarser."
-            )
-        if target_gsd_m is not None and abs(target_gsd_m / self.gsd_m - 1) > 1e-3:
-            self.notes.append(
-                f"{source.name}: resampled from {self.gsd_m:.3g} m to {target_gsd_m:.3g} m per pixel."
-            )
-            columns = max(1, round(self.width * gsd_x / target_gsd_m))
-            rows = max(1, round(self.height * gsd_y / target_gsd_m))
-            self.transform = self.transform * Affine.scale(self.width / columns, self.height / rows)
-            self.width, self.height, self.gsd_m = columns, rows, target_gsd_m
-
-    def _relate(self, part, base):
-        """Decide how `part` gets onto the grid: a shift by whole pixels, or a warp."""
+    def _place(self, part, base, north_up: bool) -> None:
+        """Settle where on the map the pixels of `part` are."""
         source = part.source
         if not _has_place(source) and part is not base:
             if source.gcps[0]:
@@ -191,32 +187,92 @@ class SceneReader:
                     "Give it a CRS and a transform, e.g. with `rio edit-info` or gdal_translate -a_srs -a_ullr."
                 )
             self.notes.append(f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}.")
-            part.transform, part.crs = base.transform, base.crs
-        elif (part.crs is None) != (base.crs is None) or _has_place(source) != _has_place(base.source):
+            part.transform, part.crs, part.flipped = base.transform, base.crs, base.flipped
+            return
+        if (part.crs is None) != (base.crs is None) or _has_place(source) != _has_place(base.source):
             raise InputError(
-                f"{source.name}: has {_place(source)}, but {base.source.name} has {_place(base.source)}. "
-                "Both need a CRS: `rio edit-info --crs EPSG:n FILE` sets it."
+                f"{source.name}: has {_georeference(source)}, but {base.source.name} has "
+                f"{_georeference(base.source)}. Both need a CRS: `rio edit-info --crs EPSG:n FILE` sets it."
             )
-        part.offset = whole_pixel_offset(part, self.transform, base.crs, (self.height, self.width))
-        if part is not base:
-            self._report_overlap(part, base)
+        if north_up and _has_place(source):
+            part.turn_north_up()
+            ends = [
+                end for end, flipped in zip(("columns run west", "rows run north"), part.flipped) if flipped
+            ]
+            if ends:
+                self.notes.append(f"{source.name}: its {' and its '.join(ends)}; read from the other end.")
 
-    def _report_overlap(self, part, base):
-        names = f"{part.source.name} and {base.source.name}"
-        x, y = grid_in_pixels_of(part, self.transform, base.crs, (0, 0, self.width, self.height))
-        inside = (x >= -1) & (x <= part.source.width + 1) & (y >= -1) & (y <= part.source.height + 1)
-        separate = x.size == 0 or x.max() <= 0 or y.max() <= 0 or x.min() >= part.source.width
-        if separate or y.min() >= part.source.height:
+    def _common(self, files: list[FileBands], base: FileBands, extent: str):
+        """What all `files` cover, in pixels of `base`, if only that is to be read and it is not all; else None."""
+        if extent not in EXTENTS:
+            raise unknown_name("--extent", extent, EXTENTS)
+        shape = base.source.shape
+        whole = common = shapely.box(0, 0, shape[1], shape[0])
+        what = "only that part is read" if extent == "intersection" else "the rest is no data"
+        for file in (f for f in files if f is not base):
+            covered = footprint_px(
+                file.source.shape, file.transform, file.crs, base.transform, base.crs, shape
+            )
+            names = f"{file.source.name} and {base.source.name}"
+            if covered.area == 0:
+                raise InputError(
+                    f"{names} do not overlap: {_extent(file.source)} against {_extent(base.source)}. "
+                    "Is it the right pair, and is the CRS of both right?"
+                )
+            if not covered.buffer(_FRINGE_PX, join_style="mitre").covers(whole):
+                common = common.intersection(covered)
+                share = covered.area / whole.area
+                self.notes.append(f"{names} overlap only in part, {_percent(share)} of the latter; {what}.")
+        self.shared = common.area / whole.area
+        if extent == "optical" or common is whole:
+            return None
+        left, top, right, bottom = map(round, common.bounds or (0, 0, 0, 0))
+        if left >= right or top >= bottom:
             raise InputError(
-                f"{names} do not overlap: {_extent(part.source)} against {_extent(base.source)}. "
-                "Is it the right pair, and is the CRS of both right?"
+                f"{', '.join(file.source.name for file in files)}: there is no ground that all of them cover. Pass "
+                "--extent optical to predict where one is missing."
             )
-        if part.offset is None:
+        return common
+
+    def _settle_grid(self, base, common_px, gsd_m, target_gsd_m):
+        source, left, top = base.source, 0, 0
+        self.width, self.height, self.crs = source.width, source.height, crs_text(source.crs)
+        if common_px is not None:
+            left, top, right, bottom = map(round, common_px.bounds)
+            self.width, self.height = right - left, bottom - top
+        self.transform = base.transform * Affine.translation(left, top) if left or top else base.transform
+        if gsd_m is not None:
+            gsd_x, gsd_y = gsd_m, gsd_m
+        else:
+            try:
+                gsd_x, gsd_y = axis_gsd_m(self.transform, self.crs, self.width, self.height)
+            except InputError as error:
+                raise InputError(f"{source.name}: {error}") from None
+            if self.crs is None:
+                self.notes.append(f"{source.name}: no CRS; map units are taken as metres.")
+        self.gsd_m = math.sqrt(gsd_x * gsd_y)
+        if target_gsd_m is not None and not 1 / MAX_ZOOM <= target_gsd_m / self.gsd_m <= MAX_ZOOM:
+            raise InputError(
+                f"{source.name}: {self.gsd_m:.3g} m per pixel cannot be resampled to {target_gsd_m:.3g} m, "
+                f"more than {MAX_ZOOM} times finer or coarser."
+            )
+        zoom = 1.0, 1.0
+        if target_gsd_m is not None and abs(target_gsd_m / self.gsd_m - 1) > 1e-3:
             self.notes.append(
-                f"{part.source.name}: another CRS, pixel size or origin; warped onto the optical grid."
+                f"{source.name}: resampled from {self.gsd_m:.3g} m to {target_gsd_m:.3g} m per pixel."
             )
-        if not inside.all():
-            self.notes.append(f"{names} overlap only in part; the rest is no data.")
+            columns = max(1, round(self.width * gsd_x / target_gsd_m))
+            rows = max(1, round(self.height * gsd_y / target_gsd_m))
+            zoom = self.width / columns, self.height / rows
+            self.transform = self.transform * Affine.scale(*zoom)
+            self.width, self.height, self.gsd_m = columns, rows, target_gsd_m
+        self._common_px = None
+        if common_px is not None:
+            corner, scale = np.array([left, top]), np.array(zoom)
+            common_px = shapely.transform(common_px, lambda xy: (xy - corner) / scale)
+            centres = shapely.box(0.5, 0.5, self.width - 0.5, self.height - 0.5)
+            if not common_px.buffer(SAME_GRID_PX, join_style="mitre").covers(centres):
+                self._common_px = common_px
 
     def _open_overviews(self) -> dict[FileBands, FileBands]:
         """What is read in place of optical files: one choice for the whole grid, so that windows fit together."""
@@ -304,8 +360,9 @@ class SceneReader:
         part = self._optical if modality == "optical" else self._sar
         if part is None or len(part.files) > 1 or part.files[0].offset is None:
             return None
-        changed = modality == "sar" and (self._sar_factor or part.files[0].scale == "complex")
-        return None if changed else part.files[0]
+        file = part.files[0]
+        changed = modality == "sar" and (self._sar_factor or file.scale == "complex")
+        return None if changed or any(file.flipped) or self._common_px is not None else file
 
     def read(self, window: PixelWindow | None = None) -> Scene:
         """The pixels of `window` (x0, y0, width, height) of the grid, which may reach beyond it (NaN there)."""
@@ -324,7 +381,10 @@ class SceneReader:
             np.full((n, height, width), np.nan, np.float32) if part is None else part.read(read_file)
             for part, n in ((self._optical, len(self.bands.optical)), (self._sar, len(self.bands.sar)))
         ]
-        return Scene(np.concatenate(images), transform, self.crs, self.gsd_m, list(self.notes))
+        image = np.concatenate(images)
+        if self._common_px is not None:
+            image[:, geometry_mask([self._common_px], (height, width), Affine.translation(x0, y0))] = np.nan
+        return Scene(image, transform, self.crs, self.gsd_m, list(self.notes))
 
     def close(self) -> None:
         """Close the files."""
@@ -341,10 +401,15 @@ def _has_place(source) -> bool:
     return source.crs is not None or not source.transform.is_identity
 
 
-def _place(source) -> str:
+def _georeference(source) -> str:
     if not _has_place(source):
         return "no georeference"
     return crs_text(source.crs) or "a transform without CRS"
+
+
+def _percent(share: float) -> str:
+    """A share that is neither none nor all, so that it does not read as if it were."""
+    return "less than 1 %" if share < 0.01 else f"{min(math.floor(100 * share), 99)} %"
 
 
 def _extent(source) -> str:
