@@ -111,7 +111,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.FUSION.MODALITY_DROPOUT.optical = 0.0
     # Share of the training images without SAR.
     cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 0.0
-    # Training of two branches that exchange (LateFusionRCNN) trains the one alone for a while whose modality is learned
+    # Training of two branches that exchange (LateFusionRCNN, LateFusionDense) trains the one alone for a while whose modality is learned
     # from more slowly; see fusiondet/engine/balance.py.
     cfg.MODEL.FUSION.BALANCE = CN()
     # Steps that it is trained alone for, and at least as many of both after; 0 never does.
@@ -448,6 +448,8 @@ _ONE_STREAM, _TWO_PYRAMIDS = (
     "build_early_fusion_resnet_fpn_backbone",
     "build_two_pyramids_resnet_fpn_backbone",
 )
+# Architectures with a branch on each of two pyramids.
+_TWO_BRANCHES = ("LateFusionRCNN", "LateFusionDense")
 # Keys of MODEL.FUSION that are for two streams; two pyramids are never joined.
 _IDLE_KEYS = {_ONE_STREAM: ("EXCHANGE", "JOIN", "SHARE_WEIGHTS", "SAR_RESNETS"), _TWO_PYRAMIDS: ("JOIN",)}
 
@@ -461,10 +463,10 @@ def check_fusion(cfg: CN) -> None:
             f"MODEL.FUSION.{idle[0]} is {_shown(fusion[idle[0]])}, but MODEL.BACKBONE.NAME {backbone} has no use for "
             f"it. Leave it at {_shown(usual[idle[0]])}, or take {' or '.join(_BOTH_STREAMS)}."
         )
-    if (backbone == _TWO_PYRAMIDS) != (cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"):
+    if (backbone == _TWO_PYRAMIDS) != (cfg.MODEL.META_ARCHITECTURE in _TWO_BRANCHES):
         raise InputError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.BACKBONE.NAME {backbone}: "
-            f"LateFusionRCNN and {_TWO_PYRAMIDS} go together."
+            f"{' or '.join(_TWO_BRANCHES)} and {_TWO_PYRAMIDS} go together."
         )
     hiding = ["DISABLED"] * bool(fusion.DISABLED) + ["MODALITY_DROPOUT"] * any(
         fusion.MODALITY_DROPOUT.values()
@@ -478,9 +480,9 @@ def check_fusion(cfg: CN) -> None:
         )
 
 
-# Architectures that know dense heads, or are for maps alone.
-_DENSE_ALONE, _WITH_INSTANCES = "FusionDense", ("FusionRCNN", "LateFusionRCNN")
-_MAPS_ALONE = (_DENSE_ALONE, "FusionDenseNet")
+# Architectures that know dense heads: those alone, or instances, too; and all that are for maps alone.
+DENSE_ALONE, _WITH_INSTANCES = ("FusionDense", "LateFusionDense"), ("FusionRCNN", "LateFusionRCNN")
+_MAPS_ALONE = (*DENSE_ALONE, "FusionDenseNet")
 # What each dense head learns.
 _TASK_OF_HEAD = {"DenseHeight": "height", "Footprint": "footprint", "Reconstruction": "reconstruction"}
 
@@ -523,7 +525,7 @@ def check_tasks(cfg: CN) -> None:
             if _get(cfg, key) not in ([], False, "fixed"):
                 raise InputError(
                     f"{key} is {_get(cfg, key)}, but MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} has no use for "
-                    f"it. Take {', '.join(_WITH_INSTANCES)} or {_DENSE_ALONE}."
+                    f"it. Take {', '.join(_WITH_INSTANCES)} or {DENSE_ALONE[0]}."
                 )
     for key, head in (
         ("MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR", "DenseHeight"),
@@ -544,9 +546,9 @@ def check_tasks(cfg: CN) -> None:
 def _check_maps_alone(cfg: CN) -> None:
     """InputError when a network of maps has none, is to find instances, is judged by them, or would ignore a key."""
     model, architecture = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
-    if architecture == _DENSE_ALONE and not len(model.DENSE_HEADS.NAMES):
+    if architecture in DENSE_ALONE and not len(model.DENSE_HEADS.NAMES):
         raise InputError(
-            f"MODEL.META_ARCHITECTURE {_DENSE_ALONE} has dense heads alone, but MODEL.DENSE_HEADS.NAMES is empty. Name "
+            f"MODEL.META_ARCHITECTURE {architecture} has dense heads alone, but MODEL.DENSE_HEADS.NAMES is empty. Name "
             "one at least, or take FusionRCNN."
         )
     for key in ("MASK_ON", "HEIGHT_ON"):
@@ -562,7 +564,7 @@ def _check_maps_alone(cfg: CN) -> None:
             "instances. Take one that begins with dense/, such as dense/delta1_building or dense/dice"
             + (", or with classes/, such as classes/oa." if of_classes else ".")
         )
-    if architecture != _DENSE_ALONE:
+    if architecture not in DENSE_ALONE:
         _check_read_by_dense_net(cfg)
 
 

@@ -76,6 +76,15 @@ class DenseNet(nn.Module):
     sections: tuple[str, ...] = ()
     learns_unlabelled: bool = False
 
+    @classmethod
+    def teaches_unlabelled(cls, cfg) -> bool:
+        """Whether tiles without labels teach the network of `cfg` something; `learns_unlabelled` unless keys say no."""
+        return cls.learns_unlabelled
+
+    @classmethod
+    def check(cls, cfg) -> None:
+        """InputError for a value of the network's own keys that means nothing."""
+
     def forward(self, picture: Picture) -> DenseMaps:
         """What it says of `picture`, maps of the size of the picture."""
         raise NotImplementedError
@@ -147,7 +156,7 @@ class FusionDenseNet(FusionRCNN):
         net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
         losses = {"footprint": "loss_footprint", "height": "loss_dense_height", "classes": "loss_classes"}
         names = [task_of(losses[task]) for task in cfg.MODEL.DENSE_NET.TASKS]
-        return names + (["reconstruction"] if net.learns_unlabelled else [])
+        return names + (["reconstruction"] if net.teaches_unlabelled(cfg) else [])
 
     @property
     def net(self) -> DenseNet:
@@ -219,3 +228,4 @@ def check_dense_net(cfg) -> None:
     for key in ("FOOTPRINT_WEIGHT", "HEIGHT_WEIGHT", "HEIGHT_SCALE_M"):
         if not keys[key] >= 0:
             raise InputError(f"MODEL.DENSE_NET.{key} is {keys[key]}, expected 0 or more.")
+    net.check(cfg)
