@@ -111,8 +111,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.FUSION.MODALITY_DROPOUT.optical = 0.0
     # Share of the training images without SAR.
     cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 0.0
-    # Training of two branches that exchange (LateFusionRCNN, LateFusionDense) trains the one alone for a while whose modality is learned
-    # from more slowly; see fusiondet/engine/balance.py.
+    # Training of two branches that exchange (LateFusionRCNN, LateFusionDense) trains the one alone for a while whose
+    # modality is learned from more slowly; see fusiondet/engine/balance.py.
     cfg.MODEL.FUSION.BALANCE = CN()
     # Steps that it is trained alone for, and at least as many of both after; 0 never does.
     cfg.MODEL.FUSION.BALANCE.WINDOW = 0

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.errors import InputError
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, listen, valid_mean
-from fusiondet.modeling.late_fusion import LateFusionRCNN
+from fusiondet.modeling.late_fusion import TwoBranches
 
 import torch
 from detectron2.engine import HookBase
@@ -37,16 +37,17 @@ class BalanceModalities(HookBase):
     Logged: `balance/d_speed`, and `balance/trained`: -1 SAR alone, 0 both, 1 optical alone.
     """
 
-    def __init__(self, model: LateFusionRCNN, optimizer, *, window: int, tolerance: float, warmup: int = 0):
+    def __init__(self, model: TwoBranches, optimizer, *, window: int, tolerance: float, warmup: int = 0):
         """See MODEL.FUSION.BALANCE; `warmup`: steps that only train.
 
         Raises:
             InputError: the network has no exchanges, or no branches.
         """
-        if not isinstance(model, LateFusionRCNN) or not exchanges(model):
+        if not isinstance(model, TwoBranches) or not exchanges(model):
             raise InputError(
                 "MODEL.FUSION.BALANCE.WINDOW is set, but balancing needs two branches that tell each other: "
-                "MODEL.META_ARCHITECTURE LateFusionRCNN with a MODEL.FUSION.EXCHANGE. Set it to 0 otherwise."
+                "MODEL.META_ARCHITECTURE LateFusionRCNN or LateFusionDense with a MODEL.FUSION.EXCHANGE. Set it to 0 "
+                "otherwise."
             )
         if model.backbone.bottom_up.shares_stages:
             raise InputError(
@@ -161,7 +162,7 @@ class BalanceModalities(HookBase):
                     parameter.grad = None
 
 
-def _parameters(model: LateFusionRCNN, modality: str, part: str) -> list[Tensor]:
+def _parameters(model: TwoBranches, modality: str, part: str) -> list[Tensor]:
     """Parameters of the branch that look at the modality itself ("own"), or at what the other tells ("heard")."""
     if part == "own":
         return list(getattr(model.backbone.bottom_up, modality).parameters())

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
-from fusiondet.config import pixel_tasks
+from fusiondet.config import DENSE_ALONE, pixel_tasks
 from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import Dataset
@@ -477,7 +477,7 @@ class FusionTrainer(DefaultTrainer):
         self.sampler = loader.sampler
         self._samples_per_step = loader.batch_size * comm.get_world_size() * cfg.SOLVER.ACCUMULATE_STEPS
         # Dense heads alone may read some levels of the pyramid only, and other processes would wait for the rest.
-        unread = cfg.MODEL.META_ARCHITECTURE == "FusionDense"
+        unread = cfg.MODEL.META_ARCHITECTURE in DENSE_ALONE
         parallel = defaults.create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread)
         self._trainer = StepTrainer(
             parallel,

@@ -59,6 +59,12 @@ def valid_mean(features: Tensor, valid: Tensor) -> Tensor:
     return (features.float() * weight).sum((2, 3)) / weight.sum((2, 3))
 
 
+def weights_of(shares: Tensor) -> Tensor:
+    """`shares` (N, parts, ...) scaled to a sum of 1 over the parts; equal where all are 0."""
+    shares = torch.where(shares.sum(dim=1, keepdim=True) > 0, shares, torch.ones_like(shares))
+    return shares / shares.sum(dim=1, keepdim=True)
+
+
 # ---- Joins -------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Late fusion of decisions: two complete detectors, one per modality, whose boxes, masks and heights are merged.
+"""Late fusion of decisions: two complete networks, one per modality, whose maps, boxes, masks and heights are merged.
 
 Legend: N images, R regions, M cells per side of a mask; pairs are in the order of `MODALITIES`. The *share* of a
 modality in a box is how much of the box's area has data of it, [0, 1].
@@ -7,9 +7,9 @@ modality in a box is how much of the box's area has data of it, [0, 1].
 from fusiondet.errors import InputError
 from fusiondet.modeling.backbone import LateFusionFPN, PyramidPair
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
-from fusiondet.modeling.fusion import MODALITIES
+from fusiondet.modeling.fusion import MODALITIES, weights_of
 from fusiondet.modeling.height_head import HeightDistribution
-from fusiondet.modeling.meta_arch import FusionRCNN, truth_heights
+from fusiondet.modeling.meta_arch import FusionDense, FusionRCNN, truth_heights
 from fusiondet.modeling.roi_heads import attach_sensor, set_heights
 from fusiondet.modeling.sensor_geometry import FACTS
 
@@ -26,25 +26,119 @@ from torch import Tensor, nn
 _BRANCH_SCORE = 0.05
 
 
+class TwoBranches(FusionRCNN):
+    """What networks of two branches have in common: the backbone gives {modality: pyramid}, heads are ModuleDicts.
+
+    A branch has dense heads of its own, which see and reconstruct the bands of its modality, are asked where that has
+    data, and have a say there; heights and probabilities are averaged (P1's late fusion). Losses are named by branch
+    ("optical/loss_footprint", ...), and their sum is trained (P3). With exchanges in the backbone
+    (MODEL.FUSION.EXCHANGE) the branches learn from each other before they decide; without, they are independent.
+
+    Attributes:
+        loss_weights: modality -> factor on the losses of its branch.
+    """
+
+    has_branches = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss_weights = dict.fromkeys(MODALITIES, 1.0)
+
+    @classmethod
+    def dense_arguments(cls, cfg, shapes: dict, bands: int) -> dict:
+        """As FusionRCNN's, of both branches."""
+        optical = cfg.MODEL.FUSION.OPTICAL_CHANNELS
+        return _of_both(
+            [FusionRCNN.dense_arguments(cfg, shapes, own) for own in (optical, bands - optical)]
+        )
+
+    def _maps(self, shared, image: Tensor):
+        """{modality: what its dense heads say}."""
+        if self.dense_heads is None:
+            return dict.fromkeys(MODALITIES, DenseMaps())
+        return {m: self.dense_heads[m](shared[m], image[:, self.channels[m]]) for m in MODALITIES}
+
+    def _dense_losses(self, maps, targets: DenseTargets, images) -> dict[str, Tensor]:
+        losses = {}
+        for name in MODALITIES:
+            part = self.channels[name]
+            unseen = torch.isnan(images.tensor[:, part]).all(dim=1, keepdim=True)
+            # Nor to reconstruct what was dropped: where it sees nothing, a branch could only learn to guess.
+            own = (targets.height_m, targets.footprint, targets.image[:, part])
+            asked = DenseTargets(*(torch.where(unseen, torch.nan, x) for x in own))
+            losses |= self._named(name, self.dense_heads[name].losses(maps[name], asked))
+        return losses
+
+    def _named(self, modality: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{modality}/{key}": value * self.loss_weights[modality] for key, value in losses.items()}
+
+    def _said(self, maps, images) -> dict[str, Tensor]:
+        said = [self._said_by(maps[m], images) for m in MODALITIES]
+        valid = [~torch.isnan(images.tensor[:, self.channels[m]]).all(dim=1) for m in MODALITIES]
+        weights = weights_of(torch.stack(valid, dim=1).float()).split(1, dim=1)
+        return {name: sum(part[name] * w for part, w in zip(said, weights)) for name in said[0]}
+
+    def _said_by(self, maps: DenseMaps, images) -> dict[str, Tensor]:
+        """Maps of one branch as FusionRCNN says its own."""
+        return super()._said(maps, images)
+
+
+def _check_two_pyramids(cfg, backbone) -> None:
+    """InputError where `backbone` is not one of two pyramids that stay apart."""
+    if not isinstance(backbone, PyramidPair) or isinstance(backbone, LateFusionFPN):
+        raise InputError(
+            f"{cfg.MODEL.META_ARCHITECTURE} needs MODEL.BACKBONE.NAME build_two_pyramids_resnet_fpn_backbone, found "
+            f"{cfg.MODEL.BACKBONE.NAME}."
+        )
+
+
 @META_ARCH_REGISTRY.register()
-class LateFusionRCNN(FusionRCNN):
+class LateFusionDense(TwoBranches, FusionDense):
+    """Two complete networks for maps, one per modality, on the two pyramids of one backbone (P1's late fusion).
+
+    Inputs and outputs are those of FusionDense: heights and probabilities averaged where both modalities have data,
+    those of the other alone where one has none.
+    """
+
+    @classmethod
+    def from_config(cls, cfg):
+        """Builds backbone and dense heads.
+
+        Raises:
+            InputError: there are no dense heads, or the backbone has one pyramid.
+        """
+        arguments = super().from_config(cfg)
+        _check_two_pyramids(cfg, arguments["backbone"])
+        return arguments
+
+    @torch.no_grad()
+    def branch_predictions(self, batched_inputs) -> dict[str, list[dict]]:
+        """What each branch says alone and what both say together, each in the form of `inference`.
+
+        Returns:
+            {"optical": ..., "sar": ..., "fused": ...}. Where its modality has no data, a branch could only guess.
+        """
+        assert not self.training
+        images = self.preprocess_image(batched_inputs)
+        maps = self._maps(self.backbone(images.tensor), images.tensor)
+        said = {m: self._said_by(maps[m], images) for m in MODALITIES} | {"fused": self._said(maps, images)}
+        return {name: self._maps_alone(one, batched_inputs, images) for name, one in said.items()}
+
+
+@META_ARCH_REGISTRY.register()
+class LateFusionRCNN(TwoBranches):
     """Two detectors on the two pyramids of one backbone; inputs and outputs are those of FusionRCNN.
 
-    Each branch has proposals, boxes, masks, heights and losses of its own ("optical/loss_mask", ...), whose sum is
-    trained (P3). A branch is asked for those buildings on which its modality has any data. With exchanges in the
-    backbone (MODEL.FUSION.EXCHANGE) the branches learn from each other before they decide; without, they are
-    independent. The height head of a branch is told the angles of its own sensor alone.
+    Each branch has proposals, boxes, masks, heights and losses of its own ("optical/loss_mask", ...). A branch is asked
+    for those buildings on which its modality has any data. Its height head is told the angles of its own sensor alone.
 
     At inference boxes are merged by `fuse_boxes`; then the mask and height heads of both branches run on the merged
     boxes. Everything is weighted by the share of each modality in the box, so that where one has no data the result is
-    that of the other alone. So are maps: a branch has dense heads of its own, which see and reconstruct the bands of
-    its modality, are asked where that has data, and have a say there; heights and probabilities are averaged (P1's late
-    fusion).
+    that of the other alone. So are maps, pixel by pixel.
 
     Attributes:
         fused_interval_width: factor on the width of all height intervals. The heads of both branches keep theirs at 1,
             so that the intervals of one branch, where the other has no data, and of both are calibrated alike.
-        loss_weights: modality -> factor on the losses of its branch.
     """
 
     @configurable
@@ -58,7 +152,6 @@ class LateFusionRCNN(FusionRCNN):
             score_threshold, max_detections: of the merged boxes of an image.
         """
         super().__init__(**kwargs)
-        self.loss_weights = dict.fromkeys(MODALITIES, 1.0)
         self.match_iou, self.score_threshold, self.max_detections = match_iou, score_threshold, max_detections
         if all(getattr(heads, "height_head", None) is not None for heads in self.roi_heads.values()):
             self.register_buffer("fused_interval_width", torch.ones(()))
@@ -73,14 +166,11 @@ class LateFusionRCNN(FusionRCNN):
         arguments = cls.fusion_arguments(cfg)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        pair = isinstance(backbone, PyramidPair) and not isinstance(backbone, LateFusionFPN)
-        if not pair or cfg.MODEL.ROI_HEADS.NAME != "FusionROIHeads":
+        _check_two_pyramids(cfg, backbone)
+        if cfg.MODEL.ROI_HEADS.NAME != "FusionROIHeads":
             raise InputError(
-                "LateFusionRCNN needs MODEL.BACKBONE.NAME build_two_pyramids_resnet_fpn_backbone and "
-                f"MODEL.ROI_HEADS.NAME FusionROIHeads, found {cfg.MODEL.BACKBONE.NAME} and {cfg.MODEL.ROI_HEADS.NAME}."
+                f"LateFusionRCNN needs MODEL.ROI_HEADS.NAME FusionROIHeads, found {cfg.MODEL.ROI_HEADS.NAME}."
             )
-        bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS
-        bands = {"optical": bands, "sar": len(cfg.MODEL.PIXEL_MEAN) - bands}
         return {
             **arguments,
             "backbone": backbone,
@@ -94,19 +184,13 @@ class LateFusionRCNN(FusionRCNN):
             "match_iou": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            **_of_both([cls.dense_arguments(cfg, shapes, bands[m]) for m in MODALITIES]),
+            **cls.dense_arguments(cfg, shapes, len(cfg.MODEL.PIXEL_MEAN)),
         }
 
     @property
     def interval_width(self) -> Tensor | None:
         """The factor on the width of all height intervals; None without heights."""
         return getattr(self, "fused_interval_width", None)
-
-    def _maps(self, shared, image: Tensor):
-        """{modality: what its dense heads say}."""
-        if self.dense_heads is None:
-            return dict.fromkeys(MODALITIES, DenseMaps())
-        return {m: self.dense_heads[m](shared[m], image[:, self.channels[m]]) for m in MODALITIES}
 
     def _seen(self, shared, image: Tensor, maps=None):
         """{modality: the feature maps that its instances are found in}."""
@@ -132,20 +216,6 @@ class LateFusionRCNN(FusionRCNN):
             losses |= self._named(name, {**found, **of_heads})
         return losses
 
-    def _dense_losses(self, maps, targets: DenseTargets, images) -> dict[str, Tensor]:
-        losses = {}
-        for name in MODALITIES:
-            part = self.channels[name]
-            unseen = torch.isnan(images.tensor[:, part]).all(dim=1, keepdim=True)
-            # Nor to reconstruct what was dropped: where it sees nothing, a branch could only learn to guess.
-            own = (targets.height_m, targets.footprint, targets.image[:, part])
-            asked = DenseTargets(*(torch.where(unseen, torch.nan, x) for x in own))
-            losses |= self._named(name, self.dense_heads[name].losses(maps[name], asked))
-        return losses
-
-    def _named(self, modality: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {f"{modality}/{key}": value * self.loss_weights[modality] for key, value in losses.items()}
-
     def _found(self, images, features, given: list[Instances] | None) -> list[Instances]:
         """Raw instances of both branches together; of those `given` the merged masks and heights."""
         if given is None:
@@ -153,12 +223,6 @@ class LateFusionRCNN(FusionRCNN):
         else:
             boxes = [x.to(self.device) for x in given]
         return self._with_masks_and_heights(images, features, boxes)
-
-    def _said(self, maps, images) -> dict[str, Tensor]:
-        said = [super(LateFusionRCNN, self)._said(maps[m], images) for m in MODALITIES]
-        valid = [~torch.isnan(images.tensor[:, self.channels[m]]).all(dim=1) for m in MODALITIES]
-        weights = _weights(torch.stack(valid, dim=1).float()).split(1, dim=1)
-        return {name: sum(part[name] * w for part, w in zip(said, weights)) for name in said[0]}
 
     @torch.no_grad()
     def branch_predictions(self, batched_inputs) -> dict[str, list[dict]]:
@@ -222,7 +286,7 @@ class LateFusionRCNN(FusionRCNN):
         shares = torch.cat(self._shares(images, [x.pred_boxes for x in instances]))
         shares = shares[:, [MODALITIES.index(m) for m in names]]
         if masks[0] is not None:
-            mean = (torch.stack(masks, dim=1) * _weights(shares)[..., None, None, None]).sum(dim=1)
+            mean = (torch.stack(masks, dim=1) * weights_of(shares)[..., None, None, None]).sum(dim=1)
             for x, part in zip(instances, mean.split([len(x) for x in instances])):
                 x.pred_masks = part
         if self.interval_width is not None:
@@ -341,13 +405,7 @@ def combine_heights(
     """
     location = torch.stack([p.location for p in parts], dim=1)
     variance = 2 * torch.stack([p.log_scale for p in parts], dim=1).mul(2).exp()
-    weights = _weights(_weights(shares) / variance)
+    weights = weights_of(weights_of(shares) / variance)
     median = (weights * location).sum(dim=1)
     mixed = (weights * (variance + (location - median[:, None]) ** 2)).sum(dim=1)
     return HeightDistribution(median, (mixed / 2).log() / 2, parts[0].range_m, width)
-
-
-def _weights(shares: Tensor) -> Tensor:
-    """`shares` (R, parts, ...) scaled to a sum of 1 over the parts; equal where all are 0."""
-    shares = torch.where(shares.sum(dim=1, keepdim=True) > 0, shares, torch.ones_like(shares))
-    return shares / shares.sum(dim=1, keepdim=True)

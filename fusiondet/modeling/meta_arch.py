@@ -56,6 +56,11 @@ def dense_targets(batched_inputs: list[dict], image: Tensor) -> DenseTargets:
     return DenseTargets(*labels, image, stacked("classes"))
 
 
+def _output_sizes(batched_inputs: list[dict], images: ImageList) -> list[tuple[int, int]]:
+    """(height, width) that the output for each input has."""
+    return [(x.get("height", h), x.get("width", w)) for x, (h, w) in zip(batched_inputs, images.image_sizes)]
+
+
 def _labelled(x: dict) -> bool:
     return x.get("labelled", True)
 
@@ -108,6 +113,9 @@ class FusionRCNN(GeneralizedRCNN):
     ground, pred_heights (the median), pred_height_p16, pred_height_p84; and, where there are such dense heads,
     "height_map_m" (H, W) float32 metres, 0 or more, and "footprint_map" (H, W) probability.
     """
+
+    # Whether it has a branch per modality that decides on its own: `branch_predictions` says what.
+    has_branches = False
 
     @configurable
     def __init__(
@@ -275,10 +283,8 @@ class FusionRCNN(GeneralizedRCNN):
         maps = self._maps(shared, images.tensor)
         features = self._seen(shared, images.tensor, maps)
         outputs = self._instances(batched_inputs, images, features, detected_instances, do_postprocess)
-        sizes = images.image_sizes
-        if do_postprocess:
-            sizes = [(x.get("height", h), x.get("width", w)) for x, (h, w) in zip(batched_inputs, sizes)]
-        return self._with_maps(outputs, maps, images, sizes)
+        sizes = _output_sizes(batched_inputs, images) if do_postprocess else images.image_sizes
+        return self._with_maps(outputs, self._said(maps, images), images, sizes)
 
     def _maps(self, shared, image: Tensor):
         """What the dense heads say."""
@@ -352,15 +358,23 @@ class FusionRCNN(GeneralizedRCNN):
         said["class_map"] = None if maps.classes is None else maps.classes.float().softmax(dim=1)
         return {name: values.float() for name, values in said.items() if values is not None}
 
-    def _with_maps(self, outputs: list[dict], maps, images: ImageList, sizes) -> list[dict]:
-        """`outputs` with the maps cut from the padding and brought to `sizes` (height, width)."""
-        for name, values in self._said(maps, images).items():
+    @staticmethod
+    def _with_maps(
+        outputs: list[dict], said: dict[str, Tensor], images: ImageList, sizes: list[tuple[int, int]]
+    ) -> list[dict]:
+        """`outputs` with the maps of `_said` cut from the padding and brought to `sizes` (height, width)."""
+        for name, values in said.items():
             for output, one, (height, width), size in zip(outputs, values, images.image_sizes, sizes):
                 one = one[None, :, :height, :width]
                 if size != (height, width):
                     one = F.interpolate(one, size, mode="bilinear", align_corners=False)
                 output[name] = one[0] if name == "class_map" else one[0, 0]
         return outputs
+
+    def _maps_alone(self, said: dict[str, Tensor], batched_inputs, images: ImageList) -> list[dict]:
+        """Outputs that hold the maps of `_said` and nothing else."""
+        nothing = [{} for _ in batched_inputs]
+        return self._with_maps(nothing, said, images, _output_sizes(batched_inputs, images))
 
     @torch.no_grad()
     def heights_on_truth(self, batched_inputs) -> list[Instances]:

@@ -381,7 +381,7 @@ def test_a_checkpoint_brings_everything_back_strictly(late_cfg, make_input, tmp_
 
 def test_another_backbone_or_other_heads_are_refused_by_name(late_cfg):
     late_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    with pytest.raises(InputError, match="FusionROIHeads, found .* and StandardROIHeads"):
+    with pytest.raises(InputError, match="FusionROIHeads, found StandardROIHeads"):
         build_model(late_cfg)
     late_cfg.MODEL.ROI_HEADS.NAME = "FusionROIHeads"
     late_cfg.MODEL.BACKBONE.NAME = "build_early_fusion_resnet_fpn_backbone"
