@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 HEADLINES = (
     "segm/AP50", "segm/AP", "bbox/AP50", "joint/AP50", "height/mae_m", "height/delta1", "height/skill",
     "height/bias_m", "height/interval_coverage", "height/coverage", "height_gt_boxes/mae_m", "height_gt_boxes/skill",
-    "dense/dice", "dense/delta1_building", "dense/mae_m_building",
+    "dense/dice", "dense/delta1_building", "dense/mae_m_building", "hse/mae", "hse/rmse", "hse/r2", "lcz/oa", "lcz/aa",
+    "lcz/kappa", "lcz/mean_f1",
 )  # fmt: skip
 
 

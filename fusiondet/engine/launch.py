@@ -8,8 +8,10 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.config import load_config
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.patches import PatchTrainer
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
+from fusiondet.modeling.dense_nets import hse_lcz
 
 import torch
 from detectron2.config import CfgNode
@@ -37,10 +39,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Detectron2's arguments, with a free port by default on one machine."""
     parser = default_argument_parser(epilog=_EPILOG)
     parser.description = (
-        "Train (or, with --eval-only, evaluate) instance segmentation of buildings with heights."
+        "Train (or, with --eval-only, evaluate) a network: buildings with heights, maps, or what a patch is."
     )
     parser.set_defaults(dist_url="auto")
     return parser.parse_args(argv)
+
+
+def trainer_of(cfg: CfgNode) -> type[FusionTrainer]:
+    """The trainer of the network of `cfg`: that of patches for `HseLczNet`, else that of tiles."""
+    return PatchTrainer if cfg.MODEL.META_ARCHITECTURE == hse_lcz.ARCHITECTURE else FusionTrainer
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -64,7 +71,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     if cfg.SEED < 0 and args.num_machines > 1:
         cfg.SEED = 0  # every machine completes the config for itself, and all have to shuffle alike
     weights = _weights_to_continue(cfg, args)
-    complete_config(cfg, stored_config(weights) if weights else None)
+    trainer_of(cfg).complete_config(cfg, stored_config(weights) if weights else None)
     cfg.freeze()
     return cfg
 
@@ -104,11 +111,11 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
         catalog.ensure_registered(name)
     _setup(cfg, args)
     if args.eval_only:
-        model = FusionTrainer.build_model(cfg)
+        model = trainer_of(cfg).build_model(cfg)
         # Strict, never adapted to other bands.
         FusionCheckpointer(model, config_yaml=cfg.dump()).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        return _verified(cfg, FusionTrainer.test(cfg, model))
-    trainer = FusionTrainer(cfg)
+        return _verified(cfg, trainer_of(cfg).test(cfg, model))
+    trainer = trainer_of(cfg)(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
     return _verified(cfg, trainer._last_eval_results)

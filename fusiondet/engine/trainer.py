@@ -88,8 +88,8 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
             _log.warning(note)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
         mean, std = _pooled_statistics(train or test, bands)
-        cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN) or _rounded(mean)
-        cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD) or _rounded(std)
+        cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN) or rounded(mean)
+        cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD) or rounded(std)
         _log.info(
             "MODEL.PIXEL_MEAN %s, PIXEL_STD %s of bands %s",
             cfg.MODEL.PIXEL_MEAN,
@@ -123,7 +123,7 @@ def settle_data(cfg: CfgNode, stored: CfgNode | None = None) -> tuple[list[Datas
     train = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
     test = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
     if stored is not None:
-        _take_over(cfg, stored)
+        take_over(cfg, stored)
     if not train and (stored is None or not test):
         raise InputError("DATASETS.TRAIN is empty: name a data set such as synthcity_train, or a COCO file.")
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
@@ -150,7 +150,8 @@ _DATA_KEYS = (
 )
 
 
-def _take_over(cfg: CfgNode, stored: CfgNode) -> None:
+def take_over(cfg: CfgNode, stored: CfgNode) -> None:
+    """Bands, statistics and seed of `stored`, the config of the weights, for those that `cfg` leaves open, in place."""
     # A network of other bands, RGB weights going on with SAR say, needs statistics of its own bands.
     other_bands = list(cfg.INPUT.MODALITIES) != list(stored.INPUT.MODALITIES) or any(
         len(cfg.INPUT[name]) and list(cfg.INPUT[name]) != list(stored.INPUT[name])
@@ -346,7 +347,8 @@ def _raise_detection_limit(cfg: CfgNode, tiles: list) -> None:
         _log.warning("MODEL.RPN.POST_NMS_TOPK_TEST raised to %d for that.", cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
 
 
-def _rounded(values) -> list[float]:
+def rounded(values) -> list[float]:
+    """`values` to six digits, as they stand in a config."""
     return [float(f"{v:.6g}") for v in values]
 
 
@@ -551,6 +553,11 @@ class FusionTrainer(DefaultTrainer):
         self.sampler.load_state_dict(state["sampler"])
 
     # -- parts --
+
+    @classmethod
+    def complete_config(cls, cfg: CfgNode, stored: CfgNode | None = None) -> None:
+        """Fill in what `cfg` leaves open, see the function of this name."""
+        complete_config(cfg, stored)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
