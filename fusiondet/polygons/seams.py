@@ -9,8 +9,10 @@ pieces that reach into one need comparing at all.
     never the same two pieces of one window, for its model told them apart; unless both are cut by its border and do
                    not touch, like those legs. Strong agreement counts before weak, so of terraced houses that
                    outlines a pixel off make overlap, each finds its own.
-    no evidence    what a window sees only within EDGE_PX of its border, if another one sees that ground from further
-                   in.
+    a strip        what a window sees only within EDGE_PX of its border, while another one sees that ground from further
+                   in, is too little to compare. It gives way to whatever they show within TOUCHING_PX of it. Where they
+                   show nothing it stays if it may be most of a small building, which the others missed; a shred,
+                   thinner than SHRED_PX or long and narrow along the border, is the end of something larger: dropped.
     leftovers      a piece that for the most part lies in a building which other windows found is a fragment: dropped.
 
 The outline is that of the window that sees the building whole, from furthest inside. If all cut it, each window rules
@@ -22,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fusiondet.buildings import Building, clean_polygon
+from fusiondet.buildings import Building, clean_height_m, clean_polygon
 from fusiondet.polygons.contour import simplify
 
 import numpy as np
@@ -39,9 +41,11 @@ SURE_IOU = 0.5
 FRAGMENT_SHARE = 0.5
 # Within this of a border, a window sees too little to say what stands there, px.
 EDGE_PX = 6.0
+# What is thinner there, px, or thinner than half its length along the border, is no building.
+SHRED_PX = 3.0
 # An outline that comes this close to a border is cut by it: masks end up to two pixels early.
 CUT_PX = 2.0
-# Pieces of one window with at most this between them touch, px.
+# Pieces of one window with at most this between them touch, px; and so do a strip and what other windows show.
 TOUCHING_PX = 3.0
 # The outline of the window that sees a building whole has to hold this share of every other piece of it.
 WHOLE_SHARE = 0.5
@@ -49,6 +53,7 @@ WHOLE_SHARE = 0.5
 GRID_PX = 1e-6
 # Smallest overlap for which seams are exact if the model is.
 MIN_OVERLAP_PX = 32
+_HEIGHTS = ("height_m", "height_p16_m", "height_p84_m")
 
 
 def default_overlap_px(
@@ -98,11 +103,12 @@ class SeamMerger:
 
         Args:
             index: of the window; each once. A window in which nothing is, or which is skipped, is added without any.
-            buildings: found in it, outlines in pixels of the grid (not of the window); what lies beyond the window is
-                cut off.
+            buildings: found in it, outlines in pixels of the grid (not of the window). What lies beyond the window is
+                cut off; outlines are made valid, those without area are left out, and heights that are none (see
+                `clean_height_m`) are unknown.
 
         Returns:
-            Finished buildings, outlines in pixels of the grid.
+            Finished buildings, outlines valid, in pixels of the grid.
         """
         if self._added[index]:
             raise ValueError(f"window {index} was added before.")
@@ -140,16 +146,20 @@ class SeamMerger:
         """
         taken: dict[int, list[Building]] = {}
         for piece in sorted((p for g in self._groups.values() for p in g.pieces), key=lambda p: p.key):
-            taken.setdefault(piece.window, []).append(piece.building)
+            if not piece.gave_way:
+                taken.setdefault(piece.window, []).append(piece.building)
         self._groups, self._pieces = {}, {}
         self._added[:] = True
         return taken
 
     def _new_pieces(self, index: int, buildings: Sequence[Building]) -> "list[_Piece]":
-        """Pieces of window `index`: cut to it, without what it sees at the edge of its eye."""
+        """Pieces of window `index`, cut to it."""
         rect, neighbours = self._rects[index], np.array(self._neighbours[index], dtype=int)
+        others = self._rects[neighbours]
         pieces = []
-        for building in buildings:
+        for building in map(_clean, buildings):
+            if building is None:
+                continue
             bounds = np.array(building.polygon.bounds)
             if (bounds[:2] < rect[:2]).any() or (bounds[2:] > rect[2:]).any():
                 polygon = clean_polygon(building.polygon.intersection(shapely.box(*rect)))
@@ -157,22 +167,33 @@ class SeamMerger:
                     continue
                 building = dataclasses.replace(building, polygon=polygon)
                 bounds = np.array(polygon.bounds)
-            others = self._rects[neighbours]
-            reached = (others[:, :2] < bounds[2:]).all(axis=1) & (others[:, 2:] > bounds[:2]).all(axis=1)
+            # Also of windows that it does not quite reach: a strip of theirs may touch it.
+            low, high = bounds[:2] - 2 * TOUCHING_PX, bounds[2:] + 2 * TOUCHING_PX
+            reached = (others[:, :2] < high).all(axis=1) & (others[:, 2:] > low).all(axis=1)
             inside = bounds - rect
             inside[2:] *= -1
             cut = self._inner[index] & (inside <= CUT_PX)
             # How far the piece reaches into the window, seen from each side.
             depth = np.array([bounds[2], bounds[3], bounds[0], bounds[1]]) - rect
             depth[2:] *= -1
-            if (cut & (depth <= EDGE_PX)).any() and _seen_from_further_in(
-                bounds, others[reached], cut & (depth <= EDGE_PX)
-            ):
-                continue
-            margin = inside[self._inner[index]].min(initial=math.inf)
-            overlaps = neighbours[reached].tolist()
+            thin = cut & (depth <= EDGE_PX)
+            strip = bool(thin.any()) and _seen_from_further_in(bounds, others[reached], thin)
+            if strip:
+                width, height = bounds[2:] - bounds[:2]
+                length = np.array([height, width, height, width])
+                if (depth < np.maximum(SHRED_PX, length / 2))[thin].any():
+                    continue
             pieces.append(
-                _Piece(int(index), building, tuple(rect), bounds, bool(cut.any()), margin, overlaps)
+                _Piece(
+                    int(index),
+                    building,
+                    tuple(rect),
+                    bounds,
+                    cut=bool(cut.any()),
+                    strip=strip,
+                    margin_px=inside[self._inner[index]].min(initial=math.inf),
+                    overlaps=neighbours[reached].tolist(),
+                )
             )
         return pieces
 
@@ -190,8 +211,12 @@ class SeamMerger:
                 changed.append(piece.group)
         if not old.pieces or not new.pieces:
             return changed
+        old.displace_strips_of(new)
+        new.displace_strips_of(old)
         for i, j in zip(*old.tree.query([p.building.polygon for p in new.pieces], predicate="intersects")):
             first, second = sorted((new.pieces[i], old.pieces[j]), key=lambda p: p.key)
+            if first.strip != second.strip:
+                continue
             link = _link(first, second)
             if link is not None:
                 changed.append(self._join(first.group, second.group, link))
@@ -214,6 +239,20 @@ class SeamMerger:
             del self._groups[id(group)]
         groups = sorted(groups, key=lambda g: min(p.key for p in g.pieces))
         return [building for group in groups for building in _resolve(group)]
+
+
+def _clean(building: Building) -> Building | None:
+    """`building` with what the rest relies on: a valid outline, and heights above 0 m; None without area."""
+    polygon = building.polygon
+    if polygon is None or not (polygon.is_valid and polygon.geom_type in ("Polygon", "MultiPolygon")):
+        polygon = clean_polygon(polygon)
+    if polygon is None or not polygon.area > 0:
+        return None
+    heights = {name: clean_height_m(getattr(building, name))[0] for name in _HEIGHTS}
+    if heights["height_m"] is None:
+        heights = dict.fromkeys(_HEIGHTS)
+    same = polygon is building.polygon and all(getattr(building, k) == v for k, v in heights.items())
+    return building if same else dataclasses.replace(building, polygon=polygon, **heights)
 
 
 def _neighbours(boxes: np.ndarray) -> list[list[int]]:
@@ -239,8 +278,10 @@ class _Piece:
     Attributes:
         window: index. rect: its x0, y0, x1, y1. bounds: of the outline.
         cut: the outline reaches a border beyond which other windows see.
+        strip: it is within EDGE_PX of such a border, and another window sees that ground from further in.
         margin_px: from the outline to the nearest such border.
-        overlaps: other windows whose ground it reaches.
+        overlaps: other windows whose ground it reaches, or nearly.
+        gave_way: a strip in whose place another window shows something.
     """
 
     window: int
@@ -248,8 +289,10 @@ class _Piece:
     rect: tuple[float, ...]
     bounds: np.ndarray
     cut: bool
+    strip: bool
     margin_px: float
     overlaps: list[int]
+    gave_way: bool = False
     group: "_Group | None" = None
 
     def __post_init__(self):
@@ -269,6 +312,14 @@ class _Pieces:
         if self._tree is None:
             self._tree = shapely.STRtree([p.building.polygon for p in self.pieces])
         return self._tree
+
+    def displace_strips_of(self, other: "_Pieces") -> None:
+        """Strips of `other`, the pieces of another window, give way to what is no strip here."""
+        strips = [p for p in other.pieces if p.strip]
+        outlines = [p.building.polygon for p in strips]
+        if outlines:
+            for i, j in zip(*self.tree.query(outlines, predicate="dwithin", distance=TOUCHING_PX)):
+                strips[i].gave_way |= not self.pieces[j].strip
 
 
 @dataclass(eq=False)
@@ -323,17 +374,19 @@ def _parts_that_meet(a: BaseGeometry, b: BaseGeometry) -> BaseGeometry:
 
 def _resolve(group: _Group) -> list[Building]:
     """The buildings that the pieces of a group show."""
-    if len(group.pieces) == 1:
-        return [group.pieces[0].building]
-    clusters = _clusters(group)
+    pieces = [p for p in group.pieces if not p.gave_way]
+    if len(pieces) <= 1:
+        return [p.building for p in pieces]
+    links = [n for n in group.links if not (n.first.gave_way or n.second.gave_way)]
+    clusters = _clusters(pieces, links)
     fused = [_fuse(cluster) for cluster in clusters]
-    return [b for b, fragment in zip(fused, _fragments(fused, clusters, group.links)) if not fragment]
+    return [b for b, fragment in zip(fused, _fragments(fused, clusters, links)) if not fragment]
 
 
-def _clusters(group: _Group) -> list[list[_Piece]]:
+def _clusters(pieces: list[_Piece], links: list[_Link]) -> list[list[_Piece]]:
     """Pieces of one building each, in order of place: the strongest agreement first, none against a window's word."""
-    cluster_of = {id(p): [p] for p in group.pieces}
-    links = [link for link in group.links if link.same]
+    cluster_of = {id(p): [p] for p in pieces}
+    links = [link for link in links if link.same]
     for link in sorted(links, key=lambda n: (-n.strength, n.first.key, n.second.key)):
         a, b = cluster_of[id(link.first)], cluster_of[id(link.second)]
         if a is not b and not any(_told_apart(p, q) for p in a for q in b if p.window == q.window):

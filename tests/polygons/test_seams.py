@@ -256,6 +256,48 @@ def test_a_sliver_at_the_border_is_no_evidence():
     assert in_pair([box(140, 20, 160, 50)], [box(150, 20, 165, 50)]) == outlines([box(140, 20, 160, 50)])
 
 
+def test_a_small_building_at_the_border_that_the_other_window_missed_is_not_lost():
+    shed = box(160, 20, 165, 26)
+    assert in_pair([], [shed]) == outlines([shed])
+    assert in_pair([box(100, 20, 130, 50)], [shed]) == outlines([shed, box(100, 20, 130, 50)])
+    assert in_pair([box(195, 20, 199, 24)], []) == outlines([box(195, 20, 199, 24)])
+    # The other window shows something there, be it a little off.
+    for other in (box(159, 20, 165, 26), box(150, 20, 158, 26), box(167.5, 20, 180, 26)):
+        assert in_pair([other], [shed]) == outlines([other])
+    # The end of something larger.
+    assert in_pair([], [box(140, 20, 165, 50)]) == in_pair([], [box(140, 20, 162, 22)]) == []
+
+
+def test_strips_in_a_corner_are_one_building_whichever_machine_sees_them():
+    # The shed is within 6 px of a border of each window but the last, which misses it.
+    windows = [(0, 0, 200, 200), (160, 0, 200, 200), (0, 160, 200, 200), (100, 100, 200, 200)]
+    shed, farm = Building(box(195, 195, 199, 199), score=0.5), Building(box(193, 195, 194, 199), score=0.5)
+    (got,) = merged(windows, [[shed], [], [dataclasses.replace(shed, id=2)], []])
+    assert got.polygon.equals(shed.polygon)
+    answers = [[shed], [], [dataclasses.replace(shed, id=2)], [farm]]
+    assert [b.polygon for b in merged(windows, answers)] == [farm.polygon]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1]):
+        last, found = SeamMerger(windows), []
+        for block in (order[:2], order[2:]):
+            merger = SeamMerger(windows)
+            found += [b for i in block for b in merger.add(i, answers[i])]
+            for i, pieces in merger.take_open().items():
+                found += last.add(i, pieces)
+        assert [b.polygon for b in found + last.finish()] == [farm.polygon]
+
+
+def test_no_small_building_is_lost_that_some_window_shows_whole():
+    houses = [
+        Building(box(x, y, x + 4.5, y + 4.5), score=0.5) for x in range(1, 240, 9) for y in range(1, 240, 9)
+    ]
+    windows, rng = grid((240, 240), 64, 32, (7, 13)), np.random.default_rng(0)
+    answers = [[b for b in answer if rng.random() < 0.6] for answer in map(Oracle(houses), windows)]
+    found = shapely.STRtree([b.polygon for b in merged(windows, answers)])
+    whole = {b.polygon.wkb: b.polygon for answer in answers for b in answer if b.polygon.area == 4.5**2}
+    assert len(whole) > 600
+    assert all(len(found.query(p, predicate="intersects")) == 1 for p in whole.values())
+
+
 def test_a_fragment_within_a_building_is_dropped():
     assert in_pair([box(130, 10, 195, 90)], [box(162, 20, 175, 26)]) == outlines([box(130, 10, 195, 90)])
 
@@ -327,6 +369,30 @@ def test_unknown_heights_are_left_out_and_without_intervals_areas_weigh():
     assert got.height_p16_m is None and got.height_p84_m is None
     (got,) = merged(PAIR, [[Building(p)] for p in pieces])
     assert got.height_m is None
+
+
+def test_heights_that_are_none_are_unknown_and_no_error():
+    pieces = [box(120, 20, 200, 50), box(160, 20, 300, 50)]
+    sure = Building(pieces[1], 9.0, 8.0, 10.0)
+    for height_m in (0.0, -2.0, math.nan, math.inf):
+        (got,) = merged(PAIR, [[Building(pieces[0], height_m, 0.0, 1.0)], [sure]])
+        assert got.height_m == pytest.approx(9) and got.height_p84_m > 9
+        (got,) = merged(PAIR, [[Building(box(10, 20, 50, 50), height_m, 1.0, 2.0)], []])
+        assert (got.height_m, got.height_p16_m, got.height_p84_m) == (None, None, None)
+    for low, high in ((0.0, 10.0), (8.0, 0.0), (8.0, math.nan)):
+        (got,) = merged(PAIR, [[Building(pieces[0], 9.0, low, high)], [sure]])
+        assert got.height_m == pytest.approx(9) and got.height_p16_m is None
+    (got,) = merged(PAIR, [[Building(pieces[0], 9.0, 9.0, 9.0)], [sure]])
+    assert got.height_m == pytest.approx(9)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in linearrings")
+def test_outlines_that_cross_themselves_are_mended_and_those_without_area_left_out():
+    bow = Polygon([(120, 20), (200, 50), (200, 20), (120, 50)])
+    lone = translate(bow, -110, 0)
+    nothing = [None, Polygon(), box(10, 10, 10, 20), Polygon([(0, 0), (math.nan, 1), (1, 1)]), Point(20, 20)]
+    found = merged(PAIR, [[Building(p) for p in (bow, lone, *nothing)], [Building(box(160, 20, 300, 50))]])
+    assert len(found) == 2 and all(b.polygon.is_valid and b.polygon.area > 1000 for b in found)
 
 
 # --- order, blocks, memory -----------------------------------------------------------------------------------------
