@@ -59,27 +59,82 @@ def _with_writable_parent(path: Path) -> Path:
         raise InputError(
             f"{path}: cannot be made, {there} is not a directory that may be written to. Choose another place."
         )
+    try:
+        # Permissions say yes to root also where nothing can be made (/proc), and nothing of long names and full disks.
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be made in {there} ({error.strerror}). Choose another place or name."
+        ) from None
     return path
 
 
+def parts_folder(path: Path) -> Path:
+    """The hidden folder beside `path` where a run that may be killed keeps what it has of it until it is whole."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.parts")
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path):
+    """Have a `parts_folder` of `path` meanwhile, so that what a killed run leaves of `path` is there, and nowhere else.
+
+    What an earlier run left half-written there is removed first; what it finished stays.
+    """
+    folder = parts_folder(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_there(path, error) from None
+    remove_half_written(folder)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # something is kept in it
+            folder.rmdir()
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove hidden directories in `folder`, a `parts_folder`: what a run that was killed did not finish."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path):
+    """Errors of the file system in this block, which writes `path`, say so: libraries and full disks do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+
+
 def _holder(path: Path) -> Path:
-    """A new hidden directory beside `path`, whose parents are made."""
+    """A new hidden directory, in the `parts_folder` of `path` if there is one, else beside it; parents are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        parts = parts_folder(path)
+        folder = parts if parts.is_dir() else path.parent
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=folder))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(
-            f"{path}: cannot be written there ({error.strerror}). Choose another place."
-        ) from None
+        raise _not_there(path, error) from None
+
+
+def _not_there(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written there ({error.strerror}). Choose another place.")
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path):
     """Yield a temporary path beside `path`, with its suffix; on success it replaces `path`, on any error it is removed.
 
-    The parent directory is created. A killed process leaves at most a hidden `.name.*` file, never half an output.
+    The parent directory is created. A killed process leaves at most a hidden directory `.name.*`, in the `parts_folder`
+    of `path` where there is one, never half an output.
     """
     path = Path(path)
     holder = _holder(path)

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from fusiondet.errors import InputError
 from fusiondet.files import (
     atomic_dir,
     atomic_path,
+    naming,
+    parts_folder,
     read_json,
     require_new,
     require_new_dir,
     safe_join,
+    scratch_folder,
     write_json,
 )
 
@@ -162,6 +166,58 @@ def test_places_where_nothing_can_be_made(tmp_path):
         with pytest.raises(InputError, match="cannot be written there"), atomic(tmp_path / "a" / "b"):
             pass
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc, where permissions promise too much")
+def test_places_that_are_writable_by_permission_only():
+    """Root may write to /proc, says the system; nobody can."""
+    for require in (require_new, lambda path: require_new_dir(path, "annotations")):
+        with pytest.raises(InputError, match=r"/proc/x\.gpkg: cannot be made"):
+            require(Path("/proc/x.gpkg"))
+
+
+def test_names_that_are_too_long_are_found_at_once(tmp_path):
+    with pytest.raises(InputError, match="cannot be made in .*too long"):
+        require_new(tmp_path / ("a" * 250 + ".gpkg"))
+    assert require_new(tmp_path / ("a" * 200 + ".gpkg")) and names(tmp_path) == []
+
+
+class TestPartsFolder:
+    def test_what_is_half_written_is_in_there(self, tmp_path):
+        path = tmp_path / "b.gpkg"
+        for atomic in (atomic_path, atomic_dir):
+            with scratch_folder(path) as folder, atomic(path) as temporary:
+                assert folder in temporary.parents and names(tmp_path) == [".b.gpkg.parts"]
+                temporary.write_text("x") if atomic is atomic_path else (temporary / "x").touch()
+            assert names(tmp_path) == ["b.gpkg"]
+            path.unlink() if path.is_file() else None
+
+    def test_what_a_killed_run_left_goes_and_what_it_finished_stays(self, tmp_path):
+        folder = parts_folder(tmp_path / "b.gpkg")
+        (folder / ".b.gpkg.x1").mkdir(parents=True)
+        (folder / ".b.gpkg.x1" / "rows.spool").touch()
+        (folder / "block-1").touch()
+        with scratch_folder(tmp_path / "b.gpkg"):
+            assert names(folder) == ["block-1"]
+        assert names(folder) == ["block-1"]
+
+    def test_others_have_nothing_to_do_with_it(self, tmp_path):
+        with scratch_folder(tmp_path / "b.gpkg") as folder, atomic_path(tmp_path / "c.gpkg") as temporary:
+            assert folder not in temporary.parents
+            temporary.touch()
+        assert names(tmp_path) == ["c.gpkg"]
+
+    def test_where_nothing_can_be_made(self, tmp_path):
+        (tmp_path / "a").touch()
+        with pytest.raises(InputError, match="cannot be written there"), scratch_folder(tmp_path / "a" / "b"):
+            pass
+
+
+def test_errors_without_a_name_get_one(tmp_path):
+    for given, wanted in ((OSError(28, "x"), (28, str(tmp_path))), (OSError(5, "x", "f"), (5, "f"))):
+        with pytest.raises(OSError) as caught, naming(tmp_path):
+            raise given
+        assert (caught.value.errno, caught.value.filename) == wanted
 
 
 @pytest.mark.parametrize("name", ["a.tif", "rgb/a.tif", "rgb/a..b.tif", ".hidden/a.tif"])

@@ -202,7 +202,7 @@ def main():
         "sensor": SensorGeometry(**sensor),
     }
     if args.scenes is None:
-        result = predict_to_file(args.weights, args.rgb, args.sar, args.out, **options)
+        result = predict_to_file(args.weights, args.rgb, args.sar, args.out, tell=_tell_notes, **options)
         _tell(result, args.out, args.height_raster, args.report)
         return
     if args.rgb or args.sar:
@@ -216,6 +216,7 @@ def main():
             return
         counts["buildings"] += result.count
         paths = (args.out, args.height_raster, args.report)
+        _tell_notes(result.notes)
         _tell(result, *(p and Path(str(p).replace("{name}", scene.name)) for p in paths))
 
     left_out = predict_scenes(args.weights, scenes, args.out, on_done, **options)
@@ -227,9 +228,12 @@ def main():
     )
 
 
+def _tell_notes(notes):
+    for note in notes:
+        print(f"note: {note}", flush=True)
+
+
 def _tell(result, out, height_raster, report):
-    for note in result.notes:
-        print(f"note: {note}")
     if out:
         print(f"wrote {out}: {result.count} buildings, {result.with_heights} with heights, {result.crs}")
     if height_raster:

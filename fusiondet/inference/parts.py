@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, read_json, write_json
+from fusiondet.files import atomic_path, naming, read_json, remove_half_written, write_json
 from fusiondet.inference.pipeline import WindowResult
 from fusiondet.inference.predictor import HEIGHT_FACTS
 
@@ -33,12 +33,6 @@ _SCHEMA = pyarrow.schema(
     [("window", pyarrow.int32()), *((name, pyarrow.float64()) for name in _NUMBERS)]
     + [("geometry", pyarrow.binary())]
 )
-
-
-def parts_folder(out: Path) -> Path:
-    """Where the parts of the result `out` are kept until it is whole."""
-    out = Path(out)
-    return out.with_name(f".{out.name}.parts")
 
 
 class PartStore:
@@ -67,7 +61,9 @@ class PartStore:
             shutil.rmtree(self.folder)
         if self.blocks():
             _check_same(self.folder, read_json(plan), fingerprint)
+            remove_half_written(self.folder)
         else:
+            remove_half_written(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(fingerprint, plan, indent=1)
 
@@ -93,7 +89,7 @@ class PartStore:
         # The part comes last: it says that the block is there.
         for target, content in ((path.with_suffix(".npz"), layers), (path, part)):
             if content is not None:
-                with atomic_path(target) as temporary:
+                with atomic_path(target) as temporary, naming(target):
                     temporary.write_bytes(content)
 
     def load(self, block: int) -> list[WindowResult] | None:
@@ -165,10 +161,10 @@ def save_part(folder: Path, block: int, results: Iterable[WindowResult]) -> None
     results, path = list(results), part_path(folder, block)
     layers = _layers(results)
     if layers:
-        with atomic_path(path.with_suffix(".npz")) as temporary:
+        with atomic_path(path.with_suffix(".npz")) as temporary, naming(path.with_suffix(".npz")):
             np.savez(temporary, **layers)
     # Last: it says that the block is there.
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, naming(path):
         write_part(results, temporary)
 
 

@@ -27,11 +27,11 @@ from fusiondet.export import (
     write_style,
 )
 from fusiondet.export.provenance import acquisition_time, made_with
-from fusiondet.files import require_new
+from fusiondet.files import parts_folder, require_new, scratch_folder
 from fusiondet.inference import checks
 from fusiondet.inference.cluster import predict_on_cluster
 from fusiondet.inference.outlines import Regularizer, buildings_to_map
-from fusiondet.inference.parts import PartStore, parts_folder
+from fusiondet.inference.parts import PartStore
 from fusiondet.inference.pipeline import WindowResult, predict_windows
 from fusiondet.inference.plan import ScenePlan, plan_scene
 from fusiondet.inference.predictor import Predictor
@@ -113,7 +113,8 @@ def predict_scene(
     Args:
         rgb_path, sar_path: a raster, or a list of rasters whose bands are those of one; None where there is none.
         height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one)
-            that are predicted, also where these are resampled for the network; see `fusiondet.export.rasters`. An existing one is replaced.
+            that are predicted, also where these are resampled for the network; see `fusiondet.export.rasters`. An
+            existing one is replaced.
         height_source: "dense", "instances", "both" (a band each); None: the first of these that the network has.
         options:
             window_px: side of a window; a scene up to this size is one window (1024).
@@ -180,8 +181,11 @@ def _assemble(
     write: Callable[[list[Building]], None] | None,
     height_path: Path | None,
     regularize_m: float | None,
+    scratch: Path | None = None,
 ) -> tuple[SceneFacts, int, int]:
     """Hand buildings in map coordinates to `write` as they are finished, and fill the raster of heights.
+
+    `scratch`: folder for what waits to be painted; None: the system's.
 
     Returns:
         Facts of the windows, the number of buildings, and that of those with known height.
@@ -193,7 +197,7 @@ def _assemble(
         if height_path:
             heights = opened.enter_context(_height_raster(predictor, plan, height_path))
         if "instances" in plan.sources:
-            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="heights-"))
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix=".heights-", dir=scratch))
             strips = HeightStrips(Path(folder), heights)
 
         def looked_at():
@@ -276,6 +280,7 @@ def predict_to_file(
     report: Path | None = None,
     style: bool = False,
     predictor: Predictor | None = None,
+    tell: Callable[[list[str]], None] | None = None,
     **options,
 ) -> ScenePrediction:
     """`predict_scene` with a fresh Predictor, written to `out`; see `fusiondet.export.write_buildings` for formats.
@@ -293,6 +298,7 @@ def predict_to_file(
         report: HTML page about `out` to write, see `fusiondet.report`; it takes all buildings into memory.
         style: write a QGIS style beside `out`, see `fusiondet.export.write_style`.
         predictor: of `weights`, where it is there already; `score_threshold` and `device` are its own then.
+        tell: is given notes as soon as they are known: once before anything is predicted, once when `out` is whole.
         options: see `predict_scene`.
 
     Returns:
@@ -327,15 +333,19 @@ def predict_to_file(
     plan = plan_scene(predictor, rgb_path, sar_path, sources=tuple(sources), **options)
     folder = parts_folder(out if out is not None else height_path)
     store = PartStore(folder, plan.fingerprint(predictor), resume, overwrite)
+    tell = tell or (lambda notes: None)
+    tell(list(plan.notes))
     try:
         with contextlib.ExitStack() as opened:
+            if out is not None and height_path is not None:
+                opened.enter_context(scratch_folder(height_path))
             writer = write = None
             if out is not None:
                 writer = BuildingWriter(out, plan.crs, provenance(predictor, plan), overwrite, dtm=dtm)
                 write = opened.enter_context(writer).write
             results = _results(predictor, plan, store, device, workers, scheduler)
             opened.enter_context(contextlib.closing(results))
-            found = _assemble(predictor, plan, results, write, height_path, regularize_m)
+            found = _assemble(predictor, plan, results, write, height_path, regularize_m, store.folder)
             if writer and found[0].unreadable_px:
                 writer.metadata["unreadable_px"] = found[0].unreadable_px
     except BaseException:
@@ -345,10 +355,21 @@ def predict_to_file(
     result = _prediction(predictor, plan, found, rgb_path, sar_path, [])
     result.notes += writer.notes if writer else []
     if style:
-        write_style(out)
+        result.notes += _style(out)
+    tell(result.notes[len(plan.notes) :])
     if report is not None:
-        _report(out, report, (plan.rgb or plan.sar)[0], overwrite)
+        with scratch_folder(report):
+            _report(out, report, (plan.rgb or plan.sar)[0], overwrite)
     return result
+
+
+def _style(out: Path) -> list[str]:
+    """Write a style beside a layer; a note where there is one, which stays."""
+    path = Path(out).with_suffix(".qml")
+    if path.exists():
+        return [f"{path}: is there already and stays as it is. Remove it to get a new style."]
+    write_style(out)
+    return []
 
 
 def _report(out: Path, report: Path, image: str, overwrite: bool) -> None:

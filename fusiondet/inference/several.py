@@ -64,7 +64,8 @@ def _scene(path: Path, row: dict) -> SceneFiles:
     if not rgb and not sar:
         raise InputError(f"{path}: a row names no raster: {dict(row)}.")
     name = (row.get("name") or "").strip() or (rgb or sar)[0].stem
-    if Path(name).name != name or name in (".", ".."):
+    controls = any(ord(c) < 32 or ord(c) == 127 for c in name)
+    if Path(name).name != name or name in (".", "..") or controls:
         raise InputError(f"{path}: {name!r} cannot be part of a file's name. Give that scene another one.")
     return SceneFiles(name, rgb, sar)
 

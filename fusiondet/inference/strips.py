@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fusiondet.buildings import Building
 from fusiondet.export import HeightRasterWriter
+from fusiondet.files import naming
 
 import shapely
 
@@ -31,7 +32,7 @@ class HeightStrips:
             for strip in self._strips(building):
                 records.setdefault(strip, []).append(record)
         for strip, found in records.items():
-            with open(self._file(strip), "ab") as f:
+            with naming(self._file(strip)), open(self._file(strip), "ab") as f:
                 f.write(b"".join(found))
 
     def paint(self) -> None:

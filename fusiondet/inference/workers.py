@@ -67,6 +67,7 @@ def predict_on_workers(
 
     Raises:
         InputError: what a process says of its input; or a block ended its process several times.
+        OSError: a part could not be written.
         RuntimeError: another failure of a process; its traceback.
     """
     waiting, losses = deque(blocks), Counter()
@@ -149,7 +150,7 @@ def _work(tasks: Connection, answers: Connection, settings, plan: ScenePlan, fol
                 save_part(folder, block, results)
                 answers.send(block)
                 results = []
-    except InputError as error:
+    except (InputError, OSError) as error:
         answers.send(error)
     except Exception as error:
         import traceback

@@ -3,12 +3,15 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 
 from fusiondet.errors import InputError
 from fusiondet.export import read_buildings
-from fusiondet.inference import parts, pipeline, plan, predict_to_file
-from fusiondet.inference.parts import PartStore, parts_folder
+from fusiondet.files import parts_folder
+from fusiondet.inference import parts, pipeline, plan, predict_to_file, workers
+from fusiondet.inference.parts import PartStore
 
 import numpy as np
 import pytest
@@ -86,7 +89,17 @@ def test_a_run_may_be_killed_twice_and_its_heights_come_back_too(run, tmp_path):
     run("whole.gpkg", height_path=tmp_path / "whole.tif")
     run("b.gpkg", 17, height_path=tmp_path / "b.tif")
     run("b.gpkg", 17, height_path=tmp_path / "b.tif", resume=True)
+    hidden = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("."))
+    assert hidden == [".b.gpkg.parts", ".b.tif.parts"], "all that it left is in there"
+    assert len(list(parts_folder(tmp_path / "b.tif").glob(".b.tif.*"))) == 1, "not one for each run"
     run("b.gpkg", height_path=tmp_path / "b.tif", resume=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "b.gpkg",
+        "b.tif",
+        "rgb.tif",
+        "whole.gpkg",
+        "whole.tif",
+    ]
     layers = [read_buildings(tmp_path / name) for name in ("whole.gpkg", "b.gpkg")]
     assert layers[0] == layers[1]
     with rasterio.open(tmp_path / "whole.tif") as whole, rasterio.open(tmp_path / "b.tif") as resumed:
@@ -145,6 +158,82 @@ def test_a_full_disk_leaves_what_is_finished_and_no_layer(run, finder, tmp_path,
     assert len(list(parts_folder(tmp_path / "b.fgb").glob("block-*"))) == 2
     run("b.fgb", resume=True)
     assert visible(tmp_path) == ["b.fgb", "rgb.tif"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(KiB) -> a folder on a file system of that size."""
+    made = []
+
+    def mount(size_kib):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system")
+        made.append(folder)
+        return folder
+
+    yield mount
+    for folder in made:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# KiB: for some parts; for all of them and not for the raster of heights; for these and not for the layer.
+@pytest.mark.parametrize("size_kib", [60, 700])
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet"])
+def test_a_disk_that_is_really_full(run, tmp_path, small_disk, size_kib, suffix):
+    disk = small_disk(size_kib)
+    out, heights = f"disk/b{suffix}", disk / "b.tif"
+    with pytest.raises(OSError) as caught:
+        run(out, height_path=heights)
+    assert caught.value.filename and str(disk) in str(caught.value.filename)
+    assert not visible(disk)
+    assert not list(disk.glob("*/.*")), "nothing half-written is left to fill it"
+    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    result = run(out, height_path=heights, resume=True)
+    assert result.count > 50 and sorted(p.name for p in disk.iterdir()) == [f"b{suffix}", "b.tif"]
+
+
+def test_a_worker_that_finds_the_disk_full_says_so(tmp_path):
+    """As an error of the file system, not as a failure of the program."""
+
+    class Sent(list):
+        send = list.append
+
+        def recv(self):
+            return self.pop(0)
+
+    class Full:
+        def load(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part")
+
+    answers = Sent()
+    workers._work(Sent([0, None]), answers, Full(), None, tmp_path, 1)
+    (error,) = answers
+    assert type(error) is OSError and error.errno == errno.ENOSPC and error.filename == "part"
+
+
+def test_an_output_that_cannot_be_made_is_found_before_the_prediction(run, finder):
+    for options in ({}, {"height_path": "/proc/h.tif"}, {"report": "/proc/r.html"}):
+        with pytest.raises(InputError, match="/proc/.*: cannot be made in /proc"):
+            run("b.gpkg" if options else "/proc/b.gpkg", **options)
+    assert finder.model.batches == []
+
+
+def test_notes_are_told_before_the_prediction_and_once(run, finder, tmp_path):
+    told = []
+
+    def tell(notes):
+        told.append((len(finder.model.batches), notes))
+
+    result = run("b.gpkg", tell=tell, window_px=64, overlap_px=None, style=True)
+    (before, first), (after, rest) = told
+    assert before == 0 and after > 0 and first + rest == result.notes
+    assert any("windows of 64 px overlap by" in note for note in first)
+    (tmp_path / "b.gpkg").unlink()
+    notes = run("b.gpkg", style=True).notes
+    assert any("b.qml: is there already and stays" in note for note in notes)
 
 
 def test_a_run_that_fails_at_once_leaves_nothing(run, finder, tmp_path):

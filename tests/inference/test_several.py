@@ -32,6 +32,9 @@ def test_a_table_names_rasters_beside_it(tmp_path):
         ("rgb,sar\n,\n", "a row names no raster"),
         ("rgb\nx/a.tif\ny/a.tif\n", r"1 names occur twice \(a\)"),
         ("rgb,name\na.tif,../b\n", "'../b' cannot be part of a file's name"),
+        ("rgb,name\na.tif,b\x01\n", r"'b\\x01' cannot be part of a file's name"),
+        ("rgb,name\na.tif,b\0c\n", "cannot be part of a file's name|cannot be read"),
+        ("rgb\na\0.tif\n", "cannot be part of a file's name|cannot be read"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path, text, message):

@@ -5,8 +5,9 @@ import signal
 from collections import Counter, deque
 
 from fusiondet.errors import InputError
+from fusiondet.files import parts_folder
 from fusiondet.inference import predict_to_file, workers
-from fusiondet.inference.parts import PartStore, parts_folder
+from fusiondet.inference.parts import PartStore
 
 import numpy as np
 import pytest
