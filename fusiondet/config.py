@@ -111,8 +111,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.FUSION.MODALITY_DROPOUT.optical = 0.0
     # Share of the training images without SAR.
     cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 0.0
-    # Training of two branches that exchange (LateFusionRCNN, LateFusionDense) trains the one alone for a while whose
-    # modality is learned from more slowly; see fusiondet/engine/balance.py.
+    # Training of two branches that exchange (LateFusionRCNN, LateFusionDense, DualUNet) trains the one alone for a
+    # while whose modality is learned from more slowly; see fusiondet/engine/balance.py.
     cfg.MODEL.FUSION.BALANCE = CN()
     # Steps that it is trained alone for, and at least as many of both after; 0 never does.
     cfg.MODEL.FUSION.BALANCE.WINDOW = 0
@@ -179,6 +179,12 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_NET.HEIGHT_WEIGHT = 0.5
     # Names of the classes in the order of their logits. From the training data ([]).
     cfg.MODEL.DENSE_NET.CLASSES = []
+    # Settings of "DualUNet".
+    cfg.MODEL.DENSE_NET.DUAL_UNET = CN()
+    # Channels of the levels of each U-Net, finest first, in multiples of WIDTH.
+    cfg.MODEL.DENSE_NET.DUAL_UNET.MULTIPLES = [1, 2, 2]
+    # Of the Power Jaccard loss: 1 is the Jaccard loss; up to 2.
+    cfg.MODEL.DENSE_NET.DUAL_UNET.POWER = 2.0
     # Settings of "UREC".
     cfg.MODEL.DENSE_NET.U_REC = CN()
     # Weight of the reconstruction's L1; the cross-entropy of the classes has 1 - W1. 0: a plain U-Net without it.

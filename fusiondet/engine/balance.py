@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.errors import InputError
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, listen, valid_mean
-from fusiondet.modeling.late_fusion import TwoBranches
+from fusiondet.modeling.meta_arch import FusionRCNN
 
 import torch
 from detectron2.engine import HookBase
@@ -26,8 +26,9 @@ _MEMORY = 0.99
 class BalanceModalities(HookBase):
     """Trains the branch alone whose modality the network learns from more slowly, for a window of steps at a time.
 
-    In the branch m, let P be the parameters that look at m itself (its ResNet), Q those that take in what the other
-    branch tells (its half of the exchanges), and speed(x) the sum over regular steps of |gradient of x|² / |x|². Then
+    In the branch m, let P be the parameters that look at m itself (its ResNet or U-Net), Q those that take in what the
+    other branch tells (its half of the exchanges), and speed(x) the sum over regular steps of |gradient of x|² / |x|².
+    Then
         s(other | m) = log(speed(Q) / speed(P)),  d = s(sar | optical) - s(optical | sar):
     above 0 the network learns faster from SAR. When |d| is above the tolerance, the next `window` steps re-balance: the
     slower modality's branch hears the running mean of the other's messages, and its losses alone are trained. As many
@@ -37,19 +38,19 @@ class BalanceModalities(HookBase):
     Logged: `balance/d_speed`, and `balance/trained`: -1 SAR alone, 0 both, 1 optical alone.
     """
 
-    def __init__(self, model: TwoBranches, optimizer, *, window: int, tolerance: float, warmup: int = 0):
+    def __init__(self, model: FusionRCNN, optimizer, *, window: int, tolerance: float, warmup: int = 0):
         """See MODEL.FUSION.BALANCE; `warmup`: steps that only train.
 
         Raises:
             InputError: the network has no exchanges, or no branches.
         """
-        if not isinstance(model, TwoBranches) or not exchanges(model):
+        if not getattr(model, "has_branches", False) or not exchanges(model):
             raise InputError(
                 "MODEL.FUSION.BALANCE.WINDOW is set, but balancing needs two branches that tell each other: "
-                "MODEL.META_ARCHITECTURE LateFusionRCNN or LateFusionDense with a MODEL.FUSION.EXCHANGE. Set it to 0 "
-                "otherwise."
+                "MODEL.META_ARCHITECTURE LateFusionRCNN or LateFusionDense with a MODEL.FUSION.EXCHANGE, or "
+                "MODEL.DENSE_NET.NAME DualUNet. Set it to 0 otherwise."
             )
-        if model.backbone.bottom_up.shares_stages:
+        if getattr(getattr(model.backbone, "bottom_up", None), "shares_stages", False):
             raise InputError(
                 "MODEL.FUSION.BALANCE.WINDOW is set, but with MODEL.FUSION.SHARE_WEIGHTS no parameters are of one "
                 "modality alone. Set one of them back to its default."
@@ -162,10 +163,10 @@ class BalanceModalities(HookBase):
                     parameter.grad = None
 
 
-def _parameters(model: TwoBranches, modality: str, part: str) -> list[Tensor]:
+def _parameters(model: FusionRCNN, modality: str, part: str) -> list[Tensor]:
     """Parameters of the branch that look at the modality itself ("own"), or at what the other tells ("heard")."""
     if part == "own":
-        return list(getattr(model.backbone.bottom_up, modality).parameters())
+        return list(model.own(modality).parameters())
     (other,) = {*MODALITIES} - {modality}
     # What the halves of an exchange share counts for both.
     return [

@@ -39,6 +39,7 @@ class DenseMaps:
         reconstruction: (N, C, H, W) normalised bands; None in evaluation, too: it only ever trains the features.
         classes: (N, K, H, W) logits of the classes of a data set (of a `DenseNet` alone).
         branches: modality -> footprint logits (N, 1, H, W) of a network whose branches decide on their own.
+        branches_valid: modality -> (N, 1, H, W) 1 where the branch saw data of it, else 0.
     """
 
     height_m: Tensor | None = None
@@ -46,6 +47,7 @@ class DenseMaps:
     reconstruction: Tensor | None = None
     classes: Tensor | None = None
     branches: dict[str, Tensor] | None = None
+    branches_valid: dict[str, Tensor] | None = None
 
 
 @dataclass

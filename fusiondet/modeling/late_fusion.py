@@ -48,9 +48,11 @@ class TwoBranches(FusionRCNN):
     def dense_arguments(cls, cfg, shapes: dict, bands: int) -> dict:
         """As FusionRCNN's, of both branches."""
         optical = cfg.MODEL.FUSION.OPTICAL_CHANNELS
-        return _of_both(
-            [FusionRCNN.dense_arguments(cfg, shapes, own) for own in (optical, bands - optical)]
-        )
+        return _of_both([FusionRCNN.dense_arguments(cfg, shapes, own) for own in (optical, bands - optical)])
+
+    def own(self, modality: str) -> nn.Module:
+        """The part of the network that looks at `modality` alone: its ResNet."""
+        return getattr(self.backbone.bottom_up, modality)
 
     def _maps(self, shared, image: Tensor):
         """{modality: what its dense heads say}."""

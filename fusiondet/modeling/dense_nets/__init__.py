@@ -4,4 +4,4 @@
 of a U-Net.
 """
 
-from fusiondet.modeling.dense_nets import base, hse_lcz, u_rec  # noqa: F401
+from fusiondet.modeling.dense_nets import base, dual_unet, hse_lcz, u_rec  # noqa: F401

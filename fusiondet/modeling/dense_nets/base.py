@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
-from fusiondet.modeling.fusion import StandIn
+from fusiondet.modeling.fusion import MODALITIES, StandIn
 from fusiondet.modeling.meta_arch import FusionRCNN, dense_targets
 from fusiondet.modeling.task_weighting import task_of
 
@@ -68,6 +68,7 @@ class DenseNet(nn.Module):
         sections: of MODEL.DENSE_NET and MODEL.FUSION, the keys and sections that it reads; all others stay at their
             defaults, as they would be ignored.
         learns_unlabelled: tiles without labels teach it something.
+        has_branches: it has a branch per modality that says something on its own, `DenseMaps.branches`.
     """
 
     stride: int = 1
@@ -75,6 +76,7 @@ class DenseNet(nn.Module):
     tasks: tuple[str, ...] = ("footprint", "height")
     sections: tuple[str, ...] = ()
     learns_unlabelled: bool = False
+    has_branches: bool = False
 
     @classmethod
     def teaches_unlabelled(cls, cfg) -> bool:
@@ -84,6 +86,10 @@ class DenseNet(nn.Module):
     @classmethod
     def check(cls, cfg) -> None:
         """InputError for a value of the network's own keys that means nothing."""
+
+    def own(self, modality: str) -> nn.Module:
+        """The part of a network with branches that looks at `modality` alone."""
+        raise NotImplementedError
 
     def forward(self, picture: Picture) -> DenseMaps:
         """What it says of `picture`, maps of the size of the picture."""
@@ -127,6 +133,10 @@ class FusionDenseNet(FusionRCNN):
     "classes" have "class_map": (K, H, W) float32 probabilities.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss_weights = dict.fromkeys(MODALITIES, 1.0)
+
     @classmethod
     def from_config(cls, cfg):
         """Builds the network that the config names.
@@ -163,6 +173,31 @@ class FusionDenseNet(FusionRCNN):
         """The network itself."""
         return self.backbone.net
 
+    @property
+    def has_branches(self) -> bool:
+        """See FusionRCNN."""
+        return self.net.has_branches
+
+    def own(self, modality: str) -> nn.Module:
+        """The part of a network with branches that looks at `modality` alone."""
+        return self.net.own(modality)
+
+    @torch.no_grad()
+    def branch_predictions(self, batched_inputs) -> dict[str, list[dict]]:
+        """What each branch says alone and what both say together, each in the form of `inference`.
+
+        Returns:
+            {"optical": ..., "sar": ..., "fused": ...}. Where its modality has no data, a branch could only guess.
+        """
+        assert not self.training and self.has_branches
+        images = self.preprocess_image(batched_inputs)
+        maps = self.backbone(images.tensor)
+        said = {m: DenseMaps(footprint=logits) for m, logits in maps.branches.items()} | {"fused": maps}
+        return {
+            name: self._maps_alone(self._said(one, images), batched_inputs, images)
+            for name, one in said.items()
+        }
+
     def preprocess_image(self, batched_inputs):
         """As FusionRCNN's; a batch smaller than the network can take is padded, with NaN as all padding."""
         images = super().preprocess_image(batched_inputs)
@@ -183,6 +218,8 @@ class FusionDenseNet(FusionRCNN):
         images = self.preprocess_image(batched_inputs)
         maps = self.backbone(images.tensor, images.complete)
         losses = self.net.losses(maps, dense_targets(batched_inputs, images.complete))
+        # "optical/loss_footprint" of a network with branches, "loss_footprint" of one without.
+        losses = {key: loss * self.loss_weights.get(key.split("/")[0], 1.0) for key, loss in losses.items()}
         return losses if self.task_weighting is None else self.task_weighting(losses, [])
 
     def _maps(self, shared, image: Tensor):
