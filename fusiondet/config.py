@@ -185,6 +185,22 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_NET.DUAL_UNET.MULTIPLES = [1, 2, 2]
     # Of the Power Jaccard loss: 1 is the Jaccard loss; up to 2.
     cfg.MODEL.DENSE_NET.DUAL_UNET.POWER = 2.0
+    # Settings of "FusionHeightNet".
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET = CN()
+    # Blocks of each Transformer, heads of all attention, expansion of the MLPs.
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET.DEPTH = 4
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET.HEADS = 8
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET.MLP_RATIO = 4.0
+    # Learned positions per side, one for each 16 pixels of the training tiles; other tiles see them resized.
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET.POSITIONS = 32
+    # How optical and SAR meet: "cross" (cross-fusion before and behind the Transformers) or "concat" (at the end).
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET.FUSION = "cross"
+    # One encoder for both modalities; stems stay apart, as their bands differ.
+    cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET.SHARED_ENCODER = False
+    # Settings of "DeepLabV3Plus", "ResUNet", "UPerNet" and "PSPNet".
+    cfg.MODEL.DENSE_NET.SMP = CN()
+    # Their ResNet, with random weights: resnet18, resnet34, resnet50, resnet101.
+    cfg.MODEL.DENSE_NET.SMP.ENCODER = "resnet50"
     # Settings of "UREC".
     cfg.MODEL.DENSE_NET.U_REC = CN()
     # Weight of the reconstruction's L1; the cross-entropy of the classes has 1 - W1. 0: a plain U-Net without it.
@@ -377,7 +393,7 @@ _ABOVE_ZERO = (
     "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "MODEL.FUSION.MMTM.RATIO",
     "MODEL.FUSION.CROSS_ATTENTION.DIM", "MODEL.FUSION.CROSS_ATTENTION.HEADS",
     "MODEL.FUSION.CROSS_ATTENTION.MLP_RATIO", "MODEL.FUSION.CROSS_ATTENTION.MAX_KEYS",
-    "SOLVER.OPTICAL_LR_FACTOR", "SOLVER.SAR_LR_FACTOR",
+    "SOLVER.OPTICAL_LR_FACTOR", "SOLVER.SAR_LR_FACTOR", "MODEL.DENSE_NET.WIDTH",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",

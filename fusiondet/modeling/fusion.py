@@ -256,8 +256,8 @@ class CrossAttention(Exchange):
         """
         super().__init__()
         options = {"dim": dim, "heads": heads, "mlp_ratio": mlp_ratio, "window": window, "max_keys": max_keys}
-        self.optical = _Attention(optical_channels, sar_channels, **options)
-        self.sar = _Attention(sar_channels, optical_channels, **options)
+        self.optical = AttentionBlock(optical_channels, sar_channels, **options)
+        self.sar = AttentionBlock(sar_channels, optical_channels, **options)
         self.optical_norm, self.sar_norm = nn.LayerNorm(optical_channels), nn.LayerNorm(sar_channels)
 
     @classmethod
@@ -291,10 +291,13 @@ def _over_channels(module: nn.Module, x: Tensor) -> Tensor:
     return module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class _Attention(nn.Module):
-    """One stream's half of CrossAttention."""
+class AttentionBlock(nn.Module):
+    """One stream's half of CrossAttention; a block of a Transformer where the other stream is the same one."""
 
-    def __init__(self, channels, other_channels, *, dim, heads, mlp_ratio, window, max_keys):
+    def __init__(
+        self, channels, other_channels, *, dim, heads, mlp_ratio, window=0, max_keys=1024, positions=True
+    ):
+        """See `CrossAttention`; `positions`: sines of the cells' places in queries and keys."""
         super().__init__()
         dim = min(dim, channels)
         if dim % (4 * heads):
@@ -303,6 +306,7 @@ class _Attention(nn.Module):
                 "CROSS_ATTENTION.DIM and HEADS so that it is; DIM is never above the stream's channels."
             )
         self.heads, self.window, self.max_keys = heads, window, max_keys
+        self.positions = positions
         self.query = nn.Linear(other_channels, dim)
         self.key, self.value = nn.Linear(channels, dim), nn.Linear(channels, dim)
         self.out = nn.Linear(dim, channels)
@@ -341,6 +345,8 @@ class _Attention(nn.Module):
 
     def _positions(self, height: int, width: int, step: int, like: Tensor) -> Tensor:
         """(H, W, dim) sines and cosines of the cells' centres, in cells of the map; the same for every head."""
+        if not self.positions:
+            return like.new_zeros(height, width, self.query.out_features)
         n = self.query.out_features // self.heads // 4
         frequency = 100.0 ** (-torch.arange(n, device=like.device) / n)
         y, x = (

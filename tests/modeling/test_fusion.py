@@ -254,7 +254,7 @@ def test_attention_is_the_papers():
 @torch.no_grad()
 def test_windows_are_attention_within_each(monkeypatch):
     """Without positions, which count from the map's corner and not from the window's."""
-    monkeypatch.setattr(fusion._Attention, "_positions", lambda self, h, w, *_: torch.zeros(h, w, 8))
+    monkeypatch.setattr(fusion.AttentionBlock, "_positions", lambda self, h, w, *_: torch.zeros(h, w, 8))
     op, inputs = attention(window=3), streams((16, 8), size=(3, 5))
     inputs[2][:, :, :, 1] = 0
     inputs[3][:, :, :, 3:] = 0

@@ -4,4 +4,13 @@
 of a U-Net.
 """
 
-from fusiondet.modeling.dense_nets import base, dual_unet, hse_lcz, u_rec  # noqa: F401
+from fusiondet.modeling.dense_nets import (  # noqa: F401
+    base,
+    dual_unet,
+    duc_hdc,
+    fusion_height_net,
+    hse_lcz,
+    segnet,
+    smp_nets,
+    u_rec,
+)

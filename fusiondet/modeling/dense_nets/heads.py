@@ -1,8 +1,9 @@
-"""The head for two tasks that FusionHeightNet describes, and that its baselines are given, too."""
+"""The head for two tasks of FusionHeightNet, which its baselines are given, too, and the bases of all of them."""
 
 import math
 
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets, footprint_loss, known_pixels
+from fusiondet.modeling.dense_nets.base import DenseNet, Picture
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
@@ -97,3 +98,47 @@ def _head(in_channels: int, channels: int) -> nn.Sequential:
     weight_init.c2_msra_fill(head[0])
     weight_init.c2_msra_fill(head[3])
     return head
+
+
+class TwoTaskNet(DenseNet):
+    """Base of the networks that end in a `TwoTaskHead`, as attribute `head`."""
+
+    sections = ("WIDTH", "REFINE", "FOOTPRINT_WEIGHT", "HEIGHT_WEIGHT")
+
+    def losses(self, maps: DenseMaps, targets: DenseTargets) -> dict[str, Tensor]:
+        """See `DenseNet.losses`."""
+        return self.head.losses(maps, targets)
+
+
+class StackedNet(TwoTaskNet):
+    """Base of P2's baselines: all bands stacked at the input (early fusion), one map that both tasks look at.
+
+    A body whose map is smaller than the image is followed by a 1 x 1 convolution to MODEL.DENSE_NET.WIDTH channels and
+    a bilinear resize; the head then is at full resolution in every network.
+    """
+
+    # Below, the coarsest map is a single cell, of which batch norm cannot train on a single image.
+    least_size_px = 64
+
+    def __init__(self, cfg, optical_channels: int, sar_channels: int):
+        """See `DENSE_NET_REGISTRY`."""
+        super().__init__()
+        self.body, channels, shrinks = self.build_body(cfg, optical_channels + sar_channels)
+        self.project = nn.Identity()
+        if shrinks:
+            self.project = nn.Conv2d(channels, cfg.MODEL.DENSE_NET.WIDTH, 1)
+            weight_init.c2_xavier_fill(self.project)
+            channels = self.project.out_channels
+        self.head = TwoTaskHead(channels, channels, **TwoTaskHead.arguments(cfg))
+
+    def build_body(self, cfg, bands: int) -> tuple[nn.Module, int, bool]:
+        """Module (N, bands, H, W) -> (N, channels, h, w), its channels, whether h x w is smaller than H x W."""
+        raise NotImplementedError
+
+    def forward(self, picture: Picture) -> DenseMaps:
+        """See `DenseNet.forward`."""
+        features = self.project(self.body(picture.stacked))
+        size = picture.valid.shape[-2:]
+        if features.shape[-2:] != size:
+            features = F.interpolate(features, size, mode="bilinear", align_corners=False)
+        return self.head(features, features)

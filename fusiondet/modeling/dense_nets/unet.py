@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class DoubleConv(nn.Sequential):
-    """Twice: 3 x 3 convolution, batch norm, ReLU; the size stays."""
+    """Twice: 3 x 3 convolution, batch norm (with `norm`), ReLU; the size stays."""
 
-    def __init__(self, in_channels: int, channels: int):
+    def __init__(self, in_channels: int, channels: int, norm: bool = True):
         layers = []
         for width in (in_channels, channels):
-            conv = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+            conv = nn.Conv2d(width, channels, 3, padding=1, bias=not norm)
             weight_init.c2_msra_fill(conv)
-            layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+            layers += [conv, *([nn.BatchNorm2d(channels)] if norm else []), nn.ReLU(inplace=True)]
         super().__init__(*layers)
 
 
@@ -48,12 +48,26 @@ class UNetEncoder(nn.Module):
 class UNetDecoder(nn.Module):
     """From the coarsest map to the finest: bilinear doubling, the encoder's map beside it (`skips`), `DoubleConv`."""
 
-    def __init__(self, widths: list[int], skips: bool = True):
-        """`widths` of the encoder, finest first; the result has widths[0] channels."""
+    def __init__(
+        self,
+        widths: list[int],
+        skips: bool = True,
+        *,
+        skip_widths: list[int] | None = None,
+        norm: bool = True,
+    ):
+        """A decoder whose result has widths[0] channels.
+
+        Args:
+            widths: of the encoder, finest first.
+            skip_widths: channels of the maps beside, finest first; None: those of `widths`.
+            norm: batch norm in the convolutions.
+        """
         super().__init__()
         self.skips = skips
         self.steps = nn.ModuleList(
-            DoubleConv(below + width * skips, width) for width, below in zip(widths, widths[1:])
+            DoubleConv(below + beside * skips, width, norm)
+            for width, below, beside in zip(widths, widths[1:], skip_widths or widths)
         )
 
     def step(self, i: int, x: Tensor, skip: Tensor) -> Tensor:
