@@ -30,6 +30,7 @@ LAYERS = {
         [
             "fusiondet.buildings",
             "fusiondet.data.bands",
+            "fusiondet.data.classes",
             "fusiondet.data.coco",
             "fusiondet.data.converters.*",
             "fusiondet.data.imagery.*",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
+from fusiondet.data.classes import ClassList, class_list, class_raster
 from fusiondet.data.coco import Dataset, annotation_record, image_root, read_coco
 from fusiondet.data.imagery import tile_rasters
 from fusiondet.data.patches import PatchSplit, read_patches
@@ -122,7 +123,8 @@ def folder_name(name: str) -> str:
 
 def records(dataset: Dataset) -> list[dict]:
     """Detectron2's dicts of `dataset`, one per tile, in order."""
-    return [record(tile, dataset) for tile in dataset.tiles]
+    classes = class_list(dataset)
+    return [_record(tile, dataset, classes) for tile in dataset.tiles]
 
 
 def record(tile: Tile, dataset: Dataset) -> dict:
@@ -132,10 +134,15 @@ def record(tile: Tile, dataset: Dataset) -> dict:
         file_name (absolute, the tile's first raster), optical_raster and sar_raster (`TileRaster`, None where there is
         none), sar_file_name (absolute or None),
         image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict(), azimuths in image axes),
-        bands (BandSpec of the files), nodata, building_height_file_name and ndsm_file_name (absolute or None), crs and
-        transform (as in `Tile`), and annotations: bbox in XYWH pixels, category_id 0, segmentation (polygons, or RLE
-        and then the exact outline_px too), height_m (metres or None).
+        bands (BandSpec of the files), nodata, class_raster (`TileRaster`, None where there is none) and classes
+        (`ClassList`, None where footprints tell the classes), building_height_file_name and ndsm_file_name (absolute or
+        None), crs and transform (as in `Tile`), and annotations: bbox in XYWH pixels, category_id 0, segmentation
+        (polygons, or RLE and then the exact outline_px too), height_m (metres or None).
     """
+    return _record(tile, dataset, class_list(dataset))
+
+
+def _record(tile: Tile, dataset: Dataset, classes: ClassList | None) -> dict:
     optical, sar = tile_rasters(dataset, tile)
     return {
         "file_name": _full(dataset, tile.file_name),
@@ -149,6 +156,8 @@ def record(tile: Tile, dataset: Dataset) -> dict:
         "sensor": tile.sensor.in_image_axes(tile.transform).to_dict(),
         "bands": dataset.bands,
         "nodata": dataset.nodata,
+        "class_raster": class_raster(dataset, tile),
+        "classes": classes,
         "building_height_file_name": _full(dataset, tile.building_height_file_name),
         "ndsm_file_name": _full(dataset, tile.ndsm_file_name),
         "crs": tile.crs,

@@ -6,10 +6,11 @@ keys below are additions, and unknown is always null, never NaN.
     bands          BandSpec.to_dict(): names in channel order and the SAR scale of the files
     nodata         number that means "no data" in rasters that declare none, or null
     images[]       id, file_name, width, height, sar_file_name, ndsm_file_name, building_height_file_name, gsd_m,
-                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}; where known, cloud_file_name;
-                   of a tile that is a part of its rasters, window and sar_window (x0, y0, width, height); where it is
-                   not the first bands, indexes and sar_indexes. Plain COCO tools read such a raster as a whole: for
-                   them tiles are cut out (`tools/prepare_dataset.py ... --cut`)
+                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}; where known, cloud_file_name
+                   and class_file_name (its classes are listed in info: see `fusiondet.data.classes`); of a tile that
+                   is a part of its rasters, window and sar_window (x0, y0, width, height); where it is not the first
+                   bands, indexes and sar_indexes. Plain COCO tools read such a raster as a whole: for them tiles are
+                   cut out (`tools/prepare_dataset.py ... --cut`)
     annotations[]  id, image_id, category_id 1, bbox (x, y, w, h) px, area px², iscrowd 0, segmentation (polygons, or
                    RLE where the building has holes or would become two by rasterising), height_m, height_source,
                    height_stat, height_datum, outline, source_id
@@ -46,11 +47,12 @@ RASTER_KEYS = (
     "ndsm_file_name",
     "building_height_file_name",
     "cloud_file_name",
+    "class_file_name",
 )
 # Masks of an image are made in memory: a larger one has to be cut into tiles.
 MAX_SIDE_PX = 32768
 # Few data sets have something to say here, so that null is left out.
-_RARE_KEYS = ("cloud_file_name", "window", "sar_window", "indexes", "sar_indexes")
+_RARE_KEYS = ("cloud_file_name", "class_file_name", "window", "sar_window", "indexes", "sar_indexes")
 _TUPLE_KEYS = ("transform", "window", "sar_window", "indexes", "sar_indexes")
 _TILE_KEYS = tuple(f.name for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor"))
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")

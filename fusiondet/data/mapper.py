@@ -6,6 +6,7 @@ from fusiondet.config import pixel_tasks
 from fusiondet.data import augmentations as aug
 from fusiondet.data import labels
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.classes import UNKNOWN, check_footprint_classes, read_classes
 from fusiondet.data.coco import building_from_annotation, polygon_to_mask
 from fusiondet.data.imagery import read_tile_image
 from fusiondet.errors import InputError, unknown_name
@@ -46,10 +47,12 @@ class FusionDatasetMapper:
         min_instance_area_px: float = 0.0,
         height_labels: str = "",
         footprint_labels: bool = False,
+        class_names: list[str] | tuple[str, ...] = (),
     ):
         """Args: `crop` is (INPUT.CROP.TYPE, SIZE); the others are the INPUT keys of these names (fusiondet/config.py).
 
-        `height_labels`, "" for none, and `footprint_labels` ask for labels per pixel, in training.
+        `height_labels`, "" for none, `footprint_labels`, and `class_names`, () for none, ask for labels per pixel, in
+        training; the names give the classes their numbers.
 
         Raises:
             InputError: an unknown mask format, crop type or source of heights, or a scale range that is not
@@ -67,6 +70,7 @@ class FusionDatasetMapper:
             labels.choose_source(height_labels, None, None)
         self.is_train = is_train
         self.height_labels, self.footprint_labels = height_labels, footprint_labels
+        self.class_names = tuple(class_names)
         self.optical_bands, self.sar_bands = tuple(optical_bands), tuple(sar_bands)
         self.mask_format, self.seed = mask_format, seed
         self.crop, self.scale_range, self.dihedral = crop, scale_range, dihedral
@@ -100,6 +104,7 @@ class FusionDatasetMapper:
             "min_instance_area_px": cfg.INPUT.MIN_INSTANCE_AREA_PX,
             "height_labels": cfg.INPUT.HEIGHT_LABELS if "height" in tasks else "",
             "footprint_labels": "height" in tasks or "footprint" in tasks,
+            "class_names": cfg.MODEL.DENSE_NET.CLASSES if "classes" in tasks else (),
         }
 
     def __call__(self, record: dict, counter: int = 0) -> dict:
@@ -110,11 +115,14 @@ class FusionDatasetMapper:
             degrees, NaN unknown}, instances: gt_boxes, gt_classes, gt_masks, gt_heights (metres, NaN unknown). In
             evaluation the instances are all of the record's, in order. In training also labels per pixel, those that
             were asked for, NaN where no band has data: building_height_m (H, W) float32 as in `fusiondet.data.labels`,
-            and footprint (H, W) float32, 1 in any annotated outline, however small, else 0. Where the record says
-            whether it is labelled, `labelled`; one that is not has no instances and no labels per pixel.
+            footprint (H, W) float32, 1 in any annotated outline, however small, else 0, and classes (H, W) float32
+            number of the class, NaN also where it is not labelled; of data without rasters of classes, footprints tell
+            "building" from "background". Where the record says whether it is labelled, `labelled`; one that is not has
+            no instances and no labels per pixel.
 
         Raises:
-            InputError: a raster is missing, damaged, of another size than the annotations say, or lacks a band.
+            InputError: a raster is missing, damaged, of another size than the annotations say, or lacks a band; the
+                classes are others than those asked for, or see `fusiondet.data.classes.read_classes`.
         """
         rng = np.random.default_rng((self.seed, counter))
         labelled = record.get("labelled", True)
@@ -168,8 +176,8 @@ class FusionDatasetMapper:
             outlines = aug.crop_outlines(outlines, *window)
         sensor = SensorGeometry.from_dict(record["sensor"])
         in_db = bands.sar_scale != "stretched_uint8"
-        heights = self._read_heights(record, window)
-        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db, heights)
+        rasters = self._read_heights(record, window) | self._read_classes(record, window)
+        sample = aug.Sample(image, outlines, record["gsd_m"], sensor, len(bands.optical), in_db, rasters)
         return sample if target is None else aug.resize(sample, *target)
 
     def _height_source(self, record: dict) -> str:
@@ -186,6 +194,20 @@ class FusionDatasetMapper:
         shape = record["height"], record["width"]
         return {"heights": labels.read_heights(path, shape, record["transform"], record["crs"], window)}
 
+    def _read_classes(self, record: dict, window) -> dict[str, np.ndarray]:
+        """{"classes": (h, w) numbers of the window, NaN unknown} where rasters tell them and they are wanted, else {}.
+
+        A tile without such a raster, of data that have some, is not labelled.
+        """
+        classes = record.get("classes")
+        if not (self.is_train and self.class_names and classes and record.get("labelled", True)):
+            return {}
+        if record["class_raster"] is None:
+            return {"classes": np.full((window[3], window[2]), np.nan, np.float32)}
+        size = record["height"], record["width"]
+        numbers = read_classes(record["class_raster"], classes.in_order_of(self.class_names), size, window)
+        return {"classes": np.where(numbers == UNKNOWN, np.float32(np.nan), numbers.astype(np.float32))}
+
     def _labels(self, sample: aug.Sample, masks: list, heights_m: np.ndarray, record: dict) -> dict:
         """Labels per pixel of a finished sample; `masks` of all its outlines."""
         found = {}
@@ -201,8 +223,17 @@ class FusionDatasetMapper:
             )
         if self.footprint_labels:
             found["footprint"] = footprint.astype(np.float32)
+        if self.class_names:
+            found["classes"] = self._class_label(sample, footprint)
         unseen = np.isnan(sample.image).all(axis=0)
         return {name: torch.from_numpy(np.where(unseen, np.float32(np.nan), v)) for name, v in found.items()}
+
+    def _class_label(self, sample: aug.Sample, footprint: np.ndarray) -> np.ndarray:
+        if "classes" in sample.rasters:
+            return sample.rasters["classes"]
+        check_footprint_classes(self.class_names)
+        building, background = (self.class_names.index(name) for name in ("building", "background"))
+        return np.where(footprint, building, background).astype(np.float32)
 
     def _draw_window(self, height: int, width: int, rng):
         """((x0, y0, width, height) to read, (height, width) to resize it to, None when that is the same)."""

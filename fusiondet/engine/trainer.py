@@ -16,6 +16,7 @@ from fusiondet.buildings import Tile
 from fusiondet.config import DENSE_ALONE, pixel_tasks
 from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.classes import absent_classes, class_list, class_names
 from fusiondet.data.coco import Dataset
 from fusiondet.data.imagery import band_statistics
 from fusiondet.data.labels import check_height_labels, tallest_label_m
@@ -108,6 +109,8 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     _complete_height_prior(cfg, known)
     if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet" and "height" in pixel_tasks(cfg):
         _complete_height_scale(cfg, labelled or test)
+    if "classes" in pixel_tasks(cfg):
+        _complete_classes(cfg, train, labelled, test)
     _raise_detection_limit(cfg, [tile for dataset in (*labelled, *test) for tile in dataset.tiles])
 
 
@@ -248,7 +251,10 @@ def training_records(cfg: CfgNode) -> list[dict]:
     bare = {"annotations": [], "labelled": False}
     records = [record if known else {**record, **bare} for record, known in zip(records, labelled)]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = [r for r in records if r["annotations"] or not r.get("labelled", True)]
+        # A tile without buildings has other classes to learn.
+        records = [
+            r for r in records if r["annotations"] or r.get("class_raster") or not r.get("labelled", True)
+        ]
     return records
 
 
@@ -327,6 +333,38 @@ def _complete_height_scale(cfg: CfgNode, datasets: list[Dataset]) -> None:
         _log.info(
             "MODEL.DENSE_NET.HEIGHT_SCALE_M %g, the greatest height of the training data", net.HEIGHT_SCALE_M
         )
+
+
+def _complete_classes(
+    cfg: CfgNode, train: list[Dataset], labelled: list[Dataset], test: list[Dataset]
+) -> None:
+    """MODEL.DENSE_NET.CLASSES: those of the first data set; all others have to have the same.
+
+    A warning names classes that are in none of the tiles looked at: nothing is learned of them, or no score is defined.
+
+    Raises:
+        InputError: data sets of different classes, or see `tile_classes`.
+    """
+    net, full = cfg.MODEL.DENSE_NET, [*train, *test]
+    if not len(net.CLASSES):
+        net.CLASSES = list(class_names(full[0]))
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name, dataset, known in zip(names, full, [*labelled, *test], strict=True):
+        found = class_names(dataset)
+        if {*found} != {*net.CLASSES}:
+            raise InputError(
+                f"data set {name} has the classes {', '.join(found)}, expected {', '.join(net.CLASSES)}, as the config "
+                f"says, or the data set that is named first ({names[0]}), or the checkpoint that the weights come from."
+            )
+        if class_list(dataset) is not None and class_list(known) is None:
+            raise InputError(
+                f"data set {name}: no tile whose labels are used (DATASETS.LABEL_SHARE) has a raster of classes."
+            )
+        absent, looked_at = absent_classes(known, net.CLASSES)
+        if absent:
+            _log.warning(
+                "data set %s: no pixel of %s in the %d tiles looked at", name, " or ".join(absent), looked_at
+            )
 
 
 def _known_heights_m(tiles: Iterable) -> list[float]:

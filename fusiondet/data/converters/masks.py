@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fusiondet.buildings import Building, Tile, clean_polygon
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.classes import label_values, palette_colours
 from fusiondet.data.coco import Dataset
 from fusiondet.data.converters import conversion, reports
 from fusiondet.data.converters.coco_index import CocoIndex, ImageRecord, read_index
@@ -35,9 +36,7 @@ import numpy as np
 import shapely
 from affine import Affine
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 from rasterio.features import shapes
-from rasterio.windows import Window
 
 # Pairs of values of a mask; the second is a building.
 MASK_VALUES = ((0, 1), (0, 255))
@@ -59,17 +58,10 @@ def read_mask(path: Path, window: PixelWindow | None = None, threshold: float | 
         InputError: it cannot be read, or has other values than a mask has; they are named.
     """
     with open_raster(path, allow_vrt=True) as source:
-        x0, y0, width, height = window or (0, 0, source.width, source.height)
-        bands = _colour_bands(source)
-        try:
-            values = source.read(bands, window=Window(x0, y0, width, height))
-        except RasterioError as error:
-            raise InputError(
-                f"{path}: damaged or truncated, its pixels cannot be read ({error.__cause__ or error})."
-            ) from None
+        values = label_values(source, window or (0, 0, source.width, source.height))
         palette = source.colorinterp[0] == ColorInterp.palette
         if palette:
-            values = _expanded(values[0], source.colormap(1))
+            values = palette_colours(values[0], source.colormap(1))
     highest = values.max(axis=0)
     if threshold is not None:
         return highest >= threshold
@@ -83,23 +75,6 @@ def read_mask(path: Path, window: PixelWindow | None = None, threshold: float | 
             "one colour. Where it is in shades, say from which value on it is a building with --threshold."
         )
     return building
-
-
-def _colour_bands(source) -> list[int]:
-    """Numbers of its bands without alpha."""
-    bands = [i for i, colour in enumerate(source.colorinterp, 1) if colour != ColorInterp.alpha]
-    bands = bands[:3] if len(bands) == 4 else bands
-    if len(bands) not in (1, 3):
-        raise InputError(f"{source.name}: has {source.count} bands; a mask has 1, 3, or 4 with alpha.")
-    return bands
-
-
-def _expanded(indexes: np.ndarray, colours: dict[int, tuple[int, ...]]) -> np.ndarray:
-    """(3, h, w) colours of the indexes of a palette."""
-    table = np.zeros((max(max(colours), int(indexes.max(initial=0))) + 1, 3), np.uint8)
-    for index, colour in colours.items():
-        table[index] = colour[:3]
-    return np.moveaxis(table[indexes], -1, 0)
 
 
 def _listed(values: np.ndarray, most: int = 6) -> str:
