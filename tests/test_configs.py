@@ -4,7 +4,7 @@ import math
 import pickle
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import load_config
+from fusiondet.config import DENSE_ALONE, load_config, pixel_tasks
 from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from tests.modeling.test_weights import caffe2_blobs
@@ -50,6 +50,9 @@ NARROW_BOTTLENECKS = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
 }
 
+# By MODEL.DENSE_NET.NAME.
+NARROW_DENSE_NETS = {"DualUNet": {"MODEL.DENSE_NET.WIDTH": 4}, "UREC": {"MODEL.DENSE_NET.WIDTH": 4}}
+
 
 def config_id(path):
     return str(path.relative_to(ROOT / "configs"))
@@ -63,6 +66,7 @@ def annotations(tmp_path_factory):
 def shrunk_config(path, annotations, folder):
     cfg = load_config(path)
     small = {**SHRUNK, **(NARROW_BOTTLENECKS if cfg.MODEL.RESNETS.DEPTH >= 50 else {})}
+    small |= NARROW_DENSE_NETS.get(cfg.MODEL.DENSE_NET.NAME, {})
     small.update({"DATASETS.TRAIN": f"('{annotations}',)", "OUTPUT_DIR": str(folder)})
     cfg = load_config(path, [str(word) for item in small.items() for word in item])
     complete_config(cfg)
@@ -87,8 +91,11 @@ def expected_losses(cfg):
         "DenseHeight": "loss_dense_height",
         "Reconstruction": "loss_reconstruction",
     }
+    if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet":
+        names = {"height": "loss_dense_height"}
+        return {names.get(task, f"loss_{task}") for task in pixel_tasks(cfg)}
     losses = {names[name] for name in cfg.MODEL.DENSE_HEADS.NAMES}
-    if cfg.MODEL.META_ARCHITECTURE != "FusionDense":
+    if cfg.MODEL.META_ARCHITECTURE not in DENSE_ALONE:
         losses |= {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
     return losses | ({"loss_height"} if cfg.MODEL.HEIGHT_ON else set())
 
