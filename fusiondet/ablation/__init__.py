@@ -4,17 +4,19 @@ spec       the YAML file that says which networks, data and conditions; its docs
 runs       one network: trained, then scored under every condition; what is finished is never done again
 costs      parameters, operations and times of all networks, taking turns
 results    scores, paired differences and claims as numbers
-report     the same as Markdown, CSV and a picture
+gallery    what the networks say of a few tiles, side by side
+report     the same as Markdown, HTML, CSV and a picture
 
 <out>/ablation.json                     marks the directory; which commands made the data
 <out>/datasets/<name>/                  the spec's own data
 <out>/runs/<row>/seed<seed>/            see `runs`
 <out>/costs.json
-<out>/results.{json,csv,md,png}
+<out>/results.{json,csv,md,png,html}
 """
 
 import contextlib
 import fcntl
+import io
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet.ablation import costs, report, results, runs
+from fusiondet.ablation import costs, gallery, report, results, runs
 from fusiondet.ablation.runs import Run
 from fusiondet.ablation.spec import Row, Spec, read_spec
 from fusiondet.data.prepare import StrictParser, prepare
@@ -68,7 +70,7 @@ def run_ablation(
         for run in changed:
             shutil.rmtree(run.folder)
         current = [run for run in plan if not runs.changes(run)]
-        failures = _work(chosen, jobs) + _costs(spec, out, current)
+        failures = _work(chosen, jobs) + _costs(spec, out, current) + _galleries(spec, out, current)
         path = write_results(spec, out, plan, current)
     if failures:
         lines = "; ".join(f"{f.name}: {f.message.strip().splitlines()[-1]}" for f in failures)
@@ -215,11 +217,31 @@ def _costs(spec: Spec, out: Path, plan: list[Run]) -> list[runs.Failure]:
     return runs.in_processes({"costs": (job, out)}, 1, lambda *_: None)
 
 
+def _shown(spec: Spec, out: Path, plan: list[Run]) -> tuple[list[Run], Path]:
+    """The runs that galleries show, and the data set whose tiles they are."""
+    first = next(iter(spec.conditions.values()))
+    return [run for run in plan if run.seed == spec.seeds[0]], Path(
+        runs.dataset_file(spec, out, first.dataset)
+    )
+
+
+def _galleries(spec: Spec, out: Path, plan: list[Run]) -> list[runs.Failure]:
+    if not spec.galleries:
+        return []
+    shown, dataset = _shown(spec, out, plan)
+    left = gallery.maps_left(spec.galleries, shown, dataset)
+    if not left:
+        return []
+    print(f"galleries: {len(left)} networks say their maps", flush=True)
+    job = partial(gallery.predict, spec.galleries, left, dataset)
+    return runs.in_processes({"galleries": (job, out)}, 1, lambda *_: None)
+
+
 # ---- Results ---------------------------------------------------------------------------------------------
 
 
 def write_results(spec: Spec, out: Path, plan: list[Run], current: list[Run]) -> Path:
-    """Write results.json, .csv, .md and .png; returns the path of results.md. Arguments as of `collect`."""
+    """Write results.json, .csv, .md, .png and .html; returns the path of results.md. Arguments as of `collect`."""
     found = collect(spec, out, plan, current)
     write_json(found, out / "results.json", indent=1)
     found = report.worth_showing(found)
@@ -227,7 +249,19 @@ def write_results(spec: Spec, out: Path, plan: list[Run], current: list[Run]) ->
         with atomic_path(out / f"results.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")
     save_figure(report.figure(found), out / "results.png")
+    pictures = {"Scores": (out / "results.png").read_bytes()}
+    if spec.galleries:
+        for heading, made in gallery.figures(spec.galleries, *_shown(spec, out, current)).items():
+            pictures[heading] = _png(made)
+    with atomic_path(out / "results.html") as temporary:
+        temporary.write_text(report.page(found, pictures), encoding="utf-8")
     return out / "results.md"
+
+
+def _png(figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=figure.dpi, metadata={"Software": None})
+    return content.getvalue()
 
 
 def collect(spec: Spec, out: Path, plan: list[Run], current: list[Run]) -> dict:

@@ -1,7 +1,10 @@
-"""The results of an ablation for readers: Markdown, CSV and a picture, from the content of results.json."""
+"""The results of an ablation for readers: Markdown, HTML, CSV and a picture, from the content of results.json."""
 
+import base64
 import csv
+import html
 import io
+import re
 from collections.abc import Sequence
 
 from fusiondet.evaluation import is_error
@@ -49,12 +52,63 @@ def worth_showing(results: dict) -> dict:
 
 def markdown(results: dict) -> str:
     """All of `results` as Markdown: what was done, an overview with costs, a table per metric, claims."""
-    parts = ["\n".join(_head(results)), "## Overview", _overview(results)]
+    parts = ["\n".join(_head(results)), "## Overview", _grid(*_overview(results))]
+    parts += [note] if (note := _cost_note(results["costs"])) else []
     for metric in results["metrics"]:
-        parts += [f"## {title(metric)}", _metric_table(results, metric)]
+        parts += [f"## {title(metric)}", _grid(*_metric_table(results, metric))]
     if results["claims"]:
-        parts += ["## Claims", _claims_table(results["claims"], results["rows"])]
+        parts += ["## Claims", _grid(*_claims_table(results["claims"], results["rows"]))]
     return "\n\n".join(parts) + "\n"
+
+
+def page(results: dict, pictures: dict[str, bytes]) -> str:
+    """The same as one HTML page that needs no network, with `pictures` (title -> PNG) behind the overview."""
+    head, *notes = (line for line in _head(results) if line)
+    parts = [f"<h1>{_html(head.removeprefix('# '))}</h1>", *(f"<p>{_html(note)}</p>" for note in notes)]
+    parts += [
+        "<h2>Overview</h2>",
+        _html_grid(*_overview(results)),
+        f"<p>{_html(_cost_note(results['costs']))}</p>",
+    ]
+    for heading, png in pictures.items():
+        source = base64.b64encode(png).decode("ascii")
+        parts.append(
+            f'<h2>{_html(heading)}</h2><img alt="{_html(heading)}" src="data:image/png;base64,{source}">'
+        )
+    for metric in results["metrics"]:
+        parts += [f"<h2>{_html(title(metric))}</h2>", _html_grid(*_metric_table(results, metric))]
+    if results["claims"]:
+        parts += ["<h2>Claims</h2>", _html_grid(*_claims_table(results["claims"], results["rows"]))]
+    return _PAGE.format(title=_html(results["spec"]), style=_STYLE, body="\n".join(parts))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>
+<body>
+{body}
+</body></html>
+"""
+_STYLE = (
+    "body{font:14px/1.45 system-ui,sans-serif;color:#222;margin:2em auto;max-width:1500px;padding:0 1em}"
+    "table{border-collapse:collapse;font-size:12px;display:block;overflow-x:auto;margin:1em 0}"
+    "td,th{padding:3px 8px;border-bottom:1px solid #e5e5e5;text-align:right;white-space:nowrap}"
+    "td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #999;white-space:normal}"
+    "img{max-width:100%;display:block;margin:1em 0}"
+)
+
+
+def _html(text: str) -> str:
+    """`text` escaped, with **bold** and *italic* as Markdown has them."""
+    escaped = html.escape(text)
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escaped)
+    return re.sub(r"\*(.+?)\*", r"<i>\1</i>", escaped)
+
+
+def _html_grid(header: list[str], lines: list[list[str]]) -> str:
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_html(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + row(header, "th") + "".join(row(line, "td") for line in lines) + "</table>"
 
 
 def as_csv(results: dict) -> str:
@@ -148,7 +202,8 @@ def _versions_used(results: dict) -> list[str]:
     return [", ".join(f"{k} {v}" for k, v in t["versions"].items()) for t in trainings if "versions" in t]
 
 
-def _overview(results: dict) -> str:
+def _overview(results: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: the scores in the first column, and what each network costs."""
     column = results["columns"][0]
     costs = (results["costs"] or {"rows": {}})["rows"]
     header = ["", *(f"{title(m)} ({column})" for m in results["metrics"])]
@@ -157,7 +212,7 @@ def _overview(results: dict) -> str:
     for name, row in results["rows"].items():
         scores = [_cell(results, name, column, metric) for metric in results["metrics"]]
         lines.append([row["label"], *scores, *_cost_cells(costs.get(name))])
-    return _grid(header, lines) + _cost_note(results["costs"])
+    return header, lines
 
 
 def _cost_cells(costs: dict | None) -> list[str]:
@@ -182,18 +237,18 @@ def _cost_note(costs: dict | None) -> str:
     most = max(row["tiles"] for row in costs["rows"].values())
     batch = str(s["batch"]) if most == s["batch"] else f"{s['batch']} (with unlabelled ones {most})"
     return (
-        f"\n\nTimes: {s['device']}, {s['threads']} threads, {batch} tiles of {s['size_px']} px per step, all "
+        f"Times: {s['device']}, {s['threads']} threads, {batch} tiles of {s['size_px']} px per step, all "
         f"networks taking turns for {s['rounds']} rounds; medians, ratios with their 95 % interval. GFLOPs: "
         "multiply-adds of one tile's inference (fvcore)."
     )
 
 
-def _metric_table(results: dict, metric: str) -> str:
+def _metric_table(results: dict, metric: str) -> tuple[list[str], list[list[str]]]:
     lines = [
         [row["label"], *(_cell(results, name, column, metric) for column in results["columns"])]
         for name, row in results["rows"].items()
     ]
-    return _grid(["", *results["columns"]], lines)
+    return ["", *results["columns"]], lines
 
 
 def _cell(results: dict, row: str, column: str, metric: str) -> str:
@@ -214,7 +269,7 @@ def _line(results: dict, row: str, column: str, metric: str) -> dict | None:
     return next((x for x in results["table"] if (x["row"], x["column"], x["metric"]) == wanted), None)
 
 
-def _claims_table(claims: Sequence[dict], rows: dict) -> str:
+def _claims_table(claims: Sequence[dict], rows: dict) -> tuple[list[str], list[list[str]]]:
     lines = []
     for claim in claims:
         metric, ends = claim["metric"], []
@@ -227,7 +282,7 @@ def _claims_table(claims: Sequence[dict], rows: dict) -> str:
             interval = f"{number(metric, claim['difference'], sign=True)} [{low}, {high}]"
         verdict = claim["verdict"] or ""
         lines.append([claim["claim"], title(metric), *ends, interval, _bounds(claim), verdict])
-    return _grid(["Claim", "Score", "From", "To", "Difference", "Claimed", "Verdict"], lines)
+    return ["Claim", "Score", "From", "To", "Difference", "Claimed", "Verdict"], lines
 
 
 def _bounds(claim: dict) -> str:

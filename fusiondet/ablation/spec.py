@@ -24,6 +24,8 @@ condition: the condition itself, or one of its regions, `clouds/under_cloud`.
     claims:                           # differences `to` - `from` with their intervals, and whether they are shown
       - {claim: "Under cloud, fusion finds more", metric: segm/AP50, from: [rgb, clouds/under_cloud],
          to: [early, clouds/under_cloud], above: 0}
+    galleries:                        # pictures of results.html: what these rows say of tiles of the first condition
+      - {title: All of them, rows: [rgb, early, late], tiles: 3}
     cost_rounds: 10                   # timed steps and inferences per row, taken in turns; 0: none
 
 A condition that hides a modality (MODEL.FUSION.DISABLED) holds for networks that see both.
@@ -107,6 +109,15 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """A picture of what networks say of the same `tiles`; `rows`: name -> label."""
+
+    title: str
+    rows: dict[str, str]
+    tiles: int = 3
+
+
+@dataclass(frozen=True)
 class Spec:
     """A whole ablation, checked; the keys of the file as attributes."""
 
@@ -121,6 +132,7 @@ class Spec:
     compare_to: str
     metrics: tuple[str, ...] = DEFAULT_METRICS
     claims: tuple[Claim, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
     cost_rounds: int = 10
     overrides: tuple = field(default=())
 
@@ -187,7 +199,8 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
     """
     path = Path(path)
     tree = _Tree(safe_yaml(_text(path), str(path)), str(path))
-    tree.only("data base train val steps seeds rows conditions compare_to metrics claims cost_rounds".split())
+    known = "data base train val steps seeds rows conditions compare_to metrics claims galleries cost_rounds"
+    tree.only(known.split())
     if len(overrides) % 2:
         raise InputError(
             f"config overrides come as KEY VALUE pairs, found {len(overrides)}: {' '.join(overrides)}"
@@ -207,7 +220,7 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
         cost_rounds=tree.number("cost_rounds", 0) if "cost_rounds" in tree.keys() else 10,
         overrides=tuple(overrides),
     )
-    spec = replace(spec, claims=tuple(_claims(tree)))
+    spec = replace(spec, claims=tuple(_claims(tree)), galleries=tuple(_galleries(tree, spec.rows)))
     _check(spec)
     configs = {name: spec.config(row, spec.seeds[0]) for name, row in spec.rows.items()}
     rows = {
@@ -330,6 +343,22 @@ def _claims(tree: _Tree) -> Iterator[Claim]:
                 raise InputError(f"{entry.where}: {key} is {bound!r}, expected a number.")
         default = f"{ends[1][0]} ({ends[1][1]}) against {ends[0][0]} ({ends[0][1]})"
         yield Claim(entry.text("claim", default), entry.text("metric"), *ends, **bounds)
+
+
+def _galleries(tree: _Tree, rows: dict[str, Row]) -> Iterator[Gallery]:
+    titles = set()
+    for i, value in enumerate(tree.list("galleries"), start=1):
+        entry = _Tree(value, f"{tree.where}: gallery {i}")
+        entry.only(("title", "rows", "tiles"))
+        names, title = entry.list("rows", str), entry.text("title")
+        for name in names:
+            if name not in rows:
+                raise InputError(f"{entry.where}: {unknown_name('row', name, rows)}")
+        if not names or title in titles:
+            raise InputError(f"{entry.where}: expected rows, and a title of its own, found {value}.")
+        titles.add(title)
+        tiles = entry.number("tiles", 1) if "tiles" in entry.keys() else Gallery.tiles
+        yield Gallery(title, {name: rows[name].label for name in names}, tiles)
 
 
 # ---- Checking --------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import fusiondet.ablation
 from fusiondet.ablation import read_spec, run_ablation, runs
+from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import dense_counts, tile_truth
 from fusiondet.evaluation.instances import evaluate_instances
 from fusiondet.evaluation.resampling import TileScores
 from fusiondet.files import read_json, write_json
@@ -155,6 +157,7 @@ def test_networks_with_and_without_instances_meet_in_one_table(write_spec, place
     claim = "{metric: %s, from: [early, clear], to: [dense, clear]}"
     maps = ("dense/dice", "dense/mae_m_building")
     keys = {"metrics": f"[segm/AP50, {', '.join(maps)}]", "name": "maps.yaml"}
+    keys["galleries"] = "[{title: 'Both <of them>', rows: [early, dense], tiles: 2}]"
     keys["claims"] = f"[{', '.join(claim % metric for metric in ('segm/AP50', *maps))}]"
     run_ablation(read_spec(write_spec(rows, "\n  clear: {dataset: TEST}", **keys)), place / "maps")
     found, folder = read_json(place / "maps" / "results.json"), place / "maps" / "runs" / "dense" / "seed1"
@@ -173,6 +176,37 @@ def test_networks_with_and_without_instances_meet_in_one_table(write_spec, place
     )
     assert {"early", "dense"} == found["costs"]["rows"].keys() and found["missing"] == []
     assert "| Maps alone | – | " in (place / "maps" / "results.md").read_text()
+    check_gallery(place / "maps", place)
+
+
+def check_gallery(out, place):
+    """Pictures of both networks on the page, from maps that are those of the evaluation and are not made again."""
+    page = (out / "results.html").read_text(encoding="utf-8")
+    assert "<h2>Both &lt;of them&gt;</h2>" in page and "<script" not in page and "http" not in page
+    assert page.count("data:image/png;base64,") == 2
+    spec, files = read_spec(place / "maps.yaml"), sorted(out.glob("runs/*/seed1/maps.npz"))
+    assert len(files) == 2
+    before = [f.stat().st_mtime_ns for f in files]
+    run_ablation(spec, out)
+    assert [f.stat().st_mtime_ns for f in files] == before
+    # Heights of the dense network are those that were scored, tile by tile.
+    counts = read_json(out / "runs" / "dense" / "seed1" / "clear" / "dense_scores.json")["tiles"]
+    truth = {x["image_id"]: x["parts"]["all"] for x in counts}
+    split = catalog.load_split(str(place / "annotations" / "test.json"))
+    with np.load(out / "runs" / "dense" / "seed1" / "maps.npz") as maps:
+        assert sorted(maps.files) == ["footprint_0", "footprint_1", "height_0", "height_1", "key"]
+        for i, tile in enumerate(split.tiles):
+            label_m, footprint = tile_truth(split, tile)
+            again = dense_counts(maps[f"height_{i}"], label_m, maps[f"footprint_{i}"], footprint)
+            assert again.tp == truth[tile.id]["tp"] and again.fp == truth[tile.id]["fp"]
+            assert again.all_abs_m == pytest.approx(truth[tile.id]["all_abs_m"], rel=1e-4)
+    path = files[0]
+    with np.load(path) as maps:
+        stale = {name: maps[name] for name in maps.files} | {"key": "of other weights"}
+    np.savez_compressed(path, **stale)
+    run_ablation(spec, out)
+    with np.load(path) as maps:
+        assert str(maps["key"]) != "of other weights", "maps of other weights are made anew"
 
 
 def test_scores_that_came_later_are_computed_from_the_predictions(finished, write_spec, place):

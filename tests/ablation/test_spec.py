@@ -165,6 +165,13 @@ def claim(**keys):
         ({"claims": claim(to="[rgb, no_sar]")}, "condition no_sar says nothing about row rgb"),
         ({"claims": claim(above="much")}, "above is 'much', expected a number"),
         ({"claims": claim(metric="segm/AP99")}, "unknown metric 'segm/AP99'"),
+        ({"galleries": "[{title: Both, rows: [late]}]"}, "gallery 1: unknown row 'late'"),
+        ({"galleries": "[{title: Both, rows: []}]"}, "gallery 1: expected rows"),
+        (
+            {"galleries": "[{title: A, rows: [rgb]}, {title: A, rows: [rgb]}]"},
+            "gallery 2: .* title of its own",
+        ),
+        ({"galleries": "[{title: Both, rows: [rgb], tiles: 0}]"}, "gallery 1: tiles is 0, expected a whole"),
         ({"base": "none.yaml"}, "no such config file: .*none.yaml"),
         ({"base": "'!!python/object:x'"}, "no such config file"),
         ({"data": "{abl: synthetic}"}, "abl is 'synthetic', expected a list"),
