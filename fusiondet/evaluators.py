@@ -2,14 +2,17 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
 from fusiondet.data import catalog
+from fusiondet.data.classes import tile_classes
 from fusiondet.data.coco import Dataset, encode_rle, prediction_record
 from fusiondet.errors import InputError
+from fusiondet.evaluation.classes import ConfusionMatrix, class_metrics
 from fusiondet.evaluation.dense import (
     ALL_OF_IT,
     DENSE_SCORES_FILE,
@@ -40,7 +43,7 @@ HEADLINES = (
     "segm/AP50", "segm/AP", "bbox/AP50", "joint/AP50", "height/mae_m", "height/delta1", "height/skill",
     "height/bias_m", "height/interval_coverage", "height/coverage", "height_gt_boxes/mae_m", "height_gt_boxes/skill",
     "dense/dice", "dense/delta1_building", "dense/mae_m_building", "hse/mae", "hse/rmse", "hse/r2", "lcz/oa", "lcz/aa",
-    "lcz/kappa", "lcz/mean_f1",
+    "lcz/kappa", "lcz/mean_f1", "classes/oa", "classes/mean_f1", "classes/miou", "classes/kappa",
 )  # fmt: skip
 
 
@@ -51,13 +54,15 @@ FOOTPRINT_LIMIT = 0.5
 class BuildingEvaluator(DatasetEvaluator):
     """Boxes, masks, heights and maps of one data set; the numbers are those of `fusiondet.evaluation`.
 
-    Takes what the networks of this project say about a tile: `instances`, `height_map_m` and `footprint_map` (H, W), or
-    some of these. Maps of dense heads are scored as `dense/`, the instances beside them, painted, as `painted/`;
-    without dense heads the painted instances are `dense/`.
+    Takes what the networks of this project say about a tile: `instances`, `height_map_m` and `footprint_map` (H, W),
+    `class_map` (K, H, W), or some of these. Maps of dense heads are scored as `dense/`, the instances beside them,
+    painted, as `painted/`; without dense heads the painted instances are `dense/`. Classes are scored as `classes/`,
+    against rasters of classes, where pixels that are not labelled do not count, else against footprints. A tile with
+    such a raster need not have outlines: of a network that tells classes, it is scored by these alone.
 
     Writes `predictions.json` (COCO results with heights; none from a network without instances), `metrics.json` (flat
-    keys, null where not defined) and, where there are dense heads, `dense_scores.json` (`DenseScores`) into
-    `output_dir`.
+    keys, null where not defined), where there are dense heads, `dense_scores.json` (`DenseScores`), and, of classes,
+    `confusion.json` (names, and counts of true by predicted class) and its picture `confusion.png` into `output_dir`.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class BuildingEvaluator(DatasetEvaluator):
         metrics: tuple[str, ...] = METRICS,
         model: nn.Module | None = None,
         height_labels: str = "auto",
+        class_names: Sequence[str] = (),
     ):
         """What to score, and how.
 
@@ -77,11 +83,12 @@ class BuildingEvaluator(DatasetEvaluator):
             metrics: of instances, see `evaluate_instances`.
             model: score its `heights_on_truth` too; None: do not.
             height_labels: what maps are scored against, as INPUT.HEIGHT_LABELS.
+            class_names: of the channels of `class_map`.
         """
         self.dataset_name = catalog.ensure_registered(dataset_name)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.max_detections, self.metrics, self.model = max_detections, metrics, model
-        self.height_labels = height_labels
+        self.height_labels, self.class_names = height_labels, list(class_names)
         self.reset()
 
     def reset(self) -> None:
@@ -94,7 +101,8 @@ class BuildingEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take in what the model made of `inputs`; their `instances` are needed for the heights on truth only."""
         if self._truth is None:
-            self._truth = _Truth(catalog.load_split(self.dataset_name), self.height_labels)
+            dataset = catalog.load_split(self.dataset_name)
+            self._truth = _Truth(dataset, self.height_labels, self.class_names)
         for one, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu") if "instances" in output else None
             records = [] if instances is None else prediction_records(one, instances)
@@ -132,18 +140,33 @@ class BuildingEvaluator(DatasetEvaluator):
             truth_m, p16_m, median_m, p84_m = np.concatenate([np.zeros((0, 4)), *heights_m]).T
             numbers |= height_metrics(truth_m, median_m, p16_m, p84_m, prefix="height_gt_boxes")
         numbers |= _map_metrics(maps)
+        matrix = _pooled_classes(maps, len(self.class_names))
+        if matrix is not None:
+            numbers |= class_metrics(matrix, self.class_names)
         if self.output_dir is not None:
             write_json(records, self.output_dir / PREDICTIONS_FILE)
             write_json(numbers, self.output_dir / "metrics.json", indent=1)
             self._write_dense_scores(maps, has_instances)
+            self._write_confusion(matrix)
         return nested(numbers)
 
     def _write_dense_scores(self, maps: "list[_TileMaps]", has_instances: bool) -> None:
         # What another network left here would be taken for this one's.
         (self.output_dir / DENSE_SCORES_FILE).unlink(missing_ok=True)
         tiles = {tile.image_id: tile.heads for tile in maps if tile.heads}
-        if tiles:
+        if tiles or not has_instances:
             DenseScores(self.height_labels, has_instances, tiles).write(self.output_dir / DENSE_SCORES_FILE)
+
+    def _write_confusion(self, matrix: ConfusionMatrix | None) -> None:
+        paths = [self.output_dir / name for name in ("confusion.json", "confusion.png")]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        if matrix is not None:
+            from fusiondet.visualization import confusion_figure, save_figure
+
+            write_json({"classes": self.class_names, "counts": matrix.counts.tolist()}, paths[0])
+            title = f"{catalog.folder_name(self.dataset_name)}, pixels"
+            save_figure(confusion_figure(matrix.counts, self.class_names, title), paths[1])
 
     def _limit(self, dataset) -> int | None:
         """Detections per image that count: never fewer than the densest tile has buildings."""
@@ -154,19 +177,22 @@ class BuildingEvaluator(DatasetEvaluator):
 
 @dataclass
 class _TileMaps:
-    """What the maps of a tile scored: its instances painted, and of dense heads part of the tile -> counts, if any."""
+    """What the maps of a tile scored: its instances painted, of dense heads part of the tile -> counts, if any, and of
+    classes the counts (K, K) of true by predicted.
+    """
 
     image_id: int | str
     has_instances: bool
     painted: DenseCounts | None
     heads: dict[str, DenseCounts]
+    classes: np.ndarray | None = None
 
 
 class _Truth:
     """True maps of the tiles of one data set, and what predicted ones score against them."""
 
-    def __init__(self, dataset: Dataset, height_labels: str):
-        self._dataset, self._height_labels = dataset, height_labels
+    def __init__(self, dataset: Dataset, height_labels: str, class_names: list[str]):
+        self._dataset, self._height_labels, self._class_names = dataset, height_labels, class_names
         self._tiles = {tile.id: tile for tile in dataset.tiles}
         self._regions = [make(dataset.root) for make in REGIONS.values()] if has_clouds(dataset) else []
         self._readable = True
@@ -174,6 +200,10 @@ class _Truth:
     def scored(self, image_id, instances: Instances | None, records: list[dict], output: dict) -> _TileMaps:
         tile, maps = self._tiles[image_id], _predicted_maps(output)
         result = _TileMaps(image_id, instances is not None, None, {})
+        if output.get("class_map") is not None:
+            result.classes = self._class_counts(tile, output["class_map"])
+            if tile.class_file_name is not None:
+                return result
         truth = self._read(tile, needed=maps is not None)
         if truth is None:
             return result
@@ -185,6 +215,15 @@ class _Truth:
             result.heads[ALL_OF_IT] = _counts(maps, truth)
             result.heads |= {r.name: _counts(maps, truth, r.inside(tile)) for r in self._regions}
         return result
+
+    def _class_counts(self, tile: Tile, probabilities: torch.Tensor) -> np.ndarray:
+        predicted = probabilities.argmax(dim=0).cpu().numpy()
+        truth = tile_classes(self._dataset, tile, self._class_names)
+        if predicted.shape != truth.shape:
+            raise InputError(
+                f"{tile.file_name}: a map of classes of {predicted.shape} px in a tile of {truth.shape} px."
+            )
+        return ConfusionMatrix(len(self._class_names)).add(truth, predicted).counts
 
     def _read(self, tile: Tile, needed: bool):
         """`tile_truth`; None where it cannot be read and only a detector is scored, which did not need it so far."""
@@ -220,6 +259,12 @@ def _map_metrics(maps: list[_TileMaps]) -> dict[str, float | None]:
     if not any(heads):
         return dense_metrics(of_instances) if painted_too else {}
     return dense_metrics(heads) | (dense_metrics(of_instances, prefix="painted") if painted_too else {})
+
+
+def _pooled_classes(maps: list[_TileMaps], n_classes: int) -> ConfusionMatrix | None:
+    """What the classes of all tiles scored; None where there are none."""
+    counts = [tile.classes for tile in maps if tile.classes is not None]
+    return ConfusionMatrix(n_classes, np.sum(counts, axis=0)) if counts else None
 
 
 def prediction_records(inputs: dict, instances: Instances) -> list[dict]:

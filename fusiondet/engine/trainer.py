@@ -699,6 +699,7 @@ class FusionTrainer(DefaultTrainer):
             max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             model=model if on_truth else None,
             height_labels=cfg.INPUT.HEIGHT_LABELS,
+            class_names=cfg.MODEL.DENSE_NET.CLASSES if "classes" in pixel_tasks(cfg) else (),
         )
 
     def build_hooks(self) -> list:

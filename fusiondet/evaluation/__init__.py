@@ -37,7 +37,8 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
 
     hse/mae, rmse, bias, r2, n           of the human settlement extent of patches, a share in [0, 1]; r2 is None where
                                        all truth is equal; n patches whose truth is known
-    lcz/...        of classes, of patches or pixels: `classes`, and the name of what is classified before the /
+    lcz/...        of the classes of patches
+    classes/...    of the classes of pixels: those of the data set's rasters, else background and building
       oa, aa, kappa                    overall accuracy; average (producer's) accuracy over true classes; Cohen's kappa
       f1/<class>, iou/<class>          None for a class that is neither true nor predicted
       mean_f1, miou                    means over classes that have one
