@@ -6,10 +6,13 @@ import pickle
 import fusiondet.compat  # noqa: F401
 from fusiondet.config import DENSE_ALONE, load_config, pixel_tasks
 from fusiondet.engine.checkpoint import read_checkpoint
+from fusiondet.engine.launch import trainer_of
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from tests.modeling.test_weights import caffe2_blobs
+from tests.patch_files import write_split as write_patches
 from tests.tiny_city import ROOT, write_split
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,6 +24,8 @@ CONFIGS = sorted(
     p for p in (ROOT / "configs").rglob("*.yaml") if "rows" not in yaml.safe_load(p.read_text("utf-8"))
 )
 LEAVES = [path for path in CONFIGS if not path.name.startswith("Base-")]
+# Networks of patches, which see no buildings.
+OF_PATCHES = [path for path in CONFIGS if path.parent.name == "so2sat"]
 
 # Narrow heads and few regions: they, not the images, are what takes time on a CPU.
 SHRUNK = {
@@ -100,7 +105,7 @@ def expected_losses(cfg):
     return losses | ({"loss_height"} if cfg.MODEL.HEIGHT_ON else set())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=config_id)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in OF_PATCHES], ids=config_id)
 def test_loads_builds_and_takes_two_steps(path, annotations, tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     cfg = shrunk_config(path, annotations, tmp_path / "out")
@@ -122,6 +127,30 @@ def test_loads_builds_and_takes_two_steps(path, annotations, tmp_path, monkeypat
     still = [name for name, p in before.items() if torch.equal(p, after[name])]
     assert len(still) < 0.05 * len(before), f"not trained: {still[:5]}"
     assert "backbone.bottom_up.resnet.stem.conv1.weight" not in still
+    assert read_checkpoint(tmp_path / "out" / "model_final.pth")["iteration"] == 1
+
+
+@pytest.mark.parametrize("path", OF_PATCHES, ids=config_id)
+def test_network_of_patches_takes_two_steps(path, tmp_path):
+    annotations = write_patches(tmp_path, sen2=np.random.default_rng(0).random((4, 32, 32, 10)))
+    small = {
+        "MODEL.HSE_LCZ.WIDTHS": "[4, 8]",
+        "MODEL.HSE_LCZ.HEAD_DIM": 8,
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    steps = {key: value for key, value in SHRUNK.items() if key.startswith(("SOLVER", "TEST", "DATASETS"))}
+    words = {**steps, **small, "DATASETS.TRAIN": f"('{annotations}',)"}
+    cfg = load_config(path, [str(word) for item in words.items() for word in item])
+    trainer_of(cfg).complete_config(cfg)
+    trainer = trainer_of(cfg)(cfg)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    losses = {k: v for k, (v, _) in trainer.storage.latest().items() if k in ("loss_hse", "loss_lcz")}
+    assert losses.keys() == {f"loss_{task}" for task in cfg.MODEL.HSE_LCZ.TASKS}
+    assert all(math.isfinite(v) for v in losses.values())
+    assert len(cfg.MODEL.PIXEL_MEAN) == 10 + 8 * ("sar" in cfg.INPUT.MODALITIES)
+    still = [name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
     assert read_checkpoint(tmp_path / "out" / "model_final.pth")["iteration"] == 1
 
 

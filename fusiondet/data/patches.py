@@ -223,7 +223,7 @@ def array_in(file: h5py.File, name: str, shape: tuple[int | None, ...]) -> h5py.
     """The data set `name` of an open file, whose numbers lie in that file itself.
 
     Args:
-        shape: expected; None: any length.
+        shape: expected; None: any length. What is of another one is never read.
 
     Raises:
         InputError: it is not there, a group, a link, composed of other files, of another shape, or holds no numbers.
@@ -320,7 +320,7 @@ def read_hse(path: Path, count: int, dataset: str | None = None) -> np.ndarray:
         where = f"{path}"
     elif path.suffix.lower() in (".h5", ".hdf5"):
         with open_hdf5(path) as file:
-            values = array_in(file, dataset or "hse", (None,))[:]
+            values = array_in(file, dataset or "hse", (count,))[:]
         where = f"{path}: {dataset or 'hse'}"
     else:
         raise InputError(

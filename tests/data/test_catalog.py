@@ -6,6 +6,7 @@ from fusiondet.data import catalog
 from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import polygon_from_segmentation
 from fusiondet.errors import InputError
+from tests.patch_files import write_split as write_patches
 from tests.tiny_city import BANDS, SENSOR, courtyard, write_split, write_tiles
 
 import pytest
@@ -144,3 +145,12 @@ def test_a_plain_coco_file_has_unknown_heights_and_gsd(root):
     (record,) = catalog.records(catalog.load_split(str(root / "plain.json")))
     assert math.isnan(record["gsd_m"]) and record["annotations"][0]["height_m"] is None
     assert record["annotations"][0]["category_id"] == 0, "there is one class, whatever its number in the file"
+
+
+def test_patches_have_names_as_tiles_have(tmp_path):
+    path = write_patches(tmp_path / "datasets" / "so2sat", "train")
+    assert "so2sat_train" in catalog.known_names()
+    split = catalog.load_patches("so2sat_train")
+    assert len(split) == 4 and split is catalog.load_patches(str(path)), "read once"
+    with pytest.raises(InputError, match=r"train.json: holds patches"):
+        catalog.load_split("so2sat_train")
