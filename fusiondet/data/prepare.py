@@ -30,6 +30,14 @@ SOURCES = {
         "fusiondet.data.converters.masks",
         "images with masks of buildings: Inria, WHU, Massachusetts; crowdAI's COCO",
     ),
+    "classes": (
+        "fusiondet.data.converters.classes",
+        "images with a class per pixel, in colours or codes",
+    ),
+    "vaihingen": (
+        "fusiondet.data.converters.vaihingen",
+        "ISPRS Vaihingen: near infrared, red, green, and six classes",
+    ),
     "so2sat": (
         "fusiondet.data.converters.so2sat",
         "So2Sat LCZ42: patches with local climate zones, and settlement extents; or invented ones",

@@ -140,7 +140,7 @@ class MaskPairs:
 
     def places(self, problems: Problems) -> list[Place]:
         """Windows that cover every image that has a mask of its size."""
-        self._pairs = self._listed_pairs(problems) if self.coco else match(self.images, self.masks, problems)
+        self._pairs = self._listed_pairs(problems) if self.coco else self._matched_pairs(problems)
         found = []
         for number, pair in enumerate(self._pairs):
             try:
@@ -152,11 +152,22 @@ class MaskPairs:
                 continue
             ground = {"transform": tuple(reader.transform)[:6], "crs": reader.crs}
             ground = {} if reader.transform.is_identity else ground
+            split = self._split_of(pair)
             found += [
-                Place(f"{pair.stem}_x{w[0]:05d}_y{w[1]:05d}", number, w, **ground)
-                for w in windows(*size, self.tile_size, self.overlap)
+                Place(f"{pair.stem}_x{w[0]:05d}_y{w[1]:05d}", number, w, split=split, **ground)
+                for w in self._windows_of(pair, *size)
             ]
         return found
+
+    def _matched_pairs(self, problems: Problems) -> list[Pair]:
+        return match(self.images, self.masks, problems)
+
+    def _split_of(self, pair: Pair) -> str | None:
+        """The split that the data prescribe; None: splits are dealt out."""
+        return None
+
+    def _windows_of(self, pair: Pair, width: int, height: int) -> list[PixelWindow]:
+        return windows(width, height, self.tile_size, self.overlap)
 
     def _listed_pairs(self, problems: Problems) -> list[Pair]:
         """Images that the COCO file lists, by their file names without folders."""
