@@ -14,6 +14,7 @@ from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.export import HEIGHT_BANDS
+from fusiondet.modeling.dense_nets import hse_lcz
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 from fusiondet.polygons.contour import masks_to_polygons_px
 
@@ -71,10 +72,16 @@ class Predictor:
             build: False where only what the checkpoint says of the network is wanted, and others predict.
 
         Raises:
-            InputError: not a checkpoint of fusiondet, or its config and tensors do not fit; no such device.
+            InputError: not a checkpoint of fusiondet, or of a network of patches; its config and tensors do not fit; no
+                such device.
         """
         checkpoint = read_checkpoint(weights)
         cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
+        if cfg.MODEL.META_ARCHITECTURE == hse_lcz.ARCHITECTURE:
+            raise InputError(
+                f"{weights}: is a network of patches ({cfg.MODEL.META_ARCHITECTURE}), and draws no buildings or "
+                "maps. Its predictions of a split are written by tools/train_net.py --eval-only."
+            )
         cfg.MODEL.DEVICE = device_name(device)
         if score_threshold == "layer":
             score_threshold = 0.25 if has_two_detectors(cfg) else 0.5

@@ -13,6 +13,7 @@ from fusiondet.engine.patches import PatchEvaluator, PatchMapper, PatchRecords, 
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
+from fusiondet.inference.predictor import Predictor
 from tests.patch_files import write_split
 from tests.tiny_city import ROOT, tiny_config
 from tests.tiny_city import write_split as write_tiles
@@ -323,3 +324,9 @@ def test_the_written_config_alone_resumes(root):
     run("--config-file", path)
     run("--config-file", root / "out" / "config.yaml", "--resume", "SOLVER.MAX_ITER", "3")
     assert read_checkpoint(root / "out" / "model_final.pth")["iteration"] == 2
+
+
+def test_a_scene_is_not_predicted_by_a_network_of_patches(root):
+    train(complete(root, "SOLVER.MAX_ITER", "1", test=None, leaf="hse_lcz_sar"))
+    with pytest.raises(InputError, match=r"model_final.pth: is a network of patches \(HseLczNet\)"):
+        Predictor(root / "out" / "model_final.pth")
