@@ -2,7 +2,9 @@
 
 The HDF5 files stay as they are and where they are; the data set's folder holds links to them, and one small JSON per
 split (see `fusiondet.data.patches`). The settlement extent (HSE) of the patches is not in So2Sat LCZ42, which has no
-positions either: give an array per split (`--hse-train`, ...). Assumed, as the text of the paper that we have does not
+positions either. Give an array per split (`--hse-train`, ...), or a raster of the built-up share (`--hse-raster`) and,
+where you know them, the positions of the patches (`--positions-train`, ...): it is then averaged over the 320 m of each
+patch, unknown where less than half of them have data. Assumed, as the text of the paper that we have does not
 define it: HSE is one number per patch, the share of its ground that is built up.
 
 `--generate` makes files of the same layout by itself, see `fusiondet.data.synthetic.patches`: invented patches, for
@@ -12,13 +14,25 @@ tests and for a first look.
 import argparse
 from pathlib import Path
 
-from fusiondet.cli import positive, seed_argument
+from fusiondet.cli import positive, progress, seed_argument
 from fusiondet.data.converters.source import link
-from fusiondet.data.patches import LCZ_CLASSES, PatchSplit, read_hse, read_labels, read_patches
+from fusiondet.data.imagery import BandReader
+from fusiondet.data.patches import (
+    GSD_M,
+    LCZ_CLASSES,
+    SIZE_PX,
+    PatchSplit,
+    read_hse,
+    read_labels,
+    read_patches,
+)
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_dir, require_new_dir, write_json
 
 import numpy as np
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.transform import from_origin
 
 SPLITS = ("train", "val", "test")
 LICENCE = "So2Sat LCZ42: CC BY 4.0, Zhu et al. 2020, https://doi.org/10.1109/MGRS.2020.2964708"
@@ -42,6 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "from 0 to 1, NaN unknown (default: all unknown)",
         )
     add(
+        "--hse-raster",
+        type=Path,
+        metavar="FILE",
+        help="georeferenced raster of the built-up share, 0 to 1, e.g. of footprints or of a settlement layer",
+    )
+    for split in SPLITS:
+        add(
+            f"--positions-{split}",
+            type=Path,
+            metavar="FILE",
+            help="with --hse-raster: .npy (N, 3): x and y of each patch's centre, metres, and the EPSG code of its CRS",
+        )
+    add(
         "--generate",
         type=positive,
         metavar="N",
@@ -62,25 +89,28 @@ def main(args: argparse.Namespace) -> None:
     """Make the data set that `args` of `add_arguments` describe, and say what is in it."""
     sources = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
     extents = {split: getattr(args, f"hse_{split}") for split in SPLITS if getattr(args, f"hse_{split}")}
-    _check(args, sources, extents)
+    places = {s: getattr(args, f"positions_{s}") for s in SPLITS if getattr(args, f"positions_{s}")}
+    _check(args, sources, extents, places)
     out = require_new_dir(args.out, "annotations", args.overwrite)
     with atomic_dir(out) as folder:
         if args.generate:
             _generate(folder, args)
         else:
             for split, file in sources.items():
-                _write_split(folder, split, file, extents.get(split))
+                _write_split(folder, split, file, extents.get(split), args.hse_raster, places.get(split))
         splits = {p.stem: read_patches(p) for p in sorted((folder / "annotations").glob("*.json"))}
         lines = [line for name in SPLITS if name in splits for line in _described(name, splits[name])]
     print("\n".join(lines))
     print(f"wrote {args.out}" + (f": {GENERATED}." if args.generate else "."))
 
 
-def _check(args, sources: dict[str, Path], extents: dict[str, Path]) -> None:
+def _check(args, sources: dict[str, Path], extents: dict[str, Path], places: dict[str, Path]) -> None:
     """InputError for words that do not go together; for the same file twice; for what --overwrite would delete."""
     if args.generate:
-        if sources or extents:
-            raise InputError("--generate invents its patches: drop --train, --val, --test and --hse-*.")
+        if sources or extents or places or args.hse_raster:
+            raise InputError(
+                "--generate invents its patches: drop --train, --val, --test, --hse-* and --positions-*."
+            )
         if args.generate < 2 * len(LCZ_CLASSES) * 4:
             raise InputError(
                 f"--generate {args.generate}: expected {8 * len(LCZ_CLASSES)} or more, so that every class is in every "
@@ -94,9 +124,19 @@ def _check(args, sources: dict[str, Path], extents: dict[str, Path]) -> None:
         raise InputError(f"--unknown-hse {args.unknown_hse:g}: expected a share from 0 to 1.")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: expected 0 or more.")
-    for split in extents:
-        if split not in sources:
-            raise InputError(f"--hse-{split} is given, but --{split} is not.")
+    for option, given in (("hse", extents), ("positions", places)):
+        for split in given:
+            if split not in sources:
+                raise InputError(f"--{option}-{split} is given, but --{split} is not.")
+    both = [split for split in places if split in extents]
+    if both:
+        raise InputError(
+            f"--hse-{both[0]} and --positions-{both[0]} both say the extent of the split. Drop one."
+        )
+    if bool(places) != bool(args.hse_raster):
+        raise InputError(
+            "--hse-raster and --positions-train, -val or -test go together: the built-up share, and where patches are."
+        )
     real: dict[Path, str] = {}
     for split, path in sources.items():
         other = real.setdefault(path.resolve(), split)
@@ -104,18 +144,82 @@ def _check(args, sources: dict[str, Path], extents: dict[str, Path]) -> None:
             raise InputError(
                 f"{path}: is both --{other} and --{split}; scores would be of what was trained on."
             )
-    for path in (*sources.values(), *extents.values()):
+    read = (*sources.values(), *extents.values(), *places.values(), *([args.hse_raster] if places else []))
+    for path in read:
         if args.out.resolve() in path.resolve().parents:
             raise InputError(f"{path}: lies in --out {args.out}, which is replaced. Choose another --out.")
 
 
-def _write_split(folder: Path, split: str, file: Path, extent: Path | None) -> None:
+def _write_split(
+    folder: Path, split: str, file: Path, extent: Path | None, raster: Path | None, places: Path | None
+) -> None:
     lcz = read_labels(file)
     hse = None
+    if places is not None:
+        hse = {"file_name": f"hse/{split}.npy"}
+        (folder / "hse").mkdir(exist_ok=True)
+        np.save(folder / hse["file_name"], extents_from_raster(raster, read_positions(places, len(lcz))))
     if extent is not None:
         read_hse(extent, len(lcz))
         hse = {"file_name": link(folder, f"hse/{split}{extent.suffix}", extent)}
     _write_json(folder, split, link(folder, f"hdf5/{split}{file.suffix}", file), len(lcz), hse, False)
+
+
+def read_positions(path: Path, count: int) -> np.ndarray:
+    """(count, 3) float64 of an .npy file: x and y of the centre of each patch, and the EPSG code of its CRS.
+
+    Raises:
+        InputError: no such array; numbers that are not finite; codes that are none, or of a CRS not in metres.
+    """
+    try:
+        places = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not an array of numbers ({error}).") from None
+    if places.dtype.kind not in "fiu" or places.shape != (count, 3) or not np.isfinite(places).all():
+        raise InputError(
+            f"{path}: is {places.dtype} of shape {places.shape}, expected ({count}, 3) finite numbers: x, y, EPSG code."
+        )
+    for code in np.unique(places[:, 2]):
+        try:
+            crs = CRS.from_epsg(int(code))
+        except (CRSError, OverflowError):
+            crs = None
+        if crs is None or not crs.is_projected or crs.linear_units_factor[1] != 1:
+            raise InputError(
+                f"{path}: EPSG code {code:g} is none of a projected CRS in metres, such as 32632."
+            )
+    return places.astype(float)
+
+
+def extents_from_raster(raster: Path, places: np.ndarray) -> np.ndarray:
+    """(N,) float32: mean of the built-up share of `raster` over each patch; NaN where less than half of it has data.
+
+    Args:
+        places: see `read_positions`.
+
+    Raises:
+        InputError: it cannot be read; it has no CRS, or numbers outside [0, 1]; no patch lies on it.
+    """
+    extents, half = np.full(len(places), np.nan, np.float32), SIZE_PX * GSD_M / 2
+    with BandReader(raster) as reader:
+        for i, (x, y, code) in enumerate(progress(places, label="settlement extents", unit="patch")):
+            grid = from_origin(x - half, y + half, GSD_M, GSD_M)
+            share = reader.onto(grid, CRS.from_epsg(int(code)), (SIZE_PX, SIZE_PX))
+            known = share[np.isfinite(share)]
+            if known.size and not (known.min() >= 0 and known.max() <= 1):
+                raise InputError(
+                    f"{raster}: holds {known.min():g} to {known.max():g} at patch {i}, expected shares from 0 to 1; "
+                    "divide percentages by 100, and declare the number that stands for no data."
+                )
+            if 2 * known.size >= share.size:
+                extents[i] = known.mean()
+    if np.isnan(extents).all():
+        raise InputError(
+            f"{raster}: none of {len(places)} patches lies on it. Are the positions x, y, EPSG code?"
+        )
+    return extents
 
 
 def _generate(folder: Path, args) -> None:

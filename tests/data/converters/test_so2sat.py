@@ -1,5 +1,6 @@
 """tools/prepare_dataset.py so2sat: real files are linked, invented ones say so, and wrong words change nothing."""
 
+from fusiondet.data.converters.so2sat import extents_from_raster
 from fusiondet.data.patches import LCZ_CLASSES, OPTICAL_BANDS, SAR_BANDS, read_patches
 from fusiondet.data.prepare import StrictParser, prepare
 from fusiondet.data.synthetic.patches import write_patches
@@ -10,6 +11,9 @@ from tests.patch_files import arrays, write_hdf5
 import h5py
 import numpy as np
 import pytest
+import rasterio
+from pyproj import Transformer
+from rasterio.transform import from_origin
 
 
 def run(*words):
@@ -77,10 +81,116 @@ def test_the_same_seed_gives_the_same_patches_and_another_one_others(tmp_path):
     assert all((a != b).any() for a, b in zip(pixels[0], pixels[2]))
 
 
+def write_share(path, share, gsd_m, crs="EPSG:32632", west=500000.0, north=5300000.0, nodata=None):
+    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "crs": crs, "nodata": nodata}
+    shape = {"height": share.shape[0], "width": share.shape[1]}
+    with rasterio.open(path, "w", transform=from_origin(west, north, gsd_m, gsd_m), **profile, **shape) as f:
+        f.write(share.astype(np.float32), 1)
+    return path
+
+
+@pytest.mark.parametrize("gsd_m", [2.5, 10.0, 20.0])
+def test_extents_are_means_over_the_ground_of_each_patch(sources, tmp_path, gsd_m):
+    """Built up west of x = 500400, no data south of y = 5299000: three patches, by hand."""
+    size = int(2000 / gsd_m)
+    share = np.zeros((size, size))
+    share[:, : int(400 / gsd_m)] = 0.8
+    share[int(1000 / gsd_m) :] = -9
+    raster = write_share(tmp_path / "share.tif", share, gsd_m, nodata=-9)
+    centres = [(500200, 5299800), (500400, 5299800), (501000, 5299040), (501000, 5298960), (499000, 5299800)]
+    places = np.array([(x, y, 32632) for x, y in centres])
+    extents = extents_from_raster(raster, places)
+    np.testing.assert_allclose(extents, [0.8, 0.4, 0.0, np.nan, np.nan], atol=0.03 if gsd_m == 20 else 1e-3)
+
+
+def test_positions_in_another_zone_find_the_same_ground(tmp_path):
+    share = np.zeros((100, 100))
+    share[:, :50] = 1
+    raster = write_share(tmp_path / "share.tif", share, 20.0)
+    x, y = 501000.0, 5299000.0
+    there = Transformer.from_crs("EPSG:32632", "EPSG:32633", always_xy=True).transform(x - 400, y)
+    same, other = extents_from_raster(raster, np.array([(x, y, 32632), (*there, 32633)]))
+    assert same == pytest.approx(0.5, abs=0.01) and other == 1
+
+
+def test_a_raster_of_shares_becomes_the_extents_of_a_split(sources, tmp_path):
+    raster = write_share(tmp_path / "share.tif", np.full((100, 100), 0.25), 20.0)
+    np.save(tmp_path / "places.npy", np.array([[501000, 5299000, 32632]] * 2 + [[0, 0, 32632]]))
+    out = tmp_path / "so2sat"
+    words = (
+        "--val",
+        sources / "validation.h5",
+        "--hse-raster",
+        raster,
+        "--positions-val",
+        tmp_path / "places.npy",
+    )
+    run(*words, "--out", out)
+    np.testing.assert_allclose(read_patches(out / "annotations" / "val.json").hse, [0.25, 0.25, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (np.zeros((2, 3)), r"float64 of shape \(2, 3\), expected \(3, 3\)"),
+        (np.zeros((3, 2)), "x, y, EPSG code"),
+        (np.full((3, 3), np.nan), "finite numbers"),
+        (np.array([[9.0, 48.0, 4326]] * 3), "EPSG code 4326 is none of a projected CRS in metres"),
+        (np.array([[9.0, 48.0, 99]] * 3), "EPSG code 99 is none"),
+        (np.array([[9.0, 48.0, 1e30]] * 3), "is none of a projected CRS"),
+        (np.array([["a"] * 3] * 3), "expected"),
+        (np.array([[0.0, 0.0, 32632]] * 3), "share.tif: none of 3 patches lies on it"),
+    ],
+)
+def test_positions_that_are_none(sources, tmp_path, places, message):
+    raster = write_share(tmp_path / "share.tif", np.full((100, 100), 0.25), 20.0)
+    np.save(tmp_path / "places.npy", places)
+    words = (
+        "--val",
+        sources / "validation.h5",
+        "--hse-raster",
+        raster,
+        "--positions-val",
+        tmp_path / "places.npy",
+    )
+    with pytest.raises(InputError, match=message):
+        run(*words, "--out", tmp_path / "so2sat")
+
+
+def test_shares_that_are_percentages(tmp_path):
+    raster = write_share(tmp_path / "share.tif", np.full((100, 100), 25.0), 20.0)
+    with pytest.raises(
+        InputError, match="share.tif: holds 25 to 25 at patch 0, expected shares.*divide percentages"
+    ):
+        extents_from_raster(raster, np.array([[501000, 5299000, 32632]]))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ((), "name the files: --train"),
+        (
+            ("--val", "{s}/validation.h5", "--hse-raster", "a.tif"),
+            "--hse-raster and --positions-train.*go together",
+        ),
+        (("--val", "{s}/validation.h5", "--positions-val", "a.npy"), "go together"),
+        (
+            ("--train", "{s}/training.h5", "--positions-val", "a.npy"),
+            "--positions-val is given, but --val is not",
+        ),
+        (
+            (
+                "--val",
+                "{s}/validation.h5",
+                "--positions-val",
+                "a.npy",
+                "--hse-val",
+                "b.npy",
+                "--hse-raster",
+                "c.tif",
+            ),
+            "--hse-val and --positions-val both say",
+        ),
         (("--generate", 200, "--train", "{s}/training.h5"), "--generate invents its patches: drop --train"),
         (("--generate", 20), "--generate 20: expected 136 or more"),
         (("--generate", 200, "--unknown-hse", 2), "--unknown-hse 2: expected a share"),
