@@ -56,7 +56,15 @@ NARROW_BOTTLENECKS = {
 }
 
 # By MODEL.DENSE_NET.NAME.
-NARROW_DENSE_NETS = {"DualUNet": {"MODEL.DENSE_NET.WIDTH": 4}, "UREC": {"MODEL.DENSE_NET.WIDTH": 4}}
+NARROW_DENSE_NETS = {
+    **dict.fromkeys(
+        ("DualUNet", "UREC", "FusionHeightNet", "SegNet", "DUCHDC"), {"MODEL.DENSE_NET.WIDTH": 4}
+    ),
+    **dict.fromkeys(
+        ("DeepLabV3Plus", "ResUNet", "UPerNet", "PSPNet"),
+        {"MODEL.DENSE_NET.WIDTH": 8, "MODEL.DENSE_NET.SMP.ENCODER": "resnet18"},
+    ),
+}
 
 
 def config_id(path):

@@ -100,8 +100,7 @@ class FusionHeightNet(TwoTaskNet):
     - tokens are the single cells of F_out (patches of 1 x 1): 1024 for a crop of 512 pixels; depth, heads, MLP ratio;
     - both encoders' F0, F1, F2 are concatenated for the decoders, and so are their last maps, then mixed by a 1 x 1
       convolution;
-    - cross-fusion has fixed sine positions in queries and keys; it and the Transformer start as the identity; tokens
-      without data are no keys;
+    - cross-fusion has fixed sine positions in queries and keys; tokens without data are no keys; no dropout;
     - three doublings end at stride 2: the last one, to the image's size, is bilinear and without weights;
     - metres of 1 in the normalised heights: the greatest height of the training data (HEIGHT_SCALE_M);
     - what `TwoTaskHead` lists; learning rate, batch and epochs, which the configs say.
@@ -163,6 +162,11 @@ class FusionHeightNet(TwoTaskNet):
             {task: UNetDecoder(widths, skip_widths=beside, norm=False) for task in cfg.MODEL.DENSE_NET.TASKS}
         )
         self.head = TwoTaskHead(widths[0], widths[0], **TwoTaskHead.arguments(cfg))
+        for block in self.modules():
+            if isinstance(block, AttentionBlock):
+                # From scratch as ViT: those that start as the identity are for networks that know something already.
+                nn.init.trunc_normal_(block.out.weight, std=0.02)
+                nn.init.trunc_normal_(block.mlp[-1].weight, std=0.02)
 
     def forward(self, picture: Picture) -> DenseMaps:
         """See `DenseNet.forward`."""

@@ -69,6 +69,8 @@ class _SMPNet(StackedNet):
             encoder_weights=None,
             in_channels=bands,
             channels=tuple(width * 2**i for i in range(4)),
+            # Else the residual blocks of timm's ResNets start as the identity.
+            zero_init_last=False,
             **keys,
         )
         return _Body(network), channels, self.decoder_stride > 1
