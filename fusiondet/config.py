@@ -210,7 +210,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_NET.U_REC.REDUCTION = "mean"
 
     # Networks of patches, MODEL.META_ARCHITECTURE "HseLczNet": settlement extent and local climate zone of each; see
-    # fusiondet/modeling/dense_nets/hse_lcz.py. MODEL.TASK_ATTENTION and TASK_WEIGHTING are theirs, too.
+    # fusiondet/modeling/dense_nets/hse_lcz.py. MODEL.TASK_ATTENTION and TASK_WEIGHTING are theirs, too; of what changes
+    # training tiles they have flips and turns alone (INPUT.DIHEDRAL, QUARTER_TURNS).
     cfg.MODEL.HSE_LCZ = CN()
     # What is said of a patch: "hse" (settlement extent, a share), "lcz" (one of 17 zones), or both.
     cfg.MODEL.HSE_LCZ.TASKS = ["hse", "lcz"]

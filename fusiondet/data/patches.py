@@ -48,6 +48,8 @@ _SHAPES = {
     "sen2": (SIZE_PX, SIZE_PX, len(OPTICAL_BANDS)),
     "label": (len(LCZ_CLASSES),),
 }
+# A patch has 80 kB: chunks above this are mostly read in vain.
+_LARGE_CHUNK_BYTES = 2**20
 # Rows of labels that are checked at a time, and patches that statistics are taken of, at most.
 _ROWS, _SAMPLE = 65536, 4096
 
@@ -138,6 +140,21 @@ class PatchSplit:
             "hse": float(self.hse[index]),
             "lcz": int(self.lcz[index]),
         }
+
+    def chunk_notes(self) -> list[str]:
+        """What makes reading one patch at a time slow: data sets stored in large chunks that are read as a whole."""
+        notes = []
+        with open_hdf5(self.file) as file:
+            for name in ("sen1", "sen2"):
+                chunks = file[name].chunks
+                size = file[name].dtype.itemsize * int(np.prod(chunks)) if chunks else 0
+                if size > _LARGE_CHUNK_BYTES:
+                    whole = "x".join(map(str, (1, *_SHAPES[name])))
+                    notes.append(
+                        f"{name} is stored in chunks of {size / 2**20:.0f} MiB {chunks}, each read as a whole for one "
+                        f"patch: h5repack -l {name}:CHUNK={whole} IN OUT makes training faster."
+                    )
+        return notes
 
     def absent_classes(self) -> list[str]:
         """Names of the classes that no patch is of."""

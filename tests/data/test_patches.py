@@ -181,6 +181,18 @@ def test_damaged_pixels_name_the_patch(tmp_path):
         split.read(2)
 
 
+def test_chunks_that_make_reading_slow_are_pointed_out(tmp_path):
+    path = write_split(tmp_path, sen2=None)
+    with h5py.File(tmp_path / "hdf5" / "train.h5", "a") as f:
+        f.create_dataset("sen2", (4, 32, 32, 10), "f8", chunks=(4, 32, 32, 10), maxshape=(None, 32, 32, 10))
+    assert read_patches(path).chunk_notes() == []  # 4 patches are 320 KiB
+    with h5py.File(tmp_path / "hdf5" / "train.h5", "a") as f:
+        del f["sen2"]
+        f.create_dataset("sen2", (4, 32, 32, 10), "f8", chunks=(100, 32, 32, 10), maxshape=(None, 32, 32, 10))
+    (note,) = read_patches(path).chunk_notes()
+    assert "sen2 is stored in chunks of 8 MiB" in note and "CHUNK=1x32x32x10" in note
+
+
 # ---- extents ----
 
 

@@ -251,6 +251,7 @@ def _write_json(folder: Path, split: str, file: str, count: int, hse: dict | Non
 def _described(name: str, split: PatchSplit) -> list[str]:
     known = int(np.isfinite(split.hse).sum())
     lines = [f"{name}: {len(split)} patches, settlement extent of {known} known."]
+    lines += [f"  note: {note}" for note in split.chunk_notes()]
     absent = split.absent_classes()
     if absent:
         lines.append(
