@@ -198,7 +198,7 @@ class _Truth:
         self._readable = True
 
     def scored(self, image_id, instances: Instances | None, records: list[dict], output: dict) -> _TileMaps:
-        tile, maps = self._tiles[image_id], _predicted_maps(output)
+        tile, maps = self._tiles[image_id], predicted_maps(output)
         result = _TileMaps(image_id, instances is not None, None, {})
         if output.get("class_map") is not None:
             result.classes = self._class_counts(tile, output["class_map"])
@@ -243,7 +243,7 @@ def _counts(maps, truth, inside: np.ndarray | None = None) -> DenseCounts:
     return dense_counts(maps[0], truth[0], maps[1], truth[1], inside)
 
 
-def _predicted_maps(output: dict) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+def predicted_maps(output: dict) -> tuple[np.ndarray | None, np.ndarray | None] | None:
     """(H, W) metres and (H, W) bool of an output, None for what it does not hold; None if it holds neither."""
     maps = [output.get(name) for name in ("height_map_m", "footprint_map")]
     if all(m is None for m in maps):

@@ -1,12 +1,16 @@
 """How much each modality is used: the formulas on numbers, networks that by construction use one alone, the tool."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.coco import read_coco
+from fusiondet.data.labels import footprint_label
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
+from fusiondet.evaluation.resampling import summarize
 from fusiondet.modeling.fusion import MODALITIES, Exchange, exchanges, mean_messages
 from fusiondet.utilization import analysis, analyze, analyze_to_dir, markdown, text_table
 from fusiondet.utilization.analysis import (
@@ -249,6 +253,8 @@ class Whisper(Exchange):
 class Parrot(BrightPixels):
     """Two branches: the optical one repeats what it hears of SAR, the SAR one looks for itself."""
 
+    has_branches = True
+
     def __init__(self):
         super().__init__([0.0, 0.0, 0.0, 1.0])
         self.exchange = Whisper()
@@ -306,15 +312,16 @@ def test_a_missing_calibration_set_is_named(city, monkeypatch, name):
         analyze("parrot.pth", str(city / "annotations" / "val.json"))
 
 
+def open_gates(model):
+    """What the branches tell each other makes a difference."""
+    for op in exchanges(model).values():
+        for parameter in op.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
 @pytest.fixture(scope="module")
 def dual(city):
     """A checkpoint of two detectors that talk behind res4, and do hear each other."""
-
-    def open_gates(model):
-        for op in exchanges(model).values():
-            for parameter in op.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-
     return checkpoint(city, "dual", *LATE, "MODEL.FUSION.EXCHANGE.res4", "MMTM", change=open_gates)
 
 
@@ -366,6 +373,159 @@ def test_branches_that_exchange_nothing_have_no_utilization_to_report(city):
         analyze(city / "apart.pth", str(city / "annotations" / "val.json"), calibration="gone_train")
 
 
+# ---- Networks that say maps alone ------------------------------------------------------------------------
+
+MAPS = ("MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False", "TEST.BEST_METRIC", "dense/dice")
+HEADS = ("MODEL.DENSE_HEADS.NAMES", "['DenseHeight']", "MODEL.DENSE_HEADS.DIM", "8")
+DENSE = ("MODEL.META_ARCHITECTURE", "FusionDense", *HEADS, *MAPS)
+DUAL_UNET = ("MODEL.META_ARCHITECTURE", "FusionDenseNet", "MODEL.DENSE_NET.NAME", "DualUNet", *MAPS)
+DUAL_UNET += ("MODEL.DENSE_NET.TASKS", "['footprint']", "MODEL.DENSE_NET.WIDTH", "4")
+
+
+class Shares(nn.Module):
+    """Two branches that find a share of every true building pixel row by row: less where they hear a mean alone."""
+
+    channels = {"optical": OPTICAL, "sar": SAR}
+    has_branches = True
+    pixel_mean = torch.zeros(4, 1, 1)
+    # modality -> (share as trained, share with the other cut off)
+    shares = {"optical": (0.5, 0.25), "sar": (1.0, 0.5)}
+
+    def __init__(self, truth):
+        super().__init__()
+        self.exchange, self.truth = Whisper(), truth
+
+    def preprocess_image(self, batched_inputs):
+        return SimpleNamespace(tensor=torch.stack([x["image"] for x in batched_inputs]))
+
+    def backbone(self, images):
+        valid = torch.ones_like(images[:, :1])
+        return self.exchange(images[:, :1], images[:, SAR], valid, valid)
+
+    def said(self, x, share):
+        """Of the true pixels the first ones, in that share."""
+        found = torch.zeros(x["image"].shape[1:])
+        rows, columns = np.nonzero(self.truth[x["image_id"]])
+        n = round(share * len(rows))
+        found[rows[:n], columns[:n]] = 0.5  # from there on a pixel counts
+        return {"footprint_map": found}
+
+    def forward(self, batched_inputs):
+        return [self.said(batched_inputs[0], 0.75)]
+
+    def branch_predictions(self, batched_inputs):
+        hears = {
+            "optical": "sar" not in self.exchange._replaced,
+            "sar": "optical" not in self.exchange._replaced,
+        }
+        return {m: [self.said(batched_inputs[0], self.shares[m][not hears[m]])] for m in MODALITIES}
+
+
+def analyzed_maps(city, monkeypatch, model, *overrides, **options):
+    cfg = tiny_config(city, *overrides)
+    complete_config(cfg)
+    monkeypatch.setattr(analysis, "_network", lambda *_: (cfg, cfg, model))
+    return analyze("maps.pth", str(city / "annotations" / "val.json"), draws=50, **options)
+
+
+def test_utilization_of_maps_by_hand(city, monkeypatch):
+    dataset = read_coco(city / "annotations" / "val.json")
+    model = Shares({tile.id: footprint_label(tile) for tile in dataset.tiles})
+    report = analyzed_maps(city, monkeypatch, model, *DUAL_UNET)
+
+    def f1(share):
+        return 2 * share / (share + 1)
+
+    assert report.keys == ("dense/dice",)
+    scores = {name: one["dense/dice"] for name, one in report.scores.items()}
+    for name, share in {
+        "as_is": 0.75,
+        "optical_branch": 0.5,
+        "sar_branch_cut_off": 0.5,
+        "sar_branch": 1.0,
+    }.items():
+        assert scores[name] == pytest.approx(f1(share), abs=0.01), name
+    u = {name: report.conditional[name]["dense/dice"] for name in UTILIZATIONS}
+    u_sar, u_opt = 1 - f1(0.25) / f1(0.5), 1 - f1(0.5)  # 0.4 and 1/3
+    for name, expected in zip(UTILIZATIONS, (u_sar, u_opt, u_sar - u_opt), strict=True):
+        assert u[name].value == pytest.approx(expected, abs=0.01)
+        assert u[name].low <= u[name].value <= u[name].high and u[name].high - u[name].low < 0.05
+    lost = report.drop_sensitivity["sar", "mean"]["dense/dice"]
+    assert lost.value == lost.low == lost.high == 0, "what does not look at pixels loses nothing"
+
+
+def test_a_tile_where_nothing_is_left_to_see_is_a_map_of_nothing(city, monkeypatch):
+    class OfSar(Shares):
+        has_branches = False
+
+        def forward(self, batched_inputs):
+            assert not torch.isnan(batched_inputs[0]["image"]).all()
+            return [self.said(batched_inputs[0], 1.0)]
+
+    dataset = read_coco(city / "annotations" / "val.json")
+    model = OfSar({tile.id: footprint_label(tile) for tile in dataset.tiles})
+    blank = dict(image=torch.full((4, 64, 64), torch.nan), image_id=dataset.tiles[0].id)
+    blank["image"][3] = 1.0
+    only = dataclasses.replace(dataset, tiles=dataset.tiles[:1])
+    counts = analysis.map_counts(model, [(blank, blank)], only)
+    assert summarize(counts["as_is"])["dense/dice"] == 1
+    assert summarize(counts["sar/stand_in"])["dense/dice"] == 0
+    blank["image"][3] = torch.nan
+    with pytest.raises(InputError, match="val_0_rgb.tif: no pixel has data"):
+        analysis.map_counts(model, [(blank, blank)], only)
+
+
+def test_maps_of_something_else_than_buildings_are_refused(city, monkeypatch):
+    class OfClasses(BrightPixels):
+        def forward(self, batched_inputs):
+            return [{"class_map": torch.zeros(3, 64, 64)}]
+
+    with pytest.raises(InputError, match="OfClasses says class_map of pixels, .* by buildings"):
+        analyzed_maps(city, monkeypatch, OfClasses([1.0, 0, 0, 0]), *DUAL_UNET)
+
+
+def test_the_tool_measures_a_dual_unet(city, tmp_path, load_tool, capsys):
+    path = checkpoint(city, "dual_unet", *DUAL_UNET, change=open_gates)
+    words = [
+        "--weights",
+        str(path),
+        "--dataset",
+        str(city / "annotations" / "val.json"),
+        "--out",
+        str(tmp_path / "u"),
+    ]
+    load_tool("analyze_modalities").main([*words, "--draws", "20", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "u(sar|opt)" in printed and "pixel F1" in printed and "AP50" not in printed
+    flat = json.loads((tmp_path / "u" / "utilization.json").read_text())
+    a, cut = (flat[f"score/optical_branch{end}/dense/dice"] for end in ("", "_cut_off"))
+    u = [flat[f"utilization/{name}/dense/dice"] for name in UTILIZATIONS]
+    assert u[0] == pytest.approx((a - cut) / a) and u[2] == pytest.approx(u[0] - u[1])
+    assert u[0] != 0 and u[1] != 0, "they do hear each other"
+    assert flat["utilization/d_util/dense/dice/low"] <= flat["utilization/d_util/dense/dice/high"]
+    assert flat["n_calibration_tiles"] == 3
+    assert {k.split("/", 2)[-1] for k in flat if k.startswith("score/as_is")} == {"dense/dice"}
+
+
+def test_any_network_of_maps_has_a_drop_sensitivity(city):
+    path = checkpoint(city, "heights", *DENSE)
+    report = analyze(path, str(city / "annotations" / "val.json"), draws=5, limit=2)
+    assert report.keys == ("dense/dice", "dense/delta1_building", "dense/delta1_all")
+    assert report.conditional == {} and "one head" in report.notes[0] and "1 m or more" in report.notes[1]
+    everything = [one for estimates in report.drop_sensitivity.values() for one in estimates.values()]
+    assert len(everything) == 18 and all(one.value is not None for one in everything)
+
+
+def test_branches_of_maps_that_exchange_have_utilizations_of_each_score(city):
+    late = ("MODEL.META_ARCHITECTURE", "LateFusionDense", *LATE[2:], *HEADS, *MAPS)
+    exchanging = ("MODEL.FUSION.EXCHANGE.res4", "MMTM")
+    path = checkpoint(city, "late_maps", *late, *exchanging, change=open_gates)
+    report = analyze(path, str(city / "annotations" / "val.json"), draws=5, limit=2)
+    assert report.conditional.keys() == {*UTILIZATIONS}
+    assert report.scores["optical_branch"] != report.scores["optical_branch_cut_off"]
+    assert "δ1 on buildings" in text_table(report)
+
+
 # ---- What is refused -------------------------------------------------------------------------------------
 
 
@@ -393,14 +553,6 @@ def test_a_network_that_knows_no_modalities_is_refused(city):
         "StandardROIHeads",
     )
     with pytest.raises(InputError, match="GeneralizedRCNN is no FusionRCNN"):
-        analyze(path, str(city / "annotations" / "val.json"))
-
-
-def test_a_network_without_instances_is_refused(city):
-    overrides = ["MODEL.META_ARCHITECTURE", "FusionDense", "MODEL.DENSE_HEADS.NAMES", "['Footprint']"]
-    overrides += ["MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False", "TEST.BEST_METRIC", "dense/dice"]
-    path = checkpoint(city, "dense", *overrides)
-    with pytest.raises(InputError, match="FusionDense finds no instances"):
         analyze(path, str(city / "annotations" / "val.json"))
 
 

@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument(
         "--calibration",
         metavar="DATASET",
-        help="for detectors that exchange features: data set of the mean messages that the cut-off puts in "
+        help="for networks whose branches exchange features: data set of the mean messages that the cut-off puts in "
         "(default: the one it was trained on)",
     )
     parser.add_argument(

@@ -138,7 +138,7 @@ def tile_scores(
     for entry, tile in zip(document["images"], dataset.tiles, strict=True):
         image, inside = images[entry["id"]], None if region is None else region.inside(tile)
         if heads is not None and not heads.instances:
-            scores = _no_instances(image)
+            scores = maps_alone(image.image_id)
         else:
             scores, truth = _tile_scores(image, inside), tile_truth(dataset, tile, height_labels)
             height_m, footprint = painted(image.records, image.size, score_threshold)
@@ -187,10 +187,12 @@ def _tile_scores(image: ScoredImage, inside: np.ndarray | None) -> TileScores:
     )
 
 
-def _no_instances(image: ScoredImage) -> TileScores:
+def maps_alone(image_id: int | str, dense: DenseCounts | None = None) -> TileScores:
+    """What is known of a tile of which a network says maps alone; `dense`: their counts."""
     nothing, flags = np.zeros(0), np.zeros(0, bool)
     counts = (0, 0, np.zeros((0, 4)), np.zeros(3, int))
-    return TileScores(image.image_id, nothing, *(flags, flags, flags, flags), *counts, has_instances=False)
+    flags = (flags, flags, flags, flags)
+    return TileScores(image_id, nothing, *flags, *counts, dense=dense, has_instances=False)
 
 
 def _within(image: ScoredImage, inside: np.ndarray) -> ScoredImage:

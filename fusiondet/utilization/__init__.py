@@ -21,7 +21,9 @@ Both are relative to one network and one data set. Intervals are 95 % percentile
 same tiles for every prediction of a draw.
 
 `utilization.json` is flat; SCORE is segm/AP50, joint/AP50, pixel/best_f1 (pixel F1 at the score
-limit that is best for each prediction) or height/delta1; MODALITY is optical or sar; null means not defined:
+limit that is best for each prediction) or height/delta1; of a network that says maps alone dense/dice (pixel F1 of the
+map from p = 0.5 on, A in P3) and, where it says heights, dense/delta1_building and dense/delta1_all; MODALITY is
+optical or sar; null means not defined:
 
     score/as_is/SCORE                           of the network on the data as they are
     score/MODALITY/{mean,stand_in,other_tile}/SCORE         with that modality replaced

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.buildings import Tile
 from fusiondet.cli import progress
-from fusiondet.config import config_from_yaml_text
+from fusiondet.config import config_from_yaml_text, finds_instances, pixel_tasks
 from fusiondet.data import catalog
 from fusiondet.data.coco import Dataset
 from fusiondet.data.mapper import FusionDatasetMapper
@@ -15,8 +16,16 @@ from fusiondet.data.sampler import evaluation_loader
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
-from fusiondet.evaluation.resampling import interval, resampled, summarize, tile_scores
-from fusiondet.evaluators import prediction_records
+from fusiondet.evaluation.dense import GROUND_M, dense_counts, tile_truth
+from fusiondet.evaluation.resampling import (
+    TileScores,
+    interval,
+    maps_alone,
+    resampled,
+    summarize,
+    tile_scores,
+)
+from fusiondet.evaluators import predicted_maps, prediction_records
 from fusiondet.inference import device_name
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, mean_messages
 
@@ -28,6 +37,8 @@ from torch import nn
 # limit of the score that is best for each prediction: merged detectors give lower scores where one of them sees
 # nothing, and a fixed limit would take that for buildings lost.
 SCORES = ("segm/AP50", "joint/AP50", "pixel/best_f1", "height/delta1")
+# Of networks that say maps alone: pixel F1, which is Dice, at p >= 0.5, as A in P3 is; of heights these, too.
+MAP_SCORES, HEIGHT_MAP_SCORES = ("dense/dice",), ("dense/delta1_building", "dense/delta1_all")
 REPLACEMENTS = ("mean", "stand_in", "other_tile")
 UTILIZATIONS = ("u_sar_given_opt", "u_opt_given_sar", "d_util")
 
@@ -50,6 +61,7 @@ class Utilization:
         drop_sensitivity: (modality, replacement) -> SCORE -> Estimate.
         conditional: name of UTILIZATIONS -> SCORE -> Estimate; {} where it is not defined for the network.
         facts: the plain entries of the report. notes: what has to be known to read it.
+        keys: every SCORE.
     """
 
     scores: dict[str, dict[str, float | None]]
@@ -57,6 +69,7 @@ class Utilization:
     conditional: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    keys: tuple[str, ...] = SCORES
 
     def to_dict(self) -> dict:
         """The flat document of this module's docstring."""
@@ -126,7 +139,12 @@ def other_tiles(n: int, seed: int) -> np.ndarray:
     return partner
 
 
-@torch.no_grad()
+def prediction_names(means: dict | None) -> list[str]:
+    """The keys of `Utilization.scores`; with `means` those of branches, too."""
+    names = ["as_is", *(f"{m}/{how}" for m in MODALITIES for how in REPLACEMENTS)]
+    return names + ([f"{m}_branch{end}" for m in MODALITIES for end in ("", "_cut_off")] if means else [])
+
+
 def predictions(
     model: nn.Module, tiles: Iterable[tuple[dict, dict]], means: dict | None = None
 ) -> dict[str, list[dict]]:
@@ -140,15 +158,58 @@ def predictions(
     Returns:
         Prediction (as in `Utilization.scores`) -> records.
     """
-    names = ["as_is", *(f"{m}/{how}" for m in MODALITIES for how in REPLACEMENTS)]
-    names += [f"{m}_branch{end}" for m in MODALITIES for end in ("", "_cut_off")] if means else []
-    records: dict[str, list[dict]] = {name: [] for name in names}
-    for x, other in tiles:
-        outputs = _outputs(model, x, other)
-        outputs |= _branch_outputs(model, x, means) if means else {}
+    records: dict[str, list[dict]] = {name: [] for name in prediction_names(means)}
+    for x, outputs in _predicted(model, tiles, means):
         for name, output in outputs.items():
             records[name] += prediction_records(x, output["instances"].to("cpu"))
     return records
+
+
+def map_counts(
+    model: nn.Module,
+    tiles: Iterable[tuple[dict, dict]],
+    dataset: Dataset,
+    means: dict | None = None,
+    height_labels: str = "auto",
+) -> dict[str, list[TileScores]]:
+    """As `predictions`, of a network that says maps alone: what its maps score, tile by tile.
+
+    Args:
+        dataset: truth of the tiles, in their order.
+        height_labels: as INPUT.HEIGHT_LABELS.
+
+    Raises:
+        InputError: the maps are of something else than buildings, or a tile has no data at all.
+    """
+    counts: dict[str, list[TileScores]] = {name: [] for name in prediction_names(means)}
+    for (_, outputs), tile in zip(_predicted(model, tiles, means), dataset.tiles, strict=True):
+        truth_m, truth_footprint = tile_truth(dataset, tile, height_labels)
+        for name, scores in counts.items():
+            # Where no band is left, nothing is said.
+            output = outputs.get(name) or {k: torch.zeros_like(v) for k, v in _any(outputs, tile).items()}
+            maps = predicted_maps(output)
+            if maps is None:
+                raise InputError(
+                    f"{type(model).__name__} says {', '.join(output) or 'nothing'} of pixels, and how much of each "
+                    "modality is used is measured by buildings: instances, footprints or heights."
+                )
+            scores.append(maps_alone(tile.id, dense_counts(maps[0], truth_m, maps[1], truth_footprint)))
+    return counts
+
+
+def _any(outputs: dict[str, dict], tile: Tile) -> dict:
+    """Maps of one prediction of a tile, whichever; InputError where there is none, as no pixel has data."""
+    if not outputs:
+        raise InputError(f"{tile.file_name}: no pixel has data. Leave such tiles out of the data set.")
+    return next(iter(outputs.values()))
+
+
+@torch.no_grad()
+def _predicted(model: nn.Module, tiles: Iterable[tuple[dict, dict]], means: dict | None):
+    """(input, {prediction: output}) of every tile; see `predictions`."""
+    for x, other in tiles:
+        outputs = _outputs(model, x, other)
+        yield x, outputs | (_branch_outputs(model, x, means) if means else {})
 
 
 def _outputs(model: nn.Module, x: dict, other: dict) -> dict[str, dict]:
@@ -197,8 +258,9 @@ def analyze(
         device: as in `fusiondet.inference.Predictor`.
 
     Raises:
-        InputError: not a checkpoint of fusiondet, a network of one modality, an unknown data set, one that lacks a
-            band, fewer than two tiles, no calibration set where one is needed, or one where none is.
+        InputError: not a checkpoint of fusiondet, a network of one modality or one that says nothing of buildings, an
+            unknown data set, one that lacks a band, fewer than two tiles, no calibration set where one is needed, or
+            one where none is.
     """
     stored, cfg, model = _network(weights, dataset_name, device)
     dataset = _first_tiles(catalog.load_split(dataset_name), limit)
@@ -206,9 +268,12 @@ def analyze(
         found = f"{dataset_name}: {len(dataset.tiles)} tile"
         raise InputError(f"{found}, expected at least 2, so that one can be replaced by another.")
     means, calibrated, notes = _calibrated(model, stored, calibration, limit)
-    records = predictions(model, _pairs(cfg, dataset, seed), means)
-    per_tile = cfg.TEST.DETECTIONS_PER_IMAGE
-    groups = {name: tile_scores(dataset, r, max_detections=per_tile) for name, r in records.items()}
+    pairs, keys = _pairs(cfg, dataset, seed), _keys(cfg)
+    if keys == SCORES:
+        records, per_tile = predictions(model, pairs, means), cfg.TEST.DETECTIONS_PER_IMAGE
+        groups = {name: tile_scores(dataset, r, max_detections=per_tile) for name, r in records.items()}
+    else:
+        groups = map_counts(model, pairs, dataset, means, cfg.INPUT.HEIGHT_LABELS)
     drawn = dict(zip(groups, resampled([*groups.values()], draws=draws, seed=seed), strict=True))
     facts = {
         "weights": Path(weights).name,
@@ -217,15 +282,24 @@ def analyze(
         "draws": draws,
     }
     scores = {name: summarize(tiles) for name, tiles in groups.items()}
-    notes += _reading_notes(stored)
-    return estimated(scores, drawn, {**facts, "seed": seed, **calibrated}, notes)
+    notes += _reading_notes(stored, keys)
+    return estimated(scores, drawn, {**facts, "seed": seed, **calibrated}, notes, keys)
 
 
-def estimated(scores: dict, drawn: dict, facts: dict, notes: list[str]) -> Utilization:
-    """The estimates from `scores` and `drawn`: prediction -> SCORE -> number, or (draws,)."""
+def _keys(cfg) -> tuple[str, ...]:
+    """Every SCORE of a network of `cfg`."""
+    if finds_instances(cfg):
+        return SCORES
+    return MAP_SCORES + (HEIGHT_MAP_SCORES if "height" in pixel_tasks(cfg) else ())
+
+
+def estimated(
+    scores: dict, drawn: dict, facts: dict, notes: list[str], keys: tuple[str, ...] = SCORES
+) -> Utilization:
+    """The estimates from `scores` and `drawn`: prediction -> SCORE (each of `keys`) -> number, or (draws,)."""
     drop = {(m, how): {} for m in MODALITIES for how in REPLACEMENTS}
     conditional: dict = {name: {} for name in UTILIZATIONS} if "sar_branch" in scores else {}
-    for key in SCORES:
+    for key in keys:
         # None becomes NaN.
         value = {name: np.array(s[key], dtype=float) for name, s in scores.items()}
         draw = {name: d[key] for name, d in drawn.items()}
@@ -236,8 +310,8 @@ def estimated(scores: dict, drawn: dict, facts: dict, notes: list[str]) -> Utili
             of_draws = _conditional(draw)
             for name, u in _conditional(value).items():
                 conditional[name][key] = _estimate(u, of_draws[name])
-    kept = {name: {key: s[key] for key in SCORES} for name, s in scores.items()}
-    return Utilization(kept, drop, conditional, facts, notes)
+    kept = {name: {key: s[key] for key in keys} for name, s in scores.items()}
+    return Utilization(kept, drop, conditional, facts, notes, keys)
 
 
 def _network(weights: Path, dataset_name: str, device: str | None):
@@ -258,11 +332,6 @@ def _network(weights: Path, dataset_name: str, device: str | None):
         raise InputError(
             f"{weights}: {cfg.MODEL.META_ARCHITECTURE} is no FusionRCNN, so its bands have no modality."
         )
-    if model.roi_heads is None:
-        raise InputError(
-            f"{weights}: {cfg.MODEL.META_ARCHITECTURE} finds no instances, and how much of each modality is used is "
-            "measured by them. Analyze a FusionRCNN or LateFusionRCNN."
-        )
     load_model(model, checkpoint["model"], weights)
     return stored, cfg, model
 
@@ -276,11 +345,17 @@ def _on_data(stored, names: list[str]):
     return cfg
 
 
-def _reading_notes(stored) -> list[str]:
-    notes = [
-        "δ1 is of the buildings that are found: where few are left, it says little.",
-        "pixel F1 is at the limit of the score that is best for each prediction, chosen on these very tiles.",
-    ]
+def _reading_notes(stored, keys: tuple[str, ...]) -> list[str]:
+    notes = ["pixel F1 is of the map where its probability is 0.5 or more, pooled over all pixels."]
+    if keys == SCORES:
+        notes = [
+            "δ1 is of the buildings that are found: where few are left, it says little.",
+            "pixel F1 is at the limit of the score that is best for each prediction, chosen on these very tiles.",
+        ]
+    elif "height" in pixel_tasks(stored) and "footprint" not in pixel_tasks(stored):
+        notes = [
+            f"pixel F1 is of the map where its height is {GROUND_M:g} m or more, pooled over all pixels."
+        ]
     if not any(stored.MODEL.FUSION.MODALITY_DROPOUT.values()):
         notes.append(
             "trained without MODALITY_DROPOUT, so its stand-in is the mean, and it never had to do with it."
@@ -303,7 +378,7 @@ def _pairs(cfg, dataset: Dataset, seed: int) -> Iterator[tuple[dict, dict]]:
 
 def _without_utilization(model: nn.Module) -> str:
     """Why conditional utilisation has no meaning for `model`; empty where it has one."""
-    if not hasattr(model, "branch_predictions"):
+    if not getattr(model, "has_branches", False):
         return "one head for both modalities: conditional utilisation (P3) is not defined for it."
     if not exchanges(model):
         return "the branches exchange nothing: conditional utilisation is 0 by construction and left out."

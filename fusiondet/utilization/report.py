@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fusiondet.files import atomic_dir, require_new_dir, write_json
-from fusiondet.utilization.analysis import SCORES, UTILIZATIONS, Estimate, Utilization, analyze
+from fusiondet.utilization.analysis import UTILIZATIONS, Estimate, Utilization, analyze
 from fusiondet.visualization import IntervalPanel, interval_figure, save_figure
 
 REPORT = "utilization.json"
@@ -16,6 +16,9 @@ _LABELS = {
     "joint/AP50": "joint AP50",
     "pixel/best_f1": "pixel F1",
     "height/delta1": "δ1",
+    "dense/dice": "pixel F1",
+    "dense/delta1_building": "δ1 on buildings",
+    "dense/delta1_all": "δ1 everywhere",
 }
 _NAMES = {"optical": "optical", "sar": "SAR", "mean": "its mean", "stand_in": "the stand-in"}
 _NAMES |= {"other_tile": "another tile's", "u_sar_given_opt": "u(sar|opt)", "u_opt_given_sar": "u(opt|sar)"}
@@ -44,7 +47,7 @@ def figure(result: Utilization):
     if result.conditional:
         groups.append((_CONDITIONAL, "share of the branch's score", _conditional_rows(result)))
     return interval_figure(
-        [(heading, [_panel(key, unit, rows) for key in SCORES]) for heading, unit, rows in groups]
+        [(heading, [_panel(key, unit, rows) for key in result.keys]) for heading, unit, rows in groups]
     )
 
 
@@ -85,14 +88,17 @@ def markdown(result: Utilization) -> str:
 
 
 def _sections(result: Utilization) -> list[tuple[str, list[str], list[list[str]]]]:
-    header = ["", *(_LABELS[key] for key in SCORES)]
+    header = ["", *(_LABELS[key] for key in result.keys)]
     kept = [name for name in result.scores if "/" not in name]
-    scores = [[_plain_name(n), *(_number(key, result.scores[n][key]) for key in SCORES)] for n in kept]
+    scores = [[_plain_name(n), *(_number(key, result.scores[n][key]) for key in result.keys)] for n in kept]
     sections = [("Scores", header, scores)]
-    drop = [[name, *(_cell(key, one[key]) for key in SCORES)] for name, one, _ in _drop_rows(result)]
+    drop = [[name, *(_cell(key, one[key]) for key in result.keys)] for name, one, _ in _drop_rows(result)]
     sections.append((f"{_DROP} [95 % interval]", header, drop))
     if result.conditional:
-        u = [[name, *(_cell("", one[key]) for key in SCORES)] for name, one, _ in _conditional_rows(result)]
+        u = [
+            [name, *(_cell("", one[key]) for key in result.keys)]
+            for name, one, _ in _conditional_rows(result)
+        ]
         sections.append((f"{_CONDITIONAL} [95 % interval]", header, u))
     return sections
 
