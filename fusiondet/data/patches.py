@@ -206,6 +206,8 @@ def read_patches(path: Path) -> PatchSplit:
         values = np.full(len(lcz), np.nan, np.float32)
     else:
         dataset = hse.get("dataset") if isinstance(hse, dict) else None
+        if not isinstance(dataset, str | None):
+            raise InputError(f"{path}: 'dataset' of 'hse' is {str(dataset)[:60]}, expected a name.")
         values = read_hse(_file(path, root, "hse", hse), len(lcz), dataset)
     return PatchSplit(Path(path), file, lcz, values, info)
 
@@ -246,19 +248,16 @@ def array_in(file: h5py.File, name: str, shape: tuple[int | None, ...]) -> h5py.
         InputError: it is not there, a group, a link, composed of other files, of another shape, or holds no numbers.
     """
     where = f"{file.filename}: {name}"
-    *folders, last = name.strip("/").split("/")
-    for depth in range(len(folders) + 1):
-        part = "/".join([*folders, last][: depth + 1])
-        link = file.get(part, getlink=True) if part in file or _is_link(file, part) else None
-        if link is None:
+    parts = name.strip("/").split("/")
+    for depth in range(1, len(parts) + 1):
+        kind = _link_kind(file, "/".join(parts[:depth]))
+        if kind is None:
             found = ", ".join(sorted(file)[:20]) or "nothing"
             raise InputError(
                 f"{where} is missing; the file has {found}. Is it a file of So2Sat LCZ42's layout?"
             )
-        if not isinstance(link, h5py.HardLink):
-            raise InputError(
-                f"{where} is a link ({type(link).__name__}), which may lead to any other file. Store the numbers in it."
-            )
+        if kind != h5py.h5l.TYPE_HARD:
+            raise InputError(f"{where} is a link, which may lead to any other file. Store the numbers in it.")
     array = file[name]
     if not isinstance(array, h5py.Dataset):
         raise InputError(f"{where} is a group, expected a data set of shape {_shown(shape)}.")
@@ -274,12 +273,12 @@ def array_in(file: h5py.File, name: str, shape: tuple[int | None, ...]) -> h5py.
     return array
 
 
-def _is_link(file: h5py.File, name: str) -> bool:
-    # A link that leads nowhere is not "in" the file.
+def _link_kind(file: h5py.File, name: str) -> int | None:
+    """How `name` is there, one of h5py.h5l.TYPE_..., without following it; None: it is not."""
     try:
-        return file.get(name, getlink=True) is not None
-    except KeyError:
-        return False
+        return file.id.links.get_info(name.encode()).type
+    except (KeyError, ValueError, RuntimeError):
+        return None
 
 
 def _shown(shape: tuple[int | None, ...]) -> str:

@@ -133,8 +133,24 @@ def test_links_to_other_files_are_refused_whatever_their_kind(tmp_path):
         ("soft", h5py.SoftLink("/sen1")),
     ):
         path = write_hdf5(tmp_path / f"{name}.h5", label=link)
-        with pytest.raises(InputError, match="label is a link .*may lead to any other file"):
+        with pytest.raises(InputError, match="label is a link, which may lead to any other file"):
             read_labels(path)
+    inside = write_hdf5(tmp_path / "group.h5", folder=h5py.ExternalLink(str(secret), "/"))
+    with pytest.raises(InputError, match="folder/label is a link"):
+        read_hse(inside, 4, "folder/label")
+
+
+@pytest.mark.parametrize("name", ["/", ".", "a//b", "\0", "hse/", "../hse", "ä" * 300, "label/x"])
+def test_odd_names_of_data_sets_are_missing_ones(tmp_path, name):
+    with pytest.raises(InputError, match="is missing|has shape|is a group"):
+        read_hse(write_hdf5(tmp_path / "a.h5"), 4, name)
+
+
+def test_a_link_to_another_file_is_not_followed_to_find_out(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")  # would hang whoever opens it
+    path = write_hdf5(tmp_path / "a.h5", label=h5py.ExternalLink(str(tmp_path / "pipe.h5"), "label"))
+    with pytest.raises(InputError, match="label is a link"):
+        read_labels(path)
 
 
 def test_data_sets_whose_numbers_lie_in_other_files_are_refused(tmp_path):
@@ -263,6 +279,7 @@ def changed(tmp_path, **change):
         ({"patches": {"file_name": "hdf5/train.h5", "count": 5}}, "says 5 patches, but .* has 4"),
         ({"hse": "hse/train.npy"}, "'hse' is hse/train.npy, expected an object"),
         ({"hse": {"file_name": "http://x/a.npy"}}, "points outside its folder"),
+        ({"hse": {"file_name": "hse/train.npy", "dataset": [1]}}, "'dataset' of 'hse' is .*expected a name"),
     ],
 )
 def test_descriptions_that_cannot_be_followed(tmp_path, change, message):
