@@ -58,8 +58,12 @@ SNAP_M = 1e-3
 GRID_M = 1e-4
 # A gap is filled if less than this share of its outline is open.
 OPEN_SHARE = 0.3
-# An outline that overlaps more others than this by more than a sliver has no walls in common with them.
+# An outline that overlaps more others than this by more than a sliver has no walls in common with anything.
 CROWD = 6
+# So many others are looked at first to find that out.
+SAMPLE = 16
+# Outlines whose neighbours are looked for together.
+CHUNK = 2000
 # About so many buildings are looked at together.
 BATCH = 500
 # Less overlap than this is none, m².
@@ -91,7 +95,7 @@ def regularize(
     usable = np.nonzero(shapely.is_valid(moved) & (shapely.area(moved) > 0))[0]
     raw = [moved[i] for i in usable]
     result = list(polygons)
-    for members, pairs in _batches(len(raw), _uncrowded(raw, _neighbours(raw, tolerance_m), tolerance_m)):
+    for members, pairs in _batches(len(raw), _neighbours(raw, tolerance_m)):
         found = _regularized([raw[i] for i in members], pairs, tolerance_m, min_iou)
         for k, outline in zip(members, found):
             if outline is not raw[k]:
@@ -144,28 +148,50 @@ def _iou(a: BaseGeometry, b: BaseGeometry) -> float:
     return shared / (a.area + b.area - shared)
 
 
-def _neighbours(polygons: list[BaseGeometry], within_m: float) -> np.ndarray:
-    """(k, 2) indices i < j of outlines that are closer than `within_m`."""
-    pairs = shapely.STRtree(polygons).query(polygons, predicate="dwithin", distance=within_m).T
-    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+def _neighbours(polygons: list[BaseGeometry], tolerance_m: float) -> np.ndarray:
+    """(k, 2) indices i < j of outlines that are closer than the tolerance and may have walls in common.
+
+    Buildings of a map do not lie on each other. Of a heap of guesses, every pair would be cut, filled and stitched,
+    each time against all that either of both touches. So what lies on more than `CROWD` others has no neighbours.
+    """
+    outlines = np.array(polygons, dtype=object)
+    tree = shapely.STRtree(outlines)
+    margin = tolerance_m * np.array([-1, -1, 1, 1])
+    boxes = shapely.box(*(shapely.bounds(outlines).reshape(-1, 4) + margin).T)
+
+    # In chunks, as the boxes of a heap are each near all others.
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(boxes), CHUNK)]
+    crowded = np.zeros(len(outlines), dtype=bool)
+    for chunk in chunks:
+        i, j = tree.query(boxes[chunk])
+        others = i + chunk.start != j
+        crowded[chunk] = _crowded(outlines[chunk], i[others], outlines, j[others], tolerance_m)
+    pairs = [np.zeros((0, 2), dtype=int)]
+    for chunk in chunks:
+        i, j = tree.query(boxes[chunk])
+        i = i + chunk.start
+        wanted = (i < j) & ~crowded[i] & ~crowded[j]
+        i, j = i[wanted], j[wanted]
+        pairs.append(np.column_stack([i, j])[shapely.dwithin(outlines[i], outlines[j], tolerance_m)])
+    pairs = np.concatenate(pairs)
     return pairs[np.lexsort(pairs.T[::-1])]
 
 
-def _uncrowded(polygons: list[BaseGeometry], pairs: np.ndarray, tolerance_m: float) -> np.ndarray:
-    """`pairs` without those of outlines that lie on each other, where one of both lies on more than `CROWD` others.
-
-    Buildings of a map do not. Of a heap of guesses, every pair would otherwise be cut, filled and stitched, each time
-    against all that either of both touches.
-    """
-    degree = np.bincount(pairs.ravel(), minlength=len(polygons))
-    # Only what has many neighbours can be in a crowd: the others cost nothing here.
-    doubtful = np.nonzero((degree[pairs] > CROWD).any(axis=1))[0]
-    if not len(doubtful):
-        return pairs
-    a, b = (np.array(polygons, dtype=object)[pairs[doubtful, side]] for side in (0, 1))
-    thick = doubtful[_is_thick(shapely.intersection(a, b), tolerance_m)]
-    overlaps = np.bincount(pairs[thick].ravel(), minlength=len(polygons))
-    return np.delete(pairs, thick[(overlaps[pairs[thick]] > CROWD).any(axis=1)], axis=0)
+def _crowded(some: np.ndarray, i: np.ndarray, outlines: np.ndarray, j: np.ndarray, tolerance_m) -> np.ndarray:
+    """(n,) which of `some` lie on more than `CROWD` of `outlines`; i, j: what is near what, sorted by `i`."""
+    count = len(some)
+    degree, lies_on = np.bincount(i, minlength=count), np.zeros(count, dtype=int)
+    place = np.arange(len(i)) - (np.cumsum(degree) - degree)[i]
+    # A few of the others are enough to tell for most: looking at all of them would take the square of the time.
+    first, last = 0, SAMPLE
+    open_ = degree[i] > CROWD
+    while (open_ & (place >= first)).any():
+        look = open_ & (place >= first) & (place < last)
+        thick = _is_thick(shapely.intersection(some[i[look]], outlines[j[look]]), tolerance_m)
+        lies_on += np.bincount(i[look][thick], minlength=count)
+        open_ &= lies_on[i] <= CROWD
+        first, last = last, 2 * last
+    return lies_on > CROWD
 
 
 def _is_thick(shared, tolerance_m: float):
@@ -635,6 +661,8 @@ class _Layer:
         self.outlines, self.raw = outlines, raw
         self.straight = [outline is not given for outline, given in zip(outlines, raw)]
         self.tolerance_m, self.min_iou = tolerance_m, min_iou
+        # Outlines that cannot give way to all of their neighbours, which need not be tried for each of these again.
+        self.firm: set[int] = set()
         self.pairs = pairs.tolist()
         self.near: dict[int, list[int]] = {}
         for i, j in self.pairs:
@@ -682,9 +710,12 @@ class _Layer:
                     return
             # Straight walls that are as far off as they may be leave no room: the outline as it was may.
             for k, _ in self._givers(i, j):
+                if k in self.firm:
+                    continue
                 others = shapely.union_all([self.outlines[n] for n in self.near[k]])
                 if self._replace(k, shapely.difference(self.raw[k], others, grid_size=GRID_M)):
                     return
+                self.firm.add(k)
 
     def _fill(self, i: int, j: int) -> None:
         a, b, reach = self.outlines[i], self.outlines[j], self.tolerance_m / 2

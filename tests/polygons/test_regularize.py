@@ -4,7 +4,7 @@ import math
 
 from fusiondet.benchmarking.polygons import Settings, noisy_layer, noisy_outline, quality, true_footprints
 from fusiondet.data.synthetic.footprints import read_city
-from fusiondet.polygons.regularize import _Layer, regularize
+from fusiondet.polygons.regularize import CROWD, _Layer, _neighbours, regularize
 
 import numpy as np
 import pytest
@@ -294,6 +294,47 @@ def test_the_work_on_pairs_does_not_grow_with_a_heap(monkeypatch):
     ]
     regularize(heap, 1.0)
     assert len(pairs) < 100
+
+
+def test_the_work_on_each_outline_of_a_heap_does_not_grow_with_it(monkeypatch):
+    looked_at = []
+    intersection = shapely.intersection
+    monkeypatch.setattr(
+        shapely, "intersection", lambda a, b: (looked_at.append(np.size(a)), intersection(a, b))[1]
+    )
+    rng = np.random.default_rng(16)
+    corners = rng.uniform([0, 0, 12, 12], [9, 9, 20, 20], (400, 4))
+    heap = shapely.box(*corners[:, :2].T, *(corners[:, :2] + corners[:, 2:]).T)
+    assert len(_neighbours(list(heap), 1.0)) == 0
+    # Each with each: 160 000.
+    assert sum(looked_at) <= 400 * 20
+
+
+def test_what_lies_on_many_others_has_no_neighbours_and_those_keep_theirs():
+    houses = [box(10 * k, 0, 10 * k + 10, 9) for k in range(CROWD + 2)]
+    # On as many as may be, on one more; the last one only touches all of them, as a hall may.
+    assert len(_neighbours([*houses, box(0, 5, 10 * CROWD, 20)], 1.0)) > len(houses)
+    crowded = [*houses, box(0, 5, 10 * CROWD + 5, 20), box(0, -20, 100, 0.1)]
+    pairs = _neighbours(crowded, 1.0)
+    n = len(houses)
+    assert not (pairs == n).any() and (pairs == n + 1).any(axis=1).sum() == n
+    assert {(k, k + 1) for k in range(n - 1)} <= set(map(tuple, pairs.tolist()))
+
+
+def test_a_hall_that_cannot_give_way_is_tried_once_and_not_for_each_neighbour(monkeypatch):
+    hall, doors = box(0, 0, 100, 10), [box(2.5 * k, 9.7, 2.5 * k + 2.5, 20) for k in range(40)]
+    raw = [hall, *doors]
+    pairs = np.array([[0, k] for k in range(1, 41)])
+    layer = _Layer(list(raw), raw, pairs, 1.0, min_iou=1.0)
+    united, union_all = [], shapely.union_all
+    monkeypatch.setattr(
+        shapely,
+        "union_all",
+        lambda parts, **options: (united.append(len(parts)), union_all(parts, **options))[1],
+    )
+    for i, j in layer.pairs:
+        layer._cut(i, j)
+    assert layer.outlines == raw and united.count(40) == 1
 
 
 # --- layers --------------------------------------------------------------------------------------------------------
