@@ -11,7 +11,7 @@ from fusiondet.export.rasters import (
 )
 from fusiondet.export.solids import check_solid, solid_volume
 from fusiondet.export.stream import BuildingWriter, write_buildings
-from fusiondet.export.style import height_style, write_style
+from fusiondet.export.style import check_style, height_style, write_style
 
 __all__ = [
     "FORMATS",
@@ -22,6 +22,7 @@ __all__ = [
     "check_height_raster",
     "check_output",
     "check_solid",
+    "check_style",
     "height_raster",
     "height_style",
     "made_with",

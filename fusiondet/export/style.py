@@ -1,13 +1,16 @@
 """A QGIS style beside a layer: outlines coloured by height, with a legend in metres.
 
 QGIS takes `city.qml` by itself when it opens `city.gpkg`. The classes are the same for every layer, so that two maps
-can be compared. It is not stored in the GeoPackage: its table `layer_styles` counts as a second layer there, and
-readers that take the only layer of a file would have to be told which.
+can be compared. It is not stored in the GeoPackage: its table `layer_styles` counts as a second layer there, listed in
+`gpkg_contents` or not, and readers that take the only layer of a file (GeoPandas, for one) warn or have to be told
+which. It would also hold the time at which it was written, and so no two runs would give the same bytes.
 """
 
 from pathlib import Path
 from xml.etree import ElementTree
 
+from fusiondet.errors import InputError
+from fusiondet.export.layers import format_of
 from fusiondet.files import atomic_path
 
 # Upper ends of the classes but the last, metres; about storeys at first.
@@ -20,21 +23,39 @@ _UNKNOWN_COLOUR = "#bdbdbd"
 _OUTLINE_COLOUR = "#323232"
 
 
-def write_style(layer: Path, column: str = "height_m") -> Path:
-    """Write the style of `layer` beside it, with the suffix .qml; one that is there is the user's, and stays.
+def check_style(layer: Path) -> Path:
+    """Where the style of `layer` belongs: beside it, with the suffix .qml.
+
+    Raises:
+        InputError: QGIS would not look for it, as `layer` is a city model, or no layer at all.
+    """
+    layer = Path(layer)
+    if format_of(layer).driver == "CityJSON":
+        raise InputError(
+            f"{layer}: QGIS reads no style beside a city model. Leave out --style, or write .gpkg instead."
+        )
+    return layer.with_suffix(".qml")
+
+
+def write_style(layer: Path, column: str = "height_m") -> list[str]:
+    """Write the style of `layer` beside it; one that is there is the user's, and stays.
 
     Args:
         layer: file of a layer, e.g. "city.gpkg".
         column: of numbers in metres, NULL where unknown.
 
     Returns:
-        Path of the style.
+        Sentences for the user: which of both it was.
+
+    Raises:
+        InputError: see `check_style`.
     """
-    path = Path(layer).with_suffix(".qml")
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(height_style(column), encoding="utf-8")
-    return path
+    path = check_style(layer)
+    if path.exists():
+        return [f"{path}: is there already and stays as it is. Remove it to get a new style."]
+    with atomic_path(path) as temporary:
+        temporary.write_text(height_style(column), encoding="utf-8")
+    return [f"{path}: written; beside the layer, QGIS colours it by height."]
 
 
 def height_style(column: str = "height_m") -> str:

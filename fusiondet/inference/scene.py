@@ -21,6 +21,7 @@ from fusiondet.export import (
     BuildingWriter,
     check_height_raster,
     check_output,
+    check_style,
     height_raster,
     read_buildings,
     read_metadata,
@@ -315,6 +316,8 @@ def predict_to_file(
     _check_outputs(outputs, others, inputs, overwrite)
     if out is None and (dtm is not None or report is not None or style):
         raise InputError("--dtm, --report and --style are about the buildings of --out, which is missing.")
+    if style:
+        check_style(out)
     if height_source and height_path is None:
         raise InputError("--height-source says what is written with --height-raster, which is missing.")
     crs = _check_crs(inputs)
@@ -355,21 +358,12 @@ def predict_to_file(
     result = _prediction(predictor, plan, found, rgb_path, sar_path, [])
     result.notes += writer.notes if writer else []
     if style:
-        result.notes += _style(out)
+        result.notes += write_style(out)
     tell(result.notes[len(plan.notes) :])
     if report is not None:
         with scratch_folder(report):
             _report(out, report, (plan.rgb or plan.sar)[0], overwrite)
     return result
-
-
-def _style(out: Path) -> list[str]:
-    """Write a style beside a layer; a note where there is one, which stays."""
-    path = Path(out).with_suffix(".qml")
-    if path.exists():
-        return [f"{path}: is there already and stays as it is. Remove it to get a new style."]
-    write_style(out)
-    return []
 
 
 def _report(out: Path, report: Path, image: str, overwrite: bool) -> None:

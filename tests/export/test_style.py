@@ -1,10 +1,12 @@
 """The QGIS style: XML whose rules put every height, and no height, into one class."""
 
 import re
+import warnings
 from xml.etree import ElementTree
 
 from fusiondet.buildings import Building
-from fusiondet.export import height_style, write_buildings, write_style
+from fusiondet.errors import InputError
+from fusiondet.export import check_style, height_style, write_buildings, write_style
 from fusiondet.export.style import BREAKS_M
 
 import pyogrio
@@ -58,8 +60,27 @@ def test_names_of_columns_are_escaped(column):
 
 
 def test_it_lies_beside_the_layer_and_the_users_own_stays(tmp_path):
-    path = write_style(tmp_path / "city.gpkg")
-    assert path == tmp_path / "city.qml" and path.read_text("utf-8") == height_style()
+    path = tmp_path / "city.qml"
+    (note,) = write_style(tmp_path / "city.gpkg")
+    assert note.startswith(f"{path}: written") and path.read_text("utf-8") == height_style()
     assert path.read_text("utf-8").startswith("<!DOCTYPE qgis")
     path.write_text("mine")
-    assert write_style(tmp_path / "city.gpkg") == path and path.read_text() == "mine"
+    (note,) = write_style(tmp_path / "city.gpkg")
+    assert note.startswith(f"{path}: is there already") and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["b.city.json", "b.city.jsonl", "b.CITY.json"])
+def test_a_city_model_has_no_style(tmp_path, name):
+    for refuse in (check_style, write_style):
+        with pytest.raises(InputError, match="no style beside a city model. Leave out --style"):
+            refuse(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_layer_stays_the_only_one_of_its_geopackage(tmp_path):
+    path = tmp_path / "a.gpkg"
+    write_buildings([Building(box(0, 0, 1, 1), 5.0)], "EPSG:32631", path)
+    write_style(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that there are several
+        assert len(pyogrio.read_dataframe(path)) == len(pyogrio.list_layers(path)) == 1

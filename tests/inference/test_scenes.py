@@ -238,6 +238,8 @@ def test_style_and_report_go_with_a_layer(finder, write_scene, city, tmp_path):
         predict_to_file(
             finder.weights, write_scene(city), None, tmp_path / "c.gpkg", predictor=finder, report=report
         )
+    with pytest.raises(InputError, match="no style beside a city model. Leave out --style"):
+        predict_to_file(finder.weights, write_scene(city), None, tmp_path / "c.city.json", style=True)
     with pytest.raises(InputError, match="--report and --style are about the buildings of --out"):
         predict_to_file(
             finder.weights, write_scene(city), None, None, height_path=tmp_path / "h.tif", style=True
