@@ -3,6 +3,7 @@ import math
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.data import catalog
+from fusiondet.data.classes import ClassList
 from fusiondet.data.coco import decode_rle, read_predictions, write_coco
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
@@ -225,6 +226,67 @@ def test_one_head_alone_is_scored_by_what_it_says(split):
 
 def drop(output, name):
     return {key: value for key, value in output.items() if key != name}
+
+
+def class_map(numbers, k):
+    """Probabilities whose largest is at `numbers` (H, W)."""
+    return torch.nn.functional.one_hot(torch.as_tensor(numbers), k).movedim(-1, 0).float()
+
+
+def test_classes_are_scored_against_footprints_where_there_is_no_raster(split, tmp_path):
+    inputs, dataset = inputs_of(split), catalog.load_split(split)
+    names, counts, outputs = ["building", "background"], np.zeros((2, 2), int), []
+    for tile in dataset.tiles:
+        truth = np.where(tile_truth(dataset, tile)[1], 0, 1)
+        said = truth.copy()
+        said[:, :20] = 0
+        np.add.at(counts, (truth, said), 1)
+        outputs.append({"class_map": class_map(said, 2), "footprint_map": torch.as_tensor(said == 0).float()})
+    results = run(BuildingEvaluator(split, output_dir=tmp_path, class_names=names), inputs, outputs)
+    scores, total = results["classes"], counts.sum()
+    assert scores["oa"] == pytest.approx(np.trace(counts) / total) and scores["n"] == total == 3 * 64 * 64
+    f1 = 2 * counts[0, 0] / (counts[0].sum() + counts[:, 0].sum())
+    assert scores["f1/building"] == pytest.approx(f1) == results["dense"]["dice"] and f1 < 0.9
+    assert read_json(tmp_path / "confusion.json") == {"classes": names, "counts": counts.tolist()}
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+    assert flatten_results_dict(results)["classes/f1/building"] == scores["f1/building"]
+    assert "classes/oa" in table(results)
+    again = summarize(tile_scores(dataset, tmp_path / "predictions.json"))
+    assert again["dense/dice"] == pytest.approx(f1)
+
+
+def test_classes_are_scored_against_rasters_without_what_is_not_labelled(split, tmp_path):
+    numbers = np.zeros((1, 64, 64), np.uint8)
+    numbers[:, 10:20], numbers[:, 60:] = 1, 9
+    path, dataset = catalog.annotation_file(split), catalog.load_split(split)
+    write_raster(dataset.root / "classes.tif", numbers)
+    tiles = [dataclasses.replace(tile, class_file_name="classes.tif") for tile in dataset.tiles]
+    classes = ClassList(("grass", "building", "car"), ((0,), (1,), (2,)), ((9,),))
+    write_coco(dataclasses.replace(dataset, tiles=tiles, info=classes.to_info()), path)
+    inputs, said = inputs_of(split), np.zeros((64, 64), int)
+    said[15:25], said[61:] = 1, 2
+    outputs = [{"class_map": class_map(said, 3), "footprint_map": torch.zeros(64, 64)} for _ in inputs]
+    results = run(BuildingEvaluator(split, output_dir=tmp_path, class_names=classes.names), inputs, outputs)
+    assert results.keys() == {"dataset", "classes"}, "there are no outlines to score a footprint by"
+    assert results["classes"] == pytest.approx(
+        {
+            "oa": 50 / 60, "aa": (45 / 50 + 5 / 10) / 2, "kappa": (50 / 60 - 2600 / 3600) / (1 - 2600 / 3600),
+            "f1/grass": 90 / 100, "f1/building": 10 / 20, "mean_f1": 0.7, "iou/grass": 45 / 55, "iou/building": 5 / 15,
+            "miou": (45 / 55 + 5 / 15) / 2, "n": 3 * 60 * 64,
+        }
+    )  # fmt: skip
+    metrics = read_json(tmp_path / "metrics.json")
+    assert metrics["classes/f1/car"] is None, "neither true nor said where the truth is known"
+    assert read_json(tmp_path / "confusion.json")["counts"][0] == [3 * 45 * 64, 3 * 5 * 64, 0]
+    with pytest.raises(InputError, match="has no counts of image"):
+        tile_scores(catalog.load_split(split), tmp_path / "predictions.json")
+
+
+def test_a_map_of_classes_of_another_size_is_refused(split):
+    inputs = inputs_of(split)
+    outputs = [{"class_map": torch.zeros(2, 32, 64)} for _ in inputs]
+    with pytest.raises(InputError, match="a map of classes"):
+        run(BuildingEvaluator(split, class_names=["background", "building"]), inputs, outputs)
 
 
 def test_parts_under_cloud_are_kept_for_scores_of_maps(split, tmp_path):

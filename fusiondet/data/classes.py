@@ -56,7 +56,7 @@ class ClassList:
         """InputError when it is no list of classes."""
         if not 2 <= len(self.names) <= MOST_CLASSES or len(self.names) != len(self.values):
             raise InputError(f"{len(self.names)} classes, expected 2 to {MOST_CLASSES}.")
-        if len({*self.names}) < len(self.names) or not all(isinstance(n, str) and n for n in self.names):
+        if not all(isinstance(n, str) and n for n in self.names) or len({*self.names}) < len(self.names):
             raise InputError(f"classes {', '.join(map(repr, self.names))}: expected different names.")
         values = (*self.values, *self.ignored)
         kinds = {len(value) for value in values}
