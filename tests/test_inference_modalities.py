@@ -357,3 +357,15 @@ def test_the_tool_passes_angles_and_outputs_on(load_tool, monkeypatch, capsys):
     tool.main()
     assert (passed["height_path"], passed["height_source"]) == (Path("h.tif"), "both")
     assert passed["sensor"] == SENSOR and "note: one note" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["early", "late decision"])
+def test_a_large_window_holds_more_buildings_than_a_tile_of_the_training(weights, rasters, layout):
+    """A limit for tiles left 60 of 400 buildings in a window of 1536 pixels."""
+    predictor = Predictor(weights(layout, "TEST.DETECTIONS_PER_IMAGE", "5"), "cpu", score_threshold=0.0)
+    # Nothing is like anything else, so that no box is taken for another one.
+    small = predict_scene(predictor, *rasters(), max_overlap=1.0)
+    large = predict_scene(predictor, *rasters(side=4 * SIDE), max_overlap=1.0)
+    assert 5 < small.count <= (SIDE // 16) ** 2 < large.count <= (4 * SIDE // 16) ** 2
+    again = predict_scene(predictor, *rasters(), max_overlap=1.0)
+    assert facts(again) == facts(small), "whatever was predicted before"

@@ -25,6 +25,9 @@ from detectron2.modeling import build_model
 
 # Outlines lose vertices that move them less than this; the mask is not sharper.
 SIMPLIFY_PX = 0.1
+# A training's limits on proposals and detections are for its tiles, and would thin out buildings of a larger window:
+# there is at least a proposal for every square of this side, px, and no fewer detections. A row house covers more.
+PROPOSAL_PX = 16
 # What every predicted height is.
 HEIGHT_FACTS = {"height_source": "predicted", "height_stat": "median", "height_datum": "ground"}
 
@@ -146,6 +149,8 @@ class Predictor:
             {"image": torch.from_numpy(np.ascontiguousarray(image)), "gsd_m": gsd_m, "sensor": sensor or {}}
             for image in images
         ]
+        if isinstance(self.model, torch.nn.Module):
+            raise_limits(self.model, self.cfg, max(image[0].size for image in images))
         if hasattr(self.model, "outputs"):
             outputs = self.model.outputs(batch, do_postprocess=False)
         else:  # Detectron2's own architectures
@@ -162,6 +167,20 @@ class Predictor:
         kept = [_on_data(b, nodata.shape, hidden) for b in found]
         maps = (_map_on_data(output.get(name), nodata) for name in ("height_map_m", "footprint_map"))
         return ImagePrediction([b for b in kept if b is not None], *maps)
+
+
+def raise_limits(model: torch.nn.Module, cfg, area_px: int) -> None:
+    """Let a detector of `cfg` find as many buildings as an image of `area_px` pixels may hold; see PROPOSAL_PX."""
+    wanted = math.ceil(area_px / PROPOSAL_PX**2)
+    for module in model.modules():
+        if hasattr(module, "post_nms_topk"):
+            # As many more before NMS as there were in training.
+            ratio = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST / cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+            module.post_nms_topk[False] = max(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, wanted)
+            module.pre_nms_topk[False] = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, math.ceil(ratio * wanted))
+        for name in ("test_topk_per_image", "max_detections"):
+            if hasattr(module, name):
+                setattr(module, name, max(cfg.TEST.DETECTIONS_PER_IMAGE, wanted))
 
 
 def has_two_detectors(cfg) -> bool:
