@@ -38,6 +38,10 @@ SOURCES = {
         "fusiondet.data.converters.vaihingen",
         "ISPRS Vaihingen: near infrared, red, green, and six classes",
     ),
+    "sen12gum": (
+        "fusiondet.data.converters.sen12gum",
+        "SEN12 Global Urban Mapping: Sentinel-1, Sentinel-2, built-up areas",
+    ),
     "so2sat": (
         "fusiondet.data.converters.so2sat",
         "So2Sat LCZ42: patches with local climate zones, and settlement extents; or invented ones",
