@@ -1,11 +1,13 @@
-"""Buildings as files that a GIS opens: layers and city models by suffix, their styles, and rasters of heights."""
+"""Buildings as files that a GIS opens: layers and city models by suffix, styles, rasters of heights and classes."""
 
 from fusiondet.export.layers import FORMATS, check_output, read_buildings, read_metadata
 from fusiondet.export.provenance import acquisition_time, made_with
 from fusiondet.export.rasters import (
     HEIGHT_BANDS,
+    NO_CLASS,
     HeightRasterWriter,
     check_height_raster,
+    class_raster,
     height_raster,
     paint_heights,
 )
@@ -16,6 +18,7 @@ from fusiondet.export.style import check_style, height_style, write_style
 __all__ = [
     "FORMATS",
     "HEIGHT_BANDS",
+    "NO_CLASS",
     "BuildingWriter",
     "HeightRasterWriter",
     "acquisition_time",
@@ -23,6 +26,7 @@ __all__ = [
     "check_output",
     "check_solid",
     "check_style",
+    "class_raster",
     "height_raster",
     "height_style",
     "made_with",

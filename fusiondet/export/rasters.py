@@ -1,17 +1,20 @@
-"""Buildings as a raster of heights: painted from their outlines, and as a GeoTIFF that is filled window by window.
+"""Rasters of heights and of classes: GeoTIFFs that are filled window by window, heights also painted from outlines.
 
-Such a GeoTIFF is cloud optimised (tiles of 512 pixels, DEFLATE with the predictor for floats, overviews), with a band
-per source of `HEIGHT_BANDS`, float32 metres above ground. 0 is no building; what a network says per pixel is
-about 0 there. NaN is nodata, declared as such: the images have none there. It is NaN since no number of metres can be
-taken for it, by no software.
+A GeoTIFF of heights is cloud optimised (tiles of 512 pixels, DEFLATE with the predictor for floats, overviews), with a
+band per source of `HEIGHT_BANDS`, float32 metres above ground. 0 is no building; what a network says per pixel is about
+0 there. NaN is nodata, declared as such: the images have none there. It is NaN since no number of metres can be
+taken for it, by no software. One of classes is the same with uint8 numbers, `NO_CLASS` for nodata, a table of colours,
+and the names of the classes in the tag CLASSES (JSON) and, for GIS software, in `.tif.aux.xml` beside it.
 """
 
 import contextlib
 import errno
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
@@ -32,6 +35,13 @@ HEIGHT_BANDS = {
     "dense": "building height above ground, per pixel",
     "instances": "building height above ground, one per building",
 }
+# The number that is no class.
+NO_CLASS = 255
+# Told apart by most eyes (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/), used again from the ninth class on.
+_CLASS_COLOURS = (
+    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66),
+    (90, 90, 90),
+)  # fmt: skip
 # Rasters are written and painted in parts of this many pixels a side, whatever the size of a window.
 _PART_PX = 2048
 
@@ -55,15 +65,15 @@ def paint_heights(
     )
 
 
-def check_height_raster(path: Path, overwrite: bool = False) -> Path:
-    """Find out before a long computation what is wrong with `path` of a height raster.
+def check_height_raster(path: Path, overwrite: bool = False, what: str = "heights") -> Path:
+    """Find out before a long computation what is wrong with `path` of a raster of `what`.
 
     Raises:
         InputError: another suffix than .tif or .tiff, or what `fusiondet.files.require_new` refuses.
     """
     path = Path(path)
     if path.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(f"{path}: heights are written as GeoTIFF. Use the suffix .tif.")
+        raise InputError(f"{path}: {what} are written as GeoTIFF. Use the suffix .tif.")
     return require_new(path, overwrite)
 
 
@@ -88,9 +98,50 @@ def height_raster(
     Raises:
         OSError: it could not be written to the end.
     """
-    height, width = shape
-    zoom = (grid_shape[1] / width, grid_shape[0] / height) if grid_shape else (1.0, 1.0)
-    place = {"height": height, "width": width, "transform": transform, "crs": crs}
+    place = {"height": shape[0], "width": shape[1], "transform": transform, "crs": crs}
+    with _draft(path, place, len(sources), "float32", np.nan) as dataset:
+        for band, source in enumerate(sources, start=1):
+            dataset.set_band_description(band, HEIGHT_BANDS[source])
+        dataset.units = ["m"] * len(sources)
+        dataset.update_tags(**(tags or {}), zero="no building", nodata="NaN: the images have no data")
+        yield HeightRasterWriter(dataset, path, sources, _zoom(shape, grid_shape))
+
+
+@contextlib.contextmanager
+def class_raster(
+    path: Path,
+    shape: tuple[int, int],
+    transform: Affine,
+    crs: str | None,
+    names: Sequence[str],
+    tags: dict[str, str] | None = None,
+    grid_shape: tuple[int, int] | None = None,
+):
+    """As `height_raster`, of the numbers of classes `names`; the writer's source is "classes"."""
+    place = {"height": shape[0], "width": shape[1], "transform": transform, "crs": crs}
+    with _draft(path, place, 1, "uint8", NO_CLASS) as dataset:
+        dataset.set_band_description(1, "class")
+        dataset.write_colormap(
+            1, {i: (*_CLASS_COLOURS[i % len(_CLASS_COLOURS)], 255) for i in range(len(names))}
+        )
+        dataset.update_tags(**(tags or {}), CLASSES=json.dumps(list(names)))
+        yield HeightRasterWriter(dataset, path, ["classes"], _zoom(shape, grid_shape))
+    listed = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    names_path = path.with_name(path.name + ".aux.xml")
+    with atomic_path(names_path) as temporary:
+        temporary.write_text(
+            f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{listed}</CategoryNames></PAMRasterBand></PAMDataset>',
+            encoding="utf-8",
+        )
+
+
+def _zoom(shape: tuple[int, int], grid_shape: tuple[int, int] | None) -> tuple[float, float]:
+    return (grid_shape[1] / shape[1], grid_shape[0] / shape[0]) if grid_shape else (1.0, 1.0)
+
+
+@contextlib.contextmanager
+def _draft(path: Path, place: dict, count: int, dtype: str, nodata: float):
+    """Yield a raster to fill that is `path`, as a cloud-optimised GeoTIFF, at the end of the block."""
     layout = {
         "tiled": True,
         "blockxsize": 512,
@@ -103,20 +154,16 @@ def height_raster(
         draft = temporary.with_suffix(".draft")
         with _told(path):
             dataset = rasterio.open(
-                draft, "w+", "GTiff", count=len(sources), dtype="float32", nodata=np.nan, **place, **layout
+                draft, "w+", "GTiff", count=count, dtype=dtype, nodata=nodata, **place, **layout
             )
         with dataset:
-            for band, source in enumerate(sources, start=1):
-                dataset.set_band_description(band, HEIGHT_BANDS[source])
-            dataset.units = ["m"] * len(sources)
-            dataset.update_tags(**(tags or {}), zero="no building", nodata="NaN: the images have no data")
-            yield HeightRasterWriter(dataset, path, sources, zoom)
+            yield dataset
         with _told(path):
             _publish(draft, temporary)
 
 
 class HeightRasterWriter:
-    """A raster of heights being filled; see `height_raster`.
+    """A raster of heights or classes being filled; see `height_raster` and `class_raster`.
 
     Heights come in pixels of a grid over the same extent, which may be finer or coarser: every pixel of the raster
     takes what the grid has at its centre, as outlines do, so that no roof is mixed with the ground beside it.
@@ -141,7 +188,7 @@ class HeightRasterWriter:
             for part in _parts(rows, columns):
                 y, x = at_y[part.row_off - rows.start :], at_x[part.col_off - columns.start :]
                 chosen = values[:, y[: part.height, None], x[None, : part.width]]
-                self._dataset.write(chosen.astype(np.float32), window=part)
+                self._dataset.write(chosen.astype(self._dataset.dtypes[0]), window=part)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -196,8 +243,15 @@ def _parts(rows: range, columns: range) -> Iterator[Window]:
 
 def _publish(draft: Path, path: Path) -> None:
     """Write `draft` as a cloud-optimised GeoTIFF, and make sure that all of it arrived."""
-    options = {"compress": "DEFLATE", "predictor": "FLOATING_POINT", "bigtiff": "IF_SAFER"}
-    rasterio.shutil.copy(draft, path, driver="COG", overview_resampling="AVERAGE", **options)
+    with rasterio.open(draft) as wanted:
+        heights = wanted.dtypes[0] == "float32"
+    options = {
+        "compress": "DEFLATE",
+        "predictor": "FLOATING_POINT" if heights else "NO",
+        "bigtiff": "IF_SAFER",
+    }
+    options["overview_resampling"] = "AVERAGE" if heights else "MODE"
+    rasterio.shutil.copy(draft, path, driver="COG", **options)
     with rasterio.open(draft) as wanted, rasterio.open(path) as written:
         if any(wanted.checksum(band) != written.checksum(band) for band in wanted.indexes):
             raise RasterioError("it reads back as something else")

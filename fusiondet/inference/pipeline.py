@@ -33,8 +33,8 @@ class WindowResult:
     Attributes:
         index: number of the window in the plan.
         buildings: outlines in the pixels of the grid.
-        layers: source -> (h, w) metres of the window's pixels, for a raster of heights; empty where none is wanted or
-            the window is outside of the area of interest.
+        layers: source -> (h, w) metres of the window's pixels, for a raster of heights, or "classes" -> numbers; empty
+            where none is wanted or the window is outside of the area of interest.
         has_data: modality -> whether the window has a pixel of it.
         unreadable_px: pixels that could not be read and count as no data.
     """
@@ -213,7 +213,7 @@ def _interpreted(predictor: Predictor, plan: ScenePlan, item: _Read) -> WindowRe
         predicted = predictor.interpret(item.output, item.nodata)
     x0, y0 = plan.windows[item.index][0][:2]
     _shift(predicted.buildings, x0, y0)
-    layers = _height_layers(predicted, item.nodata) if plan.sources else {}
+    layers = _layers(predicted, item.nodata) if plan.sources else {}
     return WindowResult(
         item.index,
         predicted.buildings,
@@ -229,9 +229,10 @@ def _shift(buildings: list[Building], x0: int, y0: int) -> None:
         building.polygon = polygon
 
 
-def _height_layers(predicted: ImagePrediction, nodata: np.ndarray) -> dict[str, np.ndarray]:
-    """What a window has to say to a height raster before buildings are painted on it."""
+def _layers(predicted: ImagePrediction, nodata: np.ndarray) -> dict[str, np.ndarray]:
+    """What a window has to say to a raster of classes, or to one of heights before buildings are painted on it."""
     return {
+        "classes": predicted.class_map,
         "dense": predicted.height_map_m,
         "instances": np.where(nodata, np.float32(np.nan), np.float32(0)),
     }

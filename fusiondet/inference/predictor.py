@@ -13,7 +13,7 @@ from fusiondet.data.bands import BandSpec
 from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
-from fusiondet.export import HEIGHT_BANDS
+from fusiondet.export import HEIGHT_BANDS, NO_CLASS
 from fusiondet.modeling.dense_nets import hse_lcz
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 from fusiondet.polygons.contour import masks_to_polygons_px
@@ -40,11 +40,13 @@ class ImagePrediction:
         buildings: in the image's pixels, best first; none from a network that finds no instances.
         height_map_m: (H, W) float32 metres above ground, about 0 where no building is, NaN where the image has no data.
         footprint_map: (H, W) float32 probability of a building, NaN likewise.
+        class_map: (H, W) uint8 number of the most probable class, NO_CLASS where the image has no data.
     """
 
     buildings: list[Building]
     height_map_m: np.ndarray | None = None
     footprint_map: np.ndarray | None = None
+    class_map: np.ndarray | None = None
 
 
 class Predictor:
@@ -55,6 +57,7 @@ class Predictor:
         bands: the channels it takes. channels: where those of a modality are.
         gsd_range_m: (finest, coarsest) GSD of its training images. device: torch device.
         has_instances: whether it finds buildings. height_sources: which of `HEIGHT_BANDS` it can fill.
+        class_names: the classes that it tells, in order; () for none.
         model: the network; None where it was not built.
     """
 
@@ -103,6 +106,7 @@ class Predictor:
             "instances": self.has_instances and cfg.MODEL.HEIGHT_ON,
         }
         self.height_sources = tuple(source for source in HEIGHT_BANDS if has[source])
+        self.class_names = tuple(cfg.MODEL.DENSE_NET.CLASSES) if "classes" in pixel_tasks(cfg) else ()
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.weights = Path(weights)
         self.model = None
@@ -140,7 +144,9 @@ class Predictor:
     def nothing(self, shape: tuple[int, int]) -> ImagePrediction:
         """What is said about an image of (H, W) pixels none of which has data."""
         tasks, maps = pixel_tasks(self.cfg), np.full(shape, np.nan, np.float32)
-        return ImagePrediction([], *(maps if task in tasks else None for task in ("height", "footprint")))
+        classes = np.full(shape, NO_CLASS, np.uint8) if self.class_names else None
+        maps = (maps if task in tasks else None for task in ("height", "footprint"))
+        return ImagePrediction([], *maps, classes)
 
     @torch.no_grad()
     def infer(self, images: list[np.ndarray], gsd_m: float, sensor: dict | None = None) -> list[dict]:
@@ -166,7 +172,11 @@ class Predictor:
         hidden = nodata if nodata.any() else None
         kept = [_on_data(b, nodata.shape, hidden) for b in found]
         maps = (_map_on_data(output.get(name), nodata) for name in ("height_map_m", "footprint_map"))
-        return ImagePrediction([b for b in kept if b is not None], *maps)
+        classes = output.get("class_map")
+        if classes is not None:
+            numbers = classes.argmax(dim=0).to(torch.uint8).numpy()
+            classes = np.where(nodata, np.uint8(NO_CLASS), numbers)
+        return ImagePrediction([b for b in kept if b is not None], *maps, classes)
 
 
 def raise_limits(model: torch.nn.Module, cfg, area_px: int) -> None:
