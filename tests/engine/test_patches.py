@@ -7,12 +7,13 @@ from fusiondet.config import load_config
 from fusiondet.data.patches import LCZ_CLASSES, OPTICAL_BANDS, SAR_BANDS, read_patches
 from fusiondet.data.prepare import StrictParser
 from fusiondet.data.prepare import prepare as prepare_data
+from fusiondet.data.synthetic.patches import write_patches
 from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import parse_arguments, prepare, trainer_of, work
 from fusiondet.engine.patches import PatchEvaluator, PatchMapper, PatchRecords, PatchTrainer, complete_config
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
-from fusiondet.files import read_json
+from fusiondet.files import read_json, write_json
 from fusiondet.inference.predictor import Predictor
 from tests.patch_files import write_split
 from tests.tiny_city import ROOT, tiny_config
@@ -330,3 +331,20 @@ def test_a_scene_is_not_predicted_by_a_network_of_patches(root):
     train(complete(root, "SOLVER.MAX_ITER", "1", test=None, leaf="hse_lcz_sar"))
     with pytest.raises(InputError, match=r"model_final.pth: is a network of patches \(HseLczNet\)"):
         Predictor(root / "out" / "model_final.pth")
+
+
+@pytest.mark.slow
+def test_a_few_patches_are_learned_by_heart(tmp_path):
+    write_patches(tmp_path / "hdf5" / "train.h5", tmp_path / "hse" / "train.npy", 51, cities=3, seed=0)
+    document = {
+        "info": {"kind": "patches"},
+        "patches": {"file_name": "hdf5/train.h5", "count": 51},
+        "hse": {"file_name": "hse/train.npy"},
+    }
+    write_json(document, tmp_path / "annotations" / "train.json")
+    steps = "SOLVER.MAX_ITER 150 SOLVER.IMS_PER_BATCH 34 SOLVER.BASE_LR 0.004 TEST.EVAL_PERIOD 0".split()
+    # The widths of the configs, and nothing hidden.
+    wide = "MODEL.HSE_LCZ.WIDTHS [16,32,64] MODEL.HSE_LCZ.HEAD_DIM 64 MODEL.HSE_LCZ.DROPOUT 0.0".split()
+    cfg = complete(tmp_path, *steps, *wide, "INPUT.DIHEDRAL", "False", test="train")
+    results = train(cfg)._last_eval_results
+    assert results["lcz"]["oa"] >= 0.95 and results["hse"]["mae"] <= 0.05
