@@ -118,7 +118,7 @@ class BuildingWriter:
         if self._format.driver == "CityJSON":
             self._city = CityModelWriter(self._path, self._crs, dtm, vertical_crs)
         self._pending: list[tuple[Building, object]] = []
-        self._multi, self._id_kinds = False, set()
+        self._multi, self._id_kinds, self._mended_ids = False, set(), 0
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
 
     def __enter__(self) -> "BuildingWriter":
@@ -161,6 +161,11 @@ class BuildingWriter:
                 raise OSError(
                     errno.EIO, f"only {written} of {self.count} buildings were written", str(self._path)
                 )
+            if self._mended_ids:
+                self.notes.append(
+                    f"{self._path}: {self._mended_ids} identifiers hold characters that no file keeps (NUL, halves of "
+                    "surrogate pairs). A question mark stands for each."
+                )
 
     def _drop_spool(self) -> None:
         with contextlib.suppress(OSError, pa.ArrowException):  # what it would say has been said
@@ -196,8 +201,8 @@ class BuildingWriter:
         self._id_kinds |= {
             "none" if i is None else "integer" if whole else "text" for i, whole in zip(ids, integers)
         }
-        # Half of a surrogate pair, from a broken file, is no text that can be stored.
-        texts = [None if i is None else str(i).encode(errors="replace").decode() for i in ids]
+        texts = [None if i is None else _storable(str(i)) for i in ids]
+        self._mended_ids += sum(i is not None and t != str(i) for i, t in zip(ids, texts))
         numbers = [int(i) if whole else None for i, whole in zip(ids, integers)]
         return pa.array(texts, pa.string()), pa.array(numbers, pa.int64())
 
@@ -318,6 +323,11 @@ def _polygon(building: Building, path: Path):
     if polygon is None or not np.isfinite(polygon.bounds).all():
         raise InputError(f"{path}: building {building.id!r} has no outline with area and finite coordinates.")
     return polygon
+
+
+def _storable(text: str) -> str:
+    """`text` without what broken files bring along: halves of surrogate pairs, and NUL, at which GDAL ends a text."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _description(metadata: dict) -> str:

@@ -112,6 +112,17 @@ def test_columns_are_the_documented_ones_and_unknown_is_null(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_identifiers_are_not_cut_at_a_nul_and_what_no_file_keeps_is_told(tmp_path, suffix):
+    ids = ["a\0b", "a\0c", "\ud800d", "\u0001", "line\nbreak", "Straße"]
+    path = tmp_path / f"city{suffix}"
+    city = [Building(box(20 * i, 0, 20 * i + 10, 10), 5.0, id=name) for i, name in enumerate(ids)]
+    notes = write_buildings(city, UTM, path)
+    assert [n for n in notes if "3 identifiers hold characters that no file keeps" in n] == notes != []
+    assert {b.id for b in read_buildings(path)[0]} == {"a?b", "a?c", "?d", *ids[3:]}
+    assert write_buildings(city[3:], UTM, path, overwrite=True) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_buildings_are_an_empty_layer(tmp_path, suffix):
     path = tmp_path / f"city{suffix}"
     write_buildings([], UTM, path)
