@@ -143,9 +143,9 @@ class Predictor:
 
     def nothing(self, shape: tuple[int, int]) -> ImagePrediction:
         """What is said about an image of (H, W) pixels none of which has data."""
-        tasks, maps = pixel_tasks(self.cfg), np.full(shape, np.nan, np.float32)
+        tasks, unknown = pixel_tasks(self.cfg), np.full(shape, np.nan, np.float32)
         classes = np.full(shape, NO_CLASS, np.uint8) if self.class_names else None
-        maps = (maps if task in tasks else None for task in ("height", "footprint"))
+        maps = (unknown if task in tasks else None for task in ("height", "footprint"))
         return ImagePrediction([], *maps, classes)
 
     @torch.no_grad()
