@@ -4,14 +4,18 @@ import math
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.config import check_tasks
+from fusiondet.data import catalog
+from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
 from fusiondet.modeling.dense_heads import DenseTargets
 from fusiondet.modeling.dense_nets.base import DENSE_NET_REGISTRY, Picture
 from fusiondet.modeling.dense_nets.fusion_height_net import Transformer
 from fusiondet.modeling.fusion import MODALITIES, exchanges
+from tests.tiny_city import BANDS, write_split
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 NAN = math.nan
 WIDTH = 4
@@ -190,7 +194,7 @@ def test_queries_come_from_the_other_modality_keys_and_values_from_its_own(cfg):
             block, given = getattr(fusion, own), {}
             for layer in ("query", "key", "value"):
                 getattr(block, layer).register_forward_hook(
-                    lambda _, x, __, layer=layer: given.__setitem__(layer, x[0].clone())
+                    lambda _, x, __, given=given, layer=layer: given.__setitem__(layer, x[0].clone())
                 )
             maps = {m: torch.randn(1, 8 * WIDTH, 3, 5) for m in MODALITIES}
             valid = [torch.ones(1, 1, 3, 5)] * 2
@@ -316,3 +320,43 @@ def test_one_modality_has_nothing_to_fuse_or_share(cfg, key, value):
     cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET[key] = value
     with pytest.raises(InputError, match=r"about two modalities, but INPUT.MODALITIES is \['sar'\]"):
         check_tasks(cfg)
+
+
+# ---- Learning ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_overfits_four_tiles(cfg, tmp_path):
+    net = cfg.MODEL.DENSE_NET
+    net.WIDTH, net.FUSION_HEIGHT_NET.HEADS = 16, 4
+    path = str(write_split(tmp_path, counts=(3, 2, 1, 4)))
+    mapper = FusionDatasetMapper(
+        True,
+        optical_bands=BANDS.optical,
+        sar_bands=BANDS.sar,
+        height_labels="auto",
+        footprint_labels=True,
+    )
+    tiles = [mapper(record) for record in catalog.records(catalog.load_split(path))]
+    truth_m = torch.stack([x["building_height_m"] for x in tiles])
+    net.HEIGHT_SCALE_M = float(truth_m.nan_to_num().max())
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    steps = 300
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(model(tiles).values()).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        said = model.eval()(tiles)
+    footprint = torch.stack([x["footprint_map"] > 0.5 for x in said])
+    height_m = torch.stack([x["height_map_m"] for x in said])
+    true_footprint, building = torch.stack([x["footprint"] for x in tiles]) == 1, truth_m > 0
+    dice = 2 * (footprint & true_footprint).sum() / (footprint.sum() + true_footprint.sum())
+    ratio = height_m[building].clamp(min=1e-6) / truth_m[building]
+    delta1 = (torch.maximum(ratio, 1 / ratio) < 1.25).float().mean()
+    print(f"dice {dice:.4f}, delta1 {delta1:.4f}")
+    assert dice >= 0.95 and delta1 >= 0.9
