@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turn an RGB + SAR raster pair into a GIS layer of buildings with heights, a raster of heights, or both."""
+"""Turn an RGB + SAR raster pair into a GIS layer of buildings with heights, a raster of heights or classes."""
 
 import argparse
 from pathlib import Path
@@ -53,6 +53,13 @@ def parse_args():
         choices=("dense", "instances", "both"),
         default=argparse.SUPPRESS,
         help="heights per pixel, or of the buildings found, or a band each (default: dense if the network has it)",
+    )
+    parser.add_argument(
+        "--class-raster",
+        type=Path,
+        metavar="TIF",
+        help="write the class of each pixel as GeoTIFF with colours and names, 255 = no data: of a network that tells "
+        "classes, without --out",
     )
     parser.add_argument(
         "--score-threshold",
@@ -177,6 +184,7 @@ def main():
     options = {
         "height_path": args.height_raster,
         "height_source": getattr(args, "height_source", None),
+        "class_path": args.class_raster,
         "score_threshold": getattr(args, "score_threshold", "layer"),
         "device": args.device,
         "overwrite": args.overwrite,
@@ -203,7 +211,7 @@ def main():
     }
     if args.scenes is None:
         result = predict_to_file(args.weights, args.rgb, args.sar, args.out, tell=_tell_notes, **options)
-        _tell(result, args.out, args.height_raster, args.report)
+        _tell(result, args.out, args.height_raster, args.class_raster, args.report)
         return
     if args.rgb or args.sar:
         raise InputError("--scenes lists the rasters of each scene: leave out --rgb and --sar.")
@@ -215,7 +223,7 @@ def main():
             counts["there"] += 1
             return
         counts["buildings"] += result.count
-        paths = (args.out, args.height_raster, args.report)
+        paths = (args.out, args.height_raster, args.class_raster, args.report)
         _tell_notes(result.notes)
         _tell(result, *(p and Path(str(p).replace("{name}", scene.name)) for p in paths))
 
@@ -233,11 +241,13 @@ def _tell_notes(notes):
         print(f"note: {note}", flush=True)
 
 
-def _tell(result, out, height_raster, report):
+def _tell(result, out, height_raster, class_raster, report):
     if out:
         print(f"wrote {out}: {result.count} buildings, {result.with_heights} with heights, {result.crs}")
     if height_raster:
         print(f"wrote {height_raster}: metres above ground, {result.crs}")
+    if class_raster:
+        print(f"wrote {class_raster}: classes, {result.crs}")
     if report:
         print(f"wrote {report}")
 

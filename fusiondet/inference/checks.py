@@ -216,6 +216,18 @@ def target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, option
     return nearest if factor > RESAMPLE_FACTOR else None
 
 
+# What a raster of classes holds, where one of heights holds `HEIGHT_BANDS`.
+CLASS_SOURCES = ("classes",)
+
+
+def check_tells_classes(predictor: Predictor) -> None:
+    """InputError when the network tells no classes to write."""
+    if not predictor.class_names:
+        raise InputError(
+            f"{predictor.weights.name}: tells no classes of pixels, so there is nothing to write with --class-raster."
+        )
+
+
 def wanted_sources(predictor: Predictor, wanted: str | None) -> list[str]:
     """Sources of the bands of a height raster; InputError when the network lacks what is `wanted`."""
     name, has = predictor.weights.name, predictor.height_sources

@@ -22,6 +22,7 @@ from fusiondet.export import (
     check_height_raster,
     check_output,
     check_style,
+    class_raster,
     height_raster,
     read_buildings,
     read_metadata,
@@ -221,15 +222,17 @@ def _assemble(
 
 
 def _height_raster(predictor: Predictor, plan: ScenePlan, path: Path):
-    """`height_raster` on the scene's own pixels for heights that come in those of the plan's grid."""
+    """`height_raster`, or `class_raster`, on the scene's own pixels for what comes in those of the plan's grid."""
     options = {**plan.reader_options, "target_gsd_m": None}
+    of_classes = plan.sources == checks.CLASS_SOURCES
+    make, bands = (class_raster, predictor.class_names) if of_classes else (height_raster, plan.sources)
     with SceneReader(plan.rgb or None, plan.sar or None, predictor.bands, **options) as own:
-        return height_raster(
+        return make(
             path,
             (own.height, own.width),
             own.transform,
             own.crs,
-            plan.sources,
+            bands,
             tags={
                 "weights": predictor.weights.name,
                 "weights_sha256": predictor.weights_sha256,
@@ -270,6 +273,7 @@ def predict_to_file(
     *,
     height_path: Path | None = None,
     height_source: str | None = None,
+    class_path: Path | None = None,
     score_threshold: float | str = "layer",
     device=None,
     overwrite: bool = False,
@@ -290,7 +294,9 @@ def predict_to_file(
     blocks of windows are kept in a hidden folder beside `out` (`fusiondet.inference.parts`) until `out` is whole.
 
     Args:
-        out: layer of buildings; None for a network that finds none, which writes heights per pixel alone.
+        out: layer of buildings; None for a network that finds none, which writes heights or classes per pixel alone.
+        class_path: GeoTIFF to write the most probable class of each pixel to, see `fusiondet.export.rasters`; for a
+            network that tells classes. Of a pixel that several windows see, the one speaks whose core it lies in.
         resume: take up what a run that was stopped has finished; with the same options the result is the same.
         workers: processes of this machine that predict, each with a network of its own; 0: this process does.
         scheduler: address of a scheduler of dask.distributed whose workers predict.
@@ -312,7 +318,7 @@ def predict_to_file(
     """
     inputs = [*checks.files_of(rgb_path), *checks.files_of(sar_path)]
     others = [p for p in (weights, dtm, options.get("aoi")) if isinstance(p, str | Path)]
-    outputs = {"--out": out, "--height-raster": height_path, "--report": report}
+    outputs = {"--out": out, "--height-raster": height_path, "--class-raster": class_path, "--report": report}
     _check_outputs(outputs, others, inputs, overwrite)
     if out is None and (dtm is not None or report is not None or style):
         raise InputError("--dtm, --report and --style are about the buildings of --out, which is missing.")
@@ -333,6 +339,11 @@ def predict_to_file(
     predictor = predictor or Predictor(weights, device, score_threshold, build=not elsewhere)
     _check_kind(predictor, out, weights)
     sources = checks.wanted_sources(predictor, height_source) if height_path else []
+    if class_path is not None:
+        checks.check_tells_classes(predictor)
+        if height_path is not None:
+            raise InputError("--class-raster and --height-raster: write one at a time.")
+        sources, height_path = checks.CLASS_SOURCES, class_path
     plan = plan_scene(predictor, rgb_path, sar_path, sources=tuple(sources), **options)
     folder = parts_folder(out if out is not None else height_path)
     store = PartStore(folder, plan.fingerprint(predictor), resume, overwrite)
@@ -455,20 +466,29 @@ def _check_kind(predictor: Predictor, out: Path | None, weights) -> None:
     if out is None and predictor.has_instances:
         raise InputError(f"{weights}: finds buildings. Pass --out for them, with or without --height-raster.")
     if out is not None and not predictor.has_instances:
-        heights = "only heights per pixel. Pass --height-raster instead of --out."
-        nothing = "and says no heights: it can be trained on and scored, but has nothing to write."
-        raise InputError(f"{weights}: finds no buildings, {heights if predictor.height_sources else nothing}")
+        says = "and says no heights: it can be trained on and scored, but has nothing to write."
+        if predictor.height_sources:
+            says = "only heights per pixel. Pass --height-raster instead of --out."
+        elif predictor.class_names:
+            says = "only classes per pixel. Pass --class-raster instead of --out."
+        raise InputError(f"{weights}: finds no buildings, {says}")
 
 
 def _check_outputs(outputs: dict[str, Path | None], inputs: list, images: list, overwrite: bool) -> None:
     """Refuse names of `outputs` (option -> file) that are taken, or needed as something else; and if there are none.
 
     Args:
+        outputs: of --out, --height-raster, --class-raster and --report, in this order.
         inputs: other files that are read. images: those to predict from.
     """
-    out, height_path, report = (outputs[option] for option in ("--out", "--height-raster", "--report"))
-    if out is None and height_path is None:
-        raise InputError("nothing to write. Pass --out for buildings, --height-raster for heights, or both.")
+    out, height_path, class_path, report = outputs.values()
+    if out is None and height_path is None and class_path is None:
+        raise InputError(
+            "nothing to write. Pass --out for buildings, --height-raster for heights, or both; --class-raster for the "
+            "classes of a network that tells them."
+        )
+    if class_path is not None:
+        check_height_raster(class_path, overwrite, "classes")
     if out is not None:
         check_output(out, overwrite)
     if height_path is not None:

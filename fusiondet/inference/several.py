@@ -81,13 +81,14 @@ def predict_scenes(
     resume: bool = False,
     skip_invalid: bool = False,
     height_path: str | Path | None = None,
+    class_path: str | Path | None = None,
     report: str | Path | None = None,
     **options,
 ) -> list[str]:
     """`predict_to_file` for each scene, with one network.
 
     Args:
-        out, height_path, report: names of files with "{name}" where the scene's name goes.
+        out, height_path, class_path, report: names of files with "{name}" where the scene's name goes.
         on_done: called after each scene; with None for one whose outputs are there already, which `resume` takes as
             they are.
         skip_invalid: go on with the next scene where one cannot be used; and see `predict_scene`.
@@ -99,7 +100,9 @@ def predict_scenes(
     Raises:
         InputError: a name without "{name}"; or, unless `skip_invalid`, see `predict_to_file`, for the first scene.
     """
-    for option, path in {"--out": out, "--height-raster": height_path, "--report": report}.items():
+    paths = {"out": out, "height_path": height_path, "class_path": class_path, "report": report}
+    named = dict(zip(("--out", "--height-raster", "--class-raster", "--report"), paths.values(), strict=True))
+    for option, path in named.items():
         if path is not None and NAME not in str(path):
             raise InputError(
                 f"{option} {path}: with several scenes it needs {NAME} where the name of each goes, e.g. "
@@ -111,7 +114,7 @@ def predict_scenes(
     for scene in scenes:
         files = {
             key: None if path is None else Path(str(path).replace(NAME, scene.name))
-            for key, path in (("out", out), ("height_path", height_path), ("report", report))
+            for key, path in paths.items()
         }
         if resume and all(path.exists() for path in files.values() if path):
             on_done(scene, None)
