@@ -3,12 +3,17 @@
 import math
 
 import fusiondet.compat  # noqa: F401
+from fusiondet.config import check_fusion, check_tasks
+from fusiondet.data import catalog
+from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import dense_counts, dense_metrics, tile_truth
 from fusiondet.modeling.dense_heads import DenseMaps
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution
 from fusiondet.modeling.late_fusion import combine_heights, fuse_boxes, valid_shares
 from fusiondet.modeling.sensor_geometry import FACTS
+from tests.tiny_city import BANDS, write_split
 
 import pytest
 import torch
@@ -453,16 +458,21 @@ def test_a_branch_whose_modality_is_dropped_is_asked_nothing(dense_cfg, make_inp
     assert all(losses[f"sar/{name}"].item() == 0 < losses[f"optical/{name}"].item() for name in DENSE)
 
 
-def test_maps_are_averaged_where_both_have_data_and_one_branchs_where_it_alone_has(dense_cfg, make_input):
-    class Says(torch.nn.Module):
-        def __init__(self, height_m, probability):
-            super().__init__()
-            self.height_m, self.logit = height_m, math.log(probability / (1 - probability))
+class Says(torch.nn.Module):
+    def __init__(self, height_m, probability):
+        super().__init__()
+        self.height_m, self.logit = height_m, math.log(probability / (1 - probability))
 
-        def forward(self, features, image):
-            flat = image.new_ones(len(image), 1, *image.shape[-2:])
-            return DenseMaps(height_m=flat * self.height_m, footprint=flat * self.logit)
+    def forward(self, features, image):
+        flat = image.new_ones(len(image), 1, *image.shape[-2:])
+        return DenseMaps(height_m=flat * self.height_m, footprint=flat * self.logit)
 
+
+@pytest.mark.parametrize("architecture", ["LateFusionRCNN", "LateFusionDense"])
+def test_maps_are_averaged_where_both_have_data_and_one_branchs_where_it_alone_has(
+    dense_cfg, make_input, architecture
+):
+    maps_alone(dense_cfg, architecture)
     model = built(dense_cfg).eval()
     model.dense_heads = torch.nn.ModuleDict({"optical": Says(10.0, 0.9), "sar": Says(20.0, 0.3)})
     x = make_input(1)
@@ -479,7 +489,8 @@ def test_maps_are_averaged_where_both_have_data_and_one_branchs_where_it_alone_h
     assert probability[10, 10].item() == pytest.approx(0.9) and probability[10, 90].item() == pytest.approx(
         0.6
     )
-    assert probability[90, 90].item() == pytest.approx(0.3) and len(output["instances"]) > 0
+    assert probability[90, 90].item() == pytest.approx(0.3)
+    assert ("instances" in output) == (architecture == "LateFusionRCNN")
 
 
 def test_a_dense_prior_is_that_of_the_branch(dense_cfg, make_input):
@@ -497,3 +508,121 @@ def test_a_dense_prior_is_that_of_the_branch(dense_cfg, make_input):
     (result,) = model.heights_on_truth([make_input(2)])
     assert all(torch.equal(heard[m], said[m]) for m in MODALITIES) and len(result.pred_heights) == 2
     assert all(len(y[0]["instances"]) for y in model.branch_predictions([make_input(3)]).values())
+
+
+# ---- Maps alone ----
+
+
+def maps_alone(cfg, architecture="LateFusionDense"):
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    if architecture == "LateFusionDense":
+        cfg.MODEL.MASK_ON = cfg.MODEL.HEIGHT_ON = False
+        cfg.TEST.BEST_METRIC = "dense/delta1_building"
+    check_fusion(cfg)
+    check_tasks(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("exchange", ["", "MMTM"])
+@pytest.mark.parametrize("hidden", [None, "sar"])
+def test_two_networks_for_maps_are_trained(dense_cfg, make_input, exchange, hidden):
+    dense_cfg.MODEL.FUSION.EXCHANGE.res4 = exchange
+    model = built(maps_alone(dense_cfg))
+    x = labelled(make_input(2))
+    if hidden:
+        x["image"][model.channels[hidden]] = NAN
+    losses, _ = train_losses(model, [x, labelled(make_input(1))])
+    assert losses.keys() == {f"{m}/{name}" for m in MODALITIES for name in DENSE}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert model.roi_heads is None and model.interval_width is None
+
+
+def test_each_branch_says_what_it_sees_and_both_the_mean(dense_cfg, make_input):
+    model = built(maps_alone(dense_cfg)).eval()
+    x = make_input(1)
+    with torch.no_grad():
+        (output,), branches = model([x]), model.branch_predictions([x])
+    maps = {m: branches[m][0] for m in branches}
+    assert output.keys() == maps["sar"].keys() == {"height_map_m", "footprint_map"}
+    for name in output:
+        assert torch.equal(maps["fused"][name], output[name])
+        torch.testing.assert_close(output[name], (maps["optical"][name] + maps["sar"][name]) / 2)
+    x["image"][3] += 30
+    again = model.branch_predictions([x])
+    assert torch.equal(again["optical"][0]["height_map_m"], maps["optical"]["height_map_m"])
+    assert not torch.equal(again["sar"][0]["height_map_m"], maps["sar"]["height_map_m"])
+
+
+def test_a_branch_is_the_network_of_its_modality_alone(dense_cfg, make_input):
+    """Late fusion as averaging of two models: each could stand for itself."""
+    late = built(maps_alone(dense_cfg)).eval()
+    alone = dense_cfg.clone()
+    alone.MODEL.META_ARCHITECTURE, alone.MODEL.FUSION.OPTICAL_CHANNELS = "FusionDense", 0
+    alone.MODEL.BACKBONE.NAME = "build_early_fusion_resnet_fpn_backbone"
+    alone.MODEL.PIXEL_MEAN, alone.MODEL.PIXEL_STD = [-10.0], [5.0]
+    sar = built(alone).eval()
+    own = {name.replace("bottom_up.sar", "bottom_up.resnet").replace(".sar.", ".", 1): value
+           for name, value in late.state_dict().items() if ".sar" in name}  # fmt: skip
+    missing, unexpected = sar.load_state_dict(own, strict=False)
+    assert not unexpected and {*missing} <= {"pixel_mean", "pixel_std"}, (missing, unexpected)
+    x = make_input(1)
+    expected = late.branch_predictions([x])["sar"][0]
+    with torch.no_grad():
+        (output,) = sar([x | {"image": x["image"][3:]}])
+    for name in expected:
+        torch.testing.assert_close(output[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MODEL.BACKBONE.NAME": "build_early_fusion_resnet_fpn_backbone"}, "LateFusionDense .* go together"),
+        ({"MODEL.META_ARCHITECTURE": "FusionDense"}, "LateFusionRCNN or LateFusionDense and .* go together"),
+        ({"MODEL.DENSE_HEADS.NAMES": []}, "LateFusionDense has dense heads alone, but .* is empty"),
+        ({"MODEL.MASK_ON": True}, "LateFusionDense finds no instances"),
+        ({"TEST.BEST_METRIC": "segm/AP50"}, "LateFusionDense is not scored by"),
+    ],
+)
+def test_configs_of_two_networks_for_maps(dense_cfg, changes, message):
+    maps_alone(dense_cfg)
+    for key, value in changes.items():
+        dense_cfg.merge_from_list([key, value])
+    with pytest.raises(InputError, match=message):
+        check_fusion(dense_cfg)
+        check_tasks(dense_cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_heights_of_four_tiles_are_learned_by_heart(dense_cfg, tmp_path, capsys, fusion):
+    maps_alone(dense_cfg)
+    model_cfg = dense_cfg.MODEL
+    model_cfg.DENSE_HEADS.NAMES, model_cfg.DENSE_HEADS.DIM = ["DenseHeight"], 32
+    if fusion == "early":
+        model_cfg.META_ARCHITECTURE = "FusionDense"
+        model_cfg.BACKBONE.NAME = "build_early_fusion_resnet_fpn_backbone"
+    dataset = catalog.load_split(str(write_split(tmp_path, counts=(3, 2, 1, 4))))
+    bands = {"optical_bands": BANDS.optical, "sar_bands": BANDS.sar}
+    mapper = FusionDatasetMapper(True, **bands, height_labels="instances", footprint_labels=True)
+    inputs = [mapper(record) for record in catalog.records(dataset)]
+    model = built(dense_cfg).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        sum(train_losses(model, inputs)[0].values()).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        outputs = model(inputs)
+    truths = [tile_truth(dataset, tile, "instances") for tile in dataset.tiles]
+    scores = dense_metrics(
+        [
+            dense_counts(output["height_map_m"].numpy(), truth_m, None, footprint)
+            for output, (truth_m, footprint) in zip(outputs, truths)
+        ]
+    )
+    with capsys.disabled():
+        print(f"\nheights, {fusion}: delta1 {scores['dense/delta1_building']:.4f} on buildings of four tiles")
+    assert scores["dense/delta1_building"] >= 0.9
