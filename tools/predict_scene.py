@@ -131,6 +131,14 @@ def parse_args():
         help="set walls straight and square within so many metres (outlines stay as the masks have them if absent)",
     )
     parser.add_argument(
+        "--max-overlap",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="leave out outlines of which others with better scores cover more than this share: they show the same "
+        "building (1 keeps all)",
+    )
+    parser.add_argument(
         "--dtm", type=Path, metavar="TIF", help="elevations that the blocks of a .city.json stand on, metres"
     )
     parser.add_argument("--style", action="store_true", help="write a QGIS style by height beside --out")
@@ -192,6 +200,7 @@ def main():
         "workers": args.workers,
         "scheduler": args.scheduler,
         "regularize_m": args.regularize,
+        "max_overlap": args.max_overlap,
         "dtm": args.dtm,
         "report": args.report,
         "style": args.style,

@@ -65,9 +65,9 @@ class ScenePredictor:
         Raises:
             InputError: see `fusiondet.inference.predict_scene`.
         """
-        plan, regularize_m = self._plan(rgb, sar, aoi, options)
+        plan, shape = self._plan(rgb, sar, aoi, options)
         notes = list(plan.notes)
-        found = self._buildings(plan, regularize_m, notes, rgb, sar)
+        found = self._buildings(plan, shape, notes, rgb, sar)
         with contextlib.closing(found):
             buildings = [b for finished in found for b in finished]
         return self._frame(plan, buildings, notes)
@@ -78,9 +78,9 @@ class ScenePredictor:
         What is only known at the end, e.g. that SAR has no data anywhere, is in the notes of the last frame. There is
         always one, empty if nothing was found.
         """
-        plan, regularize_m = self._plan(rgb, sar, aoi, options)
+        plan, shape = self._plan(rgb, sar, aoi, options)
         notes, waiting = list(plan.notes), []
-        with contextlib.closing(self._buildings(plan, regularize_m, notes, rgb, sar)) as found:
+        with contextlib.closing(self._buildings(plan, shape, notes, rgb, sar)) as found:
             for buildings in found:
                 if len(waiting) >= _FRAME_ROWS:
                     yield self._frame(plan, waiting, notes)
@@ -88,16 +88,17 @@ class ScenePredictor:
                 waiting += buildings
         yield self._frame(plan, waiting, notes)
 
-    def _plan(self, rgb, sar, aoi, options: dict) -> tuple[ScenePlan, float | None]:
-        options = dict(options)
-        regularize_m = options.pop("regularize_m", None)
-        return plan_scene(self.predictor, rgb, sar, aoi=aoi, **options), regularize_m
+    def _plan(self, rgb, sar, aoi, options: dict) -> tuple[ScenePlan, dict]:
+        """The plan, and those of the options that `finished_buildings` takes."""
+        shape = {name: options[name] for name in ("regularize_m", "max_overlap") if name in options}
+        rest = {name: value for name, value in options.items() if name not in shape}
+        return plan_scene(self.predictor, rgb, sar, aoi=aoi, **rest), shape
 
-    def _buildings(self, plan, regularize_m, notes: list[str], rgb, sar) -> Iterator[list[Building]]:
+    def _buildings(self, plan, shape: dict, notes: list[str], rgb, sar) -> Iterator[list[Building]]:
         """In map coordinates; what the windows tell about the scene is added to `notes` at the end."""
         facts = SceneFacts()
         with contextlib.closing(predict_windows(self.predictor, plan, range(len(plan.windows)))) as results:
-            for buildings in finished_buildings(plan, facts.of(results), regularize_m):
+            for buildings in finished_buildings(plan, facts.of(results), **shape, facts=facts):
                 yield buildings_to_map(buildings, plan.transform)
         notes += facts.notes(self.predictor, plan, rgb, sar)
 

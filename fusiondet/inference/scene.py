@@ -32,7 +32,14 @@ from fusiondet.export.provenance import acquisition_time, made_with
 from fusiondet.files import parts_folder, require_new, scratch_folder
 from fusiondet.inference import checks
 from fusiondet.inference.cluster import predict_on_cluster
-from fusiondet.inference.outlines import Regularizer, buildings_to_map
+from fusiondet.inference.outlines import (
+    MAX_OVERLAP,
+    HeldBack,
+    Regularizer,
+    buildings_to_map,
+    check_max_overlap,
+    without_overlaps,
+)
 from fusiondet.inference.parts import PartStore
 from fusiondet.inference.pipeline import WindowResult, predict_windows
 from fusiondet.inference.plan import ScenePlan, plan_scene
@@ -74,6 +81,7 @@ class SceneFacts:
         """Nothing is known yet."""
         self.has_data = {"optical": False, "sar": False}
         self.unreadable_px = self.unreadable_windows = 0
+        self.covered = 0  # outlines that better ones covered
 
     def of(self, results: Iterable[WindowResult]) -> Iterator[WindowResult]:
         """`results`, which are looked at as they pass."""
@@ -93,6 +101,11 @@ class SceneFacts:
             notes.append(
                 f"{files}: {self.unreadable_px} pixels in {self.unreadable_windows} of {len(plan.wanted)} windows "
                 "could not be read and count as no data."
+            )
+        if self.covered:
+            notes.append(
+                f"{self.covered} outlines were left out, for the most part covered by others with better scores (see "
+                "--max-overlap)."
             )
         return notes
 
@@ -130,25 +143,29 @@ def predict_scene(
             skip_invalid: pixels that cannot be read count as no data, and are counted in the notes.
             extent: "intersection" predicts where both rasters are, "optical" also where SAR is missing; None: the
                 latter if the network copes without SAR, as training with SAR missing makes it.
-            regularize_m: see `finished_buildings`.
+            regularize_m, max_overlap: see `finished_buildings`.
             rgb_bands, sar_bands, sar_scale, sar_factor, nodata, gsd_m: of `SceneReader`.
 
     Raises:
         InputError: from the reader; the pixel size is too far from that of the training; no raster of a modality that
             the network takes; angles that cannot be; heights from what the network does not have.
     """
-    regularize_m = options.pop("regularize_m", None)
+    regularize_m, max_overlap = options.pop("regularize_m", None), options.pop("max_overlap", MAX_OVERLAP)
     sources = checks.wanted_sources(predictor, height_source) if height_path else []
     plan = plan_scene(predictor, rgb_path, sar_path, sources=tuple(sources), **options)
     results = predict_windows(predictor, plan, range(len(plan.windows)))
     buildings: list[Building] = []
     with contextlib.closing(results):
-        found = _assemble(predictor, plan, results, buildings.extend, height_path, regularize_m)
+        found = _assemble(predictor, plan, results, buildings.extend, height_path, regularize_m, max_overlap)
     return _prediction(predictor, plan, found, rgb_path, sar_path, buildings)
 
 
 def finished_buildings(
-    plan: ScenePlan, results: Iterable[WindowResult], regularize_m: float | None = None
+    plan: ScenePlan,
+    results: Iterable[WindowResult],
+    regularize_m: float | None = None,
+    max_overlap: float = MAX_OVERLAP,
+    facts: SceneFacts | None = None,
 ) -> Iterator[list[Building]]:
     """Buildings in pixels of the grid, each once, in lists as they are finished; those outside the area left out.
 
@@ -156,24 +173,33 @@ def finished_buildings(
         results: of all windows of the plan, in order.
         regularize_m: walls are set straight and square within this many metres, see `fusiondet.polygons.regularize`;
             None leaves outlines as they are.
-    """
-    windows = [window for window, _ in plan.windows]
-    merger = SeamMerger(windows)
-    regularizer = (
-        Regularizer(windows, plan.pixel_m, tolerance_m=regularize_m) if regularize_m is not None else None
-    )
+        max_overlap: outlines of which better ones cover a larger share are left out, see
+            `fusiondet.inference.outlines.without_overlaps`; 1 keeps all.
+        facts: is told how many were.
 
-    def inside(buildings: list[Building]) -> list[Building]:
-        area = plan.aoi_px
-        if area is None:
-            return buildings
-        return [b for b in buildings if area.intersects(b.polygon.representative_point())]
+    Raises:
+        InputError: numbers that cannot be.
+    """
+    check_max_overlap(max_overlap)
+    windows = [window for window, _ in plan.windows]
+    merger, held = SeamMerger(windows), None
+    regularizer = Regularizer(plan.pixel_m, tolerance_m=regularize_m) if regularize_m is not None else None
+    if regularizer or max_overlap < 1:
+        held = HeldBack(windows, regularizer.margin_px if regularizer else 0.0)
+
+    def shaped(buildings: list[Building]) -> list[Building]:
+        kept = without_overlaps(buildings, max_overlap)
+        if facts:
+            facts.covered += len(buildings) - len(kept)
+        if plan.aoi_px is not None:
+            kept = [b for b in kept if plan.aoi_px.intersects(b.polygon.representative_point())]
+        return regularizer.regular(kept) if regularizer else kept
 
     for result in results:
-        found = inside(merger.add(result.index, result.buildings))
-        yield regularizer.add(result.index, found) if regularizer else found
-    found = inside(merger.finish())
-    yield regularizer.finish(found) if regularizer else found
+        found = merger.add(result.index, result.buildings)
+        yield shaped(held.add(result.index, found) if held else found)
+    found = merger.finish()
+    yield shaped(held.finish(found) if held else found)
 
 
 def _assemble(
@@ -183,6 +209,7 @@ def _assemble(
     write: Callable[[list[Building]], None] | None,
     height_path: Path | None,
     regularize_m: float | None,
+    max_overlap: float,
     scratch: Path | None = None,
 ) -> tuple[SceneFacts, int, int]:
     """Hand buildings in map coordinates to `write` as they are finished, and fill the raster of heights.
@@ -209,7 +236,7 @@ def _assemble(
                     heights.fill(result.layers, *plan.windows[result.index])
                 yield result
 
-        for buildings in finished_buildings(plan, looked_at(), regularize_m):
+        for buildings in finished_buildings(plan, looked_at(), regularize_m, max_overlap, facts):
             if strips:
                 strips.add(buildings)
             count += len(buildings)
@@ -281,6 +308,7 @@ def predict_to_file(
     workers: int = 0,
     scheduler: str | None = None,
     regularize_m: float | None = None,
+    max_overlap: float = MAX_OVERLAP,
     dtm: Path | None = None,
     report: Path | None = None,
     style: bool = False,
@@ -300,7 +328,7 @@ def predict_to_file(
         resume: take up what a run that was stopped has finished; with the same options the result is the same.
         workers: processes of this machine that predict, each with a network of its own; 0: this process does.
         scheduler: address of a scheduler of dask.distributed whose workers predict.
-        regularize_m: see `finished_buildings`.
+        regularize_m, max_overlap: see `finished_buildings`.
         dtm: raster of elevations that the buildings of a city model stand on, see `fusiondet.export.BuildingWriter`.
         report: HTML page about `out` to write, see `fusiondet.report`; it takes all buildings into memory.
         style: write a QGIS style beside `out`, see `fusiondet.export.write_style`.
@@ -359,7 +387,8 @@ def predict_to_file(
                 write = opened.enter_context(writer).write
             results = _results(predictor, plan, store, device, workers, scheduler)
             opened.enter_context(contextlib.closing(results))
-            found = _assemble(predictor, plan, results, write, height_path, regularize_m, store.folder)
+            shape = (regularize_m, max_overlap, store.folder)
+            found = _assemble(predictor, plan, results, write, height_path, *shape)
             if writer and found[0].unreadable_px:
                 writer.metadata["unreadable_px"] = found[0].unreadable_px
     except BaseException:

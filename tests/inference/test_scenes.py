@@ -5,8 +5,9 @@ import threading
 from fusiondet.buildings import map_to_pixel
 from fusiondet.errors import InputError
 from fusiondet.export import read_buildings, read_metadata
-from fusiondet.inference import pipeline, predict_scene, predict_to_file
+from fusiondet.inference import ScenePredictor, pipeline, predict_scene, predict_to_file
 from fusiondet.inference.plan import plan_scene
+from tests.test_inference import raw_output
 
 import geopandas
 import numpy as np
@@ -278,6 +279,7 @@ def test_outputs_replace_neither_inputs_nor_each_other(write_scene, tmp_path, op
         ({"batch": 0}, "--batch is 0, expected 1 or more"),
         ({"regularize_m": 0.0}, "--regularize is 0.0, expected metres above 0"),
         ({"regularize_m": float("nan")}, "--regularize is nan"),
+        ({"max_overlap": 0.0}, "--max-overlap is 0.0, expected a share above 0"),
         ({"window_px": 0}, "0 <= overlap < window"),
         ({"dtm": "dtm.tif"}, "dtm.tif|outlines lie flat"),
     ],
@@ -286,3 +288,52 @@ def test_numbers_that_cannot_be_leave_nothing(finder, write_scene, tmp_path, opt
     with pytest.raises(InputError, match=message):
         predict_to_file(finder.weights, write_scene(), None, tmp_path / "b.gpkg", predictor=finder, **options)
     assert [p.name for p in tmp_path.iterdir()] == ["rgb.tif"]
+
+
+class TestTwoSightsOfOneBuilding:
+    """A network that shows each block twice: as it is, and a little smaller and with a lower score."""
+
+    @pytest.fixture
+    def twice(self, finder):
+        real = finder.model.instances
+
+        def instances(image):
+            found = real(image)
+            boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.tolist()
+            smaller = boxes + [[5.0, 5.0, -5.0, -5.0]] if len(boxes) else boxes
+            heights_m = found.pred_heights.tolist()
+            return raw_output(
+                [*boxes.tolist(), *np.asarray(smaller).tolist()],
+                scores + [0.6] * len(scores),
+                heights_m * 2 or None,
+            )
+
+        finder.model.instances = instances
+        return finder
+
+    @pytest.mark.parametrize("windows", [WINDOWS, {}])
+    def test_one_stays_and_it_is_said(self, twice, write_scene, city, windows):
+        path = write_scene(city)
+        once, both = (
+            predict_scene(twice, path, **windows),
+            predict_scene(twice, path, max_overlap=1.0, **windows),
+        )
+        assert once.count == len(city) < both.count
+        with rasterio.open(path) as raster:
+            assert boxes_px(once, raster.transform) == expected(city)
+        gone = both.count - once.count
+        assert any(
+            f"{gone} outlines were left out" in note and "--max-overlap" in note for note in once.notes
+        )
+        assert not any("--max-overlap" in note for note in both.notes)
+
+    def test_an_area_of_interest_has_what_the_scene_has(self, twice, write_scene, city):
+        path, area = write_scene(city), shapely.box(LEFT + 60, TOP - 110, LEFT + 150, TOP - 20)
+        whole, part = (predict_scene(twice, path, aoi=aoi, **WINDOWS) for aoi in (None, area))
+        inside = [b for b in whole.buildings if area.contains(b.polygon.representative_point())]
+        assert {b.polygon.wkb for b in part.buildings} == {b.polygon.wkb for b in inside} and inside
+
+    def test_from_python_too(self, twice, write_scene, city):
+        predictor, path = ScenePredictor(twice), write_scene(city)
+        assert len(predictor.predict(path, **WINDOWS)) == len(city)
+        assert len(predictor.predict(path, max_overlap=1.0, **WINDOWS)) > len(city)
