@@ -282,6 +282,20 @@ def test_classes_are_scored_against_rasters_without_what_is_not_labelled(split, 
         tile_scores(catalog.load_split(split), tmp_path / "predictions.json")
 
 
+def test_pixels_of_all_tiles_and_processes_are_pooled(split, monkeypatch):
+    inputs, names = inputs_of(split), ["background", "building"]
+    outputs = [{"class_map": class_map(np.full((64, 64), i % 2), 2)} for i in range(len(inputs))]
+    whole = run(BuildingEvaluator(split, class_names=names), inputs, outputs)["classes"]
+    evaluators = [BuildingEvaluator(split, class_names=names) for _ in range(2)]
+    for k, (one, output) in enumerate(zip(inputs, outputs, strict=True)):
+        evaluators[k % 2].process([one], [output])
+    gathered = iter([[getattr(e, name) for e in evaluators] for name in ("_records", "_heights_m", "_maps")])
+    monkeypatch.setattr("fusiondet.evaluators.comm.all_gather", lambda _: next(gathered))
+    assert evaluators[0].evaluate()["classes"] == whole
+
+    assert whole["n"] == 3 * 64 * 64 and whole["oa"] < 1
+
+
 def test_a_map_of_classes_of_another_size_is_refused(split):
     inputs = inputs_of(split)
     outputs = [{"class_map": torch.zeros(2, 32, 64)} for _ in inputs]

@@ -28,6 +28,9 @@ from tests.tiny_city import ROOT, write_raster, write_split, write_tiles
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from shapely.geometry import box
 
 NAMES = ("water", "building", "road", "field")
@@ -129,6 +132,26 @@ def test_a_raster_that_does_not_cover_its_tile(tmp_path):
     with pytest.raises(InputError, match="6 x 5 px does not cover the tile"):
         read_classes(raster, CODES, (4, 4))
     same(read_classes(TileRaster(raster.path, (2, 1, 4, 4)), CODES, (4, 4), (1, 0, 2, 3)), NUMBERS[1:4, 3:5])
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=3, max_size=12, unique=True),
+    arrays(np.int64, (7, 9), elements=st.integers(0, 10**6)),
+)
+def test_any_colours_are_told_apart(tmp_path_factory, colours, drawn):
+    path = tmp_path_factory.mktemp("colours") / "classes.tif"
+    *values, ignored = colours
+    numbers = drawn % len(colours)
+    write_raster(path, np.moveaxis(np.array(colours, np.uint8)[numbers], -1, 0))
+    classes = ClassList(tuple(f"class {i}" for i in range(len(values))), tuple(values), (ignored,))
+    same(
+        read_classes(TileRaster(path), classes, (7, 9), (2, 1, 6, 5)),
+        np.where(numbers == len(values), UNKNOWN, numbers)[1:6, 2:8],
+    )
+    fewer = ClassList(classes.names, classes.values)
+    if (numbers == len(values)).any():
+        with pytest.raises(InputError, match=f"in {(numbers == len(values)).sum()} pixels"):
+            read_classes(TileRaster(path), fewer, (7, 9))
 
 
 # ---- The mapper ------------------------------------------------------------------------------------------
