@@ -6,7 +6,7 @@ all of it is there.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from shapely.geometry.base import BaseGeometry
 
 # Share of an outline that better ones may cover before it counts as one of theirs.
 MAX_OVERLAP = 0.4
@@ -35,8 +36,21 @@ class HeldBack:
     Memory grows with the width of a scene, not with its height: windows come row by row.
     """
 
-    def __init__(self, windows: Sequence[tuple[int, int, int, int]], margin_px: float):
-        """`windows`: in the order in which they come, row by row; `margin_px`: what counts as next to each other."""
+    def __init__(
+        self,
+        windows: Sequence[tuple[int, int, int, int]],
+        margin_px: float,
+        waiting: Callable[[], list[BaseGeometry]] = list,
+    ):
+        """For what to wait.
+
+        Args:
+            windows: in the order in which they come, row by row.
+            margin_px: what counts as next to each other.
+            waiting: gives the outlines, so far, of what has not come though windows have shown some of it: a building
+                longer than windows overlap is finished after those that stand next to its upper end.
+        """
+        self._waiting = waiting
         self._tops = [y0 for _, y0, _, _ in windows]
         # A building that still grows starts above the next windows by no more than it is long: about an overlap.
         rows = sorted(set(self._tops))
@@ -56,11 +70,14 @@ class HeldBack:
         if not self._held or last or self._tops[index + 1] == self._tops[index]:
             return []
         bottom = self._tops[index + 1] - self._reach_px - self._margin_px
-        bounds = shapely.bounds([b.polygon for b in self._held]).reshape(-1, 4)
-        block = self._blocks()
+        waiting = self._waiting()
+        polygons = [*(b.polygon for b in self._held), *waiting]
+        bounds = shapely.bounds(polygons).reshape(-1, 4)
+        bounds[len(self._held) :, 3] = np.inf
+        block = self._blocks(polygons)
         lowest = np.full(block.max(initial=-1) + 1, -np.inf)
         np.maximum.at(lowest, block, bounds[:, 3])
-        ready = lowest[block] < bottom
+        ready = lowest[block[: len(self._held)]] < bottom
         done = [b for b, r in zip(self._held, ready, strict=True) if r]
         self._held = [b for b, r in zip(self._held, ready, strict=True) if not r]
         return done
@@ -70,9 +87,8 @@ class HeldBack:
         done, self._held = self._held + buildings_px, []
         return done
 
-    def _blocks(self) -> np.ndarray:
-        """(N,) number of the block of neighbours that each of the held buildings is in."""
-        polygons = [b.polygon for b in self._held]
+    def _blocks(self, polygons: list[BaseGeometry]) -> np.ndarray:
+        """(N,) number of the block of neighbours that each of `polygons` is in."""
         i, j = shapely.STRtree(polygons).query(polygons, predicate="dwithin", distance=self._margin_px)
         n = len(polygons)
         links = coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n))

@@ -185,7 +185,7 @@ def finished_buildings(
     merger, held = SeamMerger(windows), None
     regularizer = Regularizer(plan.pixel_m, tolerance_m=regularize_m) if regularize_m is not None else None
     if regularizer or max_overlap < 1:
-        held = HeldBack(windows, regularizer.margin_px if regularizer else 0.0)
+        held = HeldBack(windows, regularizer.margin_px if regularizer else 0.0, merger.waiting)
 
     def shaped(buildings: list[Building]) -> list[Building]:
         kept = without_overlaps(buildings, max_overlap)

@@ -132,6 +132,10 @@ class SeamMerger:
         finished = [g for key, g in touched.items() if key in self._groups and g.open_windows == 0]
         return [p.building for p in alone] + self._hand_out(finished)
 
+    def waiting(self) -> list[BaseGeometry]:
+        """Outlines, in pixels of the grid, of what later windows may still change, as far as windows have shown it."""
+        return [p.building.polygon for g in self._groups.values() for p in g.pieces if not p.gave_way]
+
     def finish(self) -> list[Building]:
         """The buildings that wait for windows which never came; nothing can be added after that."""
         rest = self._hand_out(list(self._groups.values()))

@@ -11,6 +11,7 @@ from fusiondet.inference.outlines import (
 )
 from fusiondet.inference.windows import scene_windows
 from fusiondet.polygons.regularize import regularize
+from fusiondet.polygons.seams import SeamMerger
 
 import numpy as np
 import pytest
@@ -68,6 +69,24 @@ def test_the_result_is_that_of_the_whole_layer(side, overlap):
     raw = sum(b.polygon.area for b in buildings)
     together = shapely.union_all([b.polygon for _, b in found])
     assert together.area == pytest.approx(raw, rel=0.02)
+
+
+def test_what_stands_at_the_far_end_of_a_building_longer_than_the_overlap_waits_for_it():
+    windows = [(0, y, 200, 200) for y in (0, 160, 320)]
+    long, early, lone = (
+        shapely.box(50, 20, 80, 480),
+        shapely.box(20, 20, 50, 40),
+        shapely.box(120, 20, 150, 40),
+    )
+    merger = SeamMerger(windows)
+    held, out = HeldBack(windows, 2.0, merger.waiting), []
+    for index, (x, y, w, h) in enumerate(windows):
+        view = shapely.box(x, y, x + w, y + h)
+        seen = [Building(p.intersection(view)) for p in (long, early, lone) if p.intersects(view)]
+        out.append({b.polygon.bounds for b in held.add(index, merger.add(index, seen))})
+    assert out == [{lone.bounds}, set(), set()]
+    assert {b.polygon.bounds for b in held.finish(merger.finish())} == {long.bounds, early.bounds}
+    assert merger.waiting() == []
 
 
 def test_buildings_are_not_held_to_the_end():
