@@ -65,11 +65,11 @@ class Areas(ClassPairs):
         images, labels = _by_area(self.images), _by_area(self.masks)
         pairs = []
         for area in (area for areas in self.areas.values() for area in areas):
-            for found, what in ((images, "images"), (labels, "labels")):
-                if area not in found:
-                    problems.add(f"areas without {what}", f"area {area}: no {what} of it. It is left out.")
             if area in images and area in labels:
                 pairs.append(Pair(f"area{area}", images[area], labels[area]))
+                continue
+            lacking = "labels" if area in images else "an image"
+            problems.add(f"areas without {lacking}", f"area {area}: without {lacking}. It is left out.")
         return pairs
 
     def _split_of(self, pair: Pair) -> str | None:

@@ -120,7 +120,9 @@ def test_areas_whose_labels_are_not_published_are_named_and_left_out(tmp_path, c
     write(root / "top/top_mosaic_09cm_area2.tif", picture(area(2)))
     out = vaihingen(root)
     assert sorted(p.stem for p in (out / "annotations").iterdir()) == ["train", "val"]
-    assert "area 2: no labels of it" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "1 areas without labels" in text and "area 2: without labels. It is left out." in text
+    assert "30 areas without an image" in text
 
 
 def test_eroded_labels_to_score_and_others_to_train_on(tmp_path):
