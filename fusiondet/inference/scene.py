@@ -410,7 +410,14 @@ def _report(out: Path, report: Path, image: str, overwrite: bool) -> None:
     from fusiondet.report import write_report  # which brings plotly along
 
     buildings, crs = read_buildings(out)
-    write_report(buildings, crs, report, image=Path(image), metadata=read_metadata(out), overwrite=overwrite)
+    options = {"metadata": read_metadata(out), "overwrite": overwrite}
+    try:
+        write_report(buildings, crs, report, image=Path(image), **options)
+    except InputError:
+        # Of an image with damaged blocks no overview can be made; the layer is there, and its page is wanted.
+        if "unreadable_px" not in options["metadata"]:
+            raise
+        write_report(buildings, crs, report, **options)
 
 
 def _results(predictor, plan, store, device, workers: int, scheduler: str | None) -> Iterator[WindowResult]:
