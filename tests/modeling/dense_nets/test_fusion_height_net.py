@@ -325,7 +325,7 @@ def test_one_modality_has_nothing_to_fuse_or_share(cfg, key, value):
 # ---- Learning ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # half a minute of a free core
 def test_overfits_four_tiles(cfg, tmp_path):
     net = cfg.MODEL.DENSE_NET
     net.WIDTH, net.FUSION_HEIGHT_NET.HEADS = 16, 4
@@ -342,7 +342,7 @@ def test_overfits_four_tiles(cfg, tmp_path):
     net.HEIGHT_SCALE_M = float(truth_m.nan_to_num().max())
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    steps = 300
+    steps = 200
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
