@@ -13,4 +13,4 @@ Map of the package (three layers; nothing is imported here, so `import fusiondet
 Geo never imports torch or detectron2, modeling never imports rasterio or shapely; tests/test_layering.py checks it.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
