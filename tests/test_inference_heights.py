@@ -219,11 +219,21 @@ def test_a_network_without_heights_has_no_raster(echo, tmp_path):
         predict_scene(echo, path, height_path=tmp_path / "h.tif")
 
 
-def test_a_network_of_footprints_per_pixel_alone_has_nothing_to_write(weights, tmp_path):
-    path, _ = scene(tmp_path, (40, 40))
-    with pytest.raises(InputError, match="finds no buildings, and says no heights.*nothing to write"):
+def test_a_network_of_footprints_per_pixel_writes_them_as_classes(weights, tmp_path):
+    path, _ = scene(tmp_path, (40, 50))
+    with pytest.raises(
+        InputError, match=r"only classes per pixel \(background, building\). Pass --class-raster"
+    ):
         predict_to_file(weights("footprints"), path, None, tmp_path / "b.gpkg")
     assert not list(tmp_path.glob("b.*"))
+    predictor = Predictor(weights("footprints"), "cpu")
+    predictor.model.outputs = lambda batch, do_postprocess: [
+        {"footprint_map": torch.linspace(0, 1, 50).expand(40, 50)} for _ in batch
+    ]
+    predict_to_file(predictor.weights, path, None, None, class_path=tmp_path / "b.tif", predictor=predictor)
+    with rasterio.open(tmp_path / "b.tif") as written:
+        np.testing.assert_array_equal(written.read(1), np.tile(np.arange(50) >= 25, (40, 1)))
+    assert "<Category>building</Category>" in (tmp_path / "b.tif.aux.xml").read_text()
 
 
 def test_a_network_that_finds_buildings_writes_them_and_another_does_not(weights, tmp_path):

@@ -59,7 +59,7 @@ def parse_args():
         type=Path,
         metavar="TIF",
         help="write the class of each pixel as GeoTIFF with colours and names, 255 = no data: of a network that tells "
-        "classes, without --out",
+        "classes, or background and building of one that tells footprints per pixel",
     )
     parser.add_argument(
         "--score-threshold",

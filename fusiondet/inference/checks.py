@@ -221,10 +221,11 @@ CLASS_SOURCES = ("classes",)
 
 
 def check_tells_classes(predictor: Predictor) -> None:
-    """InputError when the network tells no classes to write."""
+    """InputError when the network tells no classes to write, and no footprints either."""
     if not predictor.class_names:
         raise InputError(
-            f"{predictor.weights.name}: tells no classes of pixels, so there is nothing to write with --class-raster."
+            f"{predictor.weights.name}: tells neither classes nor footprints of pixels, so there is nothing to write "
+            "with --class-raster."
         )
 
 

@@ -10,9 +10,11 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.config import config_from_yaml_text, finds_instances, pixel_tasks
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.classes import FOOTPRINT_CLASSES
 from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
+from fusiondet.evaluators import FOOTPRINT_LIMIT
 from fusiondet.export import HEIGHT_BANDS, NO_CLASS
 from fusiondet.modeling.dense_nets import hse_lcz
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
@@ -57,7 +59,7 @@ class Predictor:
         bands: the channels it takes. channels: where those of a modality are.
         gsd_range_m: (finest, coarsest) GSD of its training images. device: torch device.
         has_instances: whether it finds buildings. height_sources: which of `HEIGHT_BANDS` it can fill.
-        class_names: the classes that it tells, in order; () for none.
+        class_names: the classes that it tells, in order; `FOOTPRINT_CLASSES` where it says footprints, () for none.
         model: the network; None where it was not built.
     """
 
@@ -106,7 +108,10 @@ class Predictor:
             "instances": self.has_instances and cfg.MODEL.HEIGHT_ON,
         }
         self.height_sources = tuple(source for source in HEIGHT_BANDS if has[source])
-        self.class_names = tuple(cfg.MODEL.DENSE_NET.CLASSES) if "classes" in pixel_tasks(cfg) else ()
+        tasks = pixel_tasks(cfg)
+        self.class_names = FOOTPRINT_CLASSES if "footprint" in tasks else ()
+        if "classes" in tasks:
+            self.class_names = tuple(cfg.MODEL.DENSE_NET.CLASSES)
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.weights = Path(weights)
         self.model = None
@@ -172,11 +177,17 @@ class Predictor:
         hidden = nodata if nodata.any() else None
         kept = [_on_data(b, nodata.shape, hidden) for b in found]
         maps = (_map_on_data(output.get(name), nodata) for name in ("height_map_m", "footprint_map"))
-        classes = output.get("class_map")
-        if classes is not None:
-            numbers = classes.argmax(dim=0).to(torch.uint8).numpy()
-            classes = np.where(nodata, np.uint8(NO_CLASS), numbers)
+        numbers = _class_numbers(output)
+        classes = None if numbers is None else np.where(nodata, np.uint8(NO_CLASS), numbers)
         return ImagePrediction([b for b in kept if b is not None], *maps, classes)
+
+
+def _class_numbers(output: dict) -> np.ndarray | None:
+    """(H, W) uint8 number of the class of each pixel, as `Predictor.class_names`; None where there are no classes."""
+    if output.get("class_map") is not None:
+        return output["class_map"].argmax(dim=0).to(torch.uint8).numpy()
+    footprint = output.get("footprint_map")
+    return None if footprint is None else (footprint >= FOOTPRINT_LIMIT).to(torch.uint8).numpy()
 
 
 def raise_limits(model: torch.nn.Module, cfg, area_px: int) -> None:

@@ -324,7 +324,8 @@ def predict_to_file(
     Args:
         out: layer of buildings; None for a network that finds none, which writes heights or classes per pixel alone.
         class_path: GeoTIFF to write the most probable class of each pixel to, see `fusiondet.export.rasters`; for a
-            network that tells classes. Of a pixel that several windows see, the one speaks whose core it lies in.
+            network that tells classes, or footprints. Of a pixel that several windows see, the one speaks whose core it
+            lies in.
         resume: take up what a run that was stopped has finished; with the same options the result is the same.
         workers: processes of this machine that predict, each with a network of its own; 0: this process does.
         scheduler: address of a scheduler of dask.distributed whose workers predict.
@@ -502,11 +503,12 @@ def _check_kind(predictor: Predictor, out: Path | None, weights) -> None:
     if out is None and predictor.has_instances:
         raise InputError(f"{weights}: finds buildings. Pass --out for them, with or without --height-raster.")
     if out is not None and not predictor.has_instances:
-        says = "and says no heights: it can be trained on and scored, but has nothing to write."
+        says = "heights or classes: it can be trained on and scored, but has nothing to write."
         if predictor.height_sources:
             says = "only heights per pixel. Pass --height-raster instead of --out."
         elif predictor.class_names:
-            says = "only classes per pixel. Pass --class-raster instead of --out."
+            names = ", ".join(predictor.class_names)
+            says = f"only classes per pixel ({names}). Pass --class-raster instead of --out."
         raise InputError(f"{weights}: finds no buildings, {says}")
 
 
@@ -521,7 +523,7 @@ def _check_outputs(outputs: dict[str, Path | None], inputs: list, images: list, 
     if out is None and height_path is None and class_path is None:
         raise InputError(
             "nothing to write. Pass --out for buildings, --height-raster for heights, or both; --class-raster for the "
-            "classes of a network that tells them."
+            "classes, or the footprints, of a network that tells them for each pixel."
         )
     if class_path is not None:
         check_height_raster(class_path, overwrite, "classes")

@@ -119,7 +119,10 @@ def test_what_cannot_be_written(by_brightness, write_scene, tmp_path):
         with pytest.raises(InputError, match=message):
             predict_to_file(by_brightness.weights, scene, None, out, predictor=by_brightness, **outputs)
 
-    refused("only classes per pixel. Pass --class-raster instead of --out", out=tmp_path / "a.gpkg")
+    refused(
+        r"only classes per pixel \(water, building, road\). Pass --class-raster instead of --out",
+        out=tmp_path / "a.gpkg",
+    )
     refused("predicts no heights", height_path=tmp_path / "h.tif")
     refused("nothing to write.*--class-raster")
     refused("classes are written as GeoTIFF", class_path=tmp_path / "c.png")
@@ -127,4 +130,4 @@ def test_what_cannot_be_written(by_brightness, write_scene, tmp_path):
     out.write_text("there")
     refused("classes.tif.*exists", class_path=out)
     by_brightness.class_names = ()
-    refused("model.pth: tells no classes of pixels", class_path=tmp_path / "other.tif")
+    refused("model.pth: tells neither classes nor footprints of pixels", class_path=tmp_path / "other.tif")
