@@ -34,6 +34,11 @@ FOOTPRINT_CLASSES = ("background", "building")
 UNKNOWN = -1
 # More would not fit into the rasters that are written of them, uint8 with 255 for nothing.
 MOST_CLASSES = 255
+# Told apart by most eyes (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/), used again from the ninth class on.
+_COLOURS = (
+    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66),
+    (90, 90, 90),
+)  # fmt: skip
 # Values that a message names.
 _MOST_NAMED = 6
 
@@ -74,6 +79,11 @@ class ClassList:
     def coloured(self) -> bool:
         """Whether pixels say colours; else codes."""
         return len(self.values[0]) == 3
+
+    @property
+    def colours(self) -> tuple[tuple[int, ...], ...]:
+        """Of each class a colour to draw it in: its own, or one of ours for a code."""
+        return self.values if self.coloured else class_colours(len(self.names))
 
     def __str__(self) -> str:
         """The list as text: "building (0, 0, 255), tree (0, 255, 0); not labelled (0, 0, 0)"."""
@@ -118,6 +128,11 @@ class ClassList:
         return cls(
             tuple(c.get("name") for c in listed), tuple(values), tuple(_value(value) for value in ignored)
         )
+
+
+def class_colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours, (red, green, blue) in 0 ... 255, for so many classes that have none of their own."""
+    return tuple(_COLOURS[i % len(_COLOURS)] for i in range(count))
 
 
 def _plain(value: tuple[int, ...]) -> int | list[int]:

@@ -62,11 +62,15 @@ def _counts(splits: list[Split]) -> Finding:
         buildings = sum(len(tile.buildings) for tile in tiles)
         empty = sum(not tile.buildings for tile in tiles)
         numbers[split.name] = {"images": len(tiles), "buildings": buildings, "empty_images": empty}
-        words.append(
-            f"{split.name}: {counted(len(tiles), 'image')} with {counted(buildings, 'building')}, {empty} empty"
-        )
+        said = f"{split.name}: {counted(len(tiles), 'image')} with {counted(buildings, 'building')}, {empty} empty"
+        mapped = sum(tile.class_file_name is not None for tile in tiles)
+        if mapped:
+            numbers[split.name]["images_with_classes"] = mapped
+            said += f", {mapped} with a class of each pixel"
+        words.append(said)
         if not buildings:
-            bad.append(split.name)
+            # Classes of pixels are labels, too.
+            bad += [] if mapped else [split.name]
         elif empty > 0.9 * len(tiles):
             notes.append(split.name)
     detail = "; ".join(words) + "."

@@ -17,6 +17,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from fusiondet.buildings import Building
+from fusiondet.data.classes import class_colours
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path, require_new
 
@@ -37,11 +38,6 @@ HEIGHT_BANDS = {
 }
 # The number that is no class.
 NO_CLASS = 255
-# Told apart by most eyes (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/), used again from the ninth class on.
-_CLASS_COLOURS = (
-    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66),
-    (90, 90, 90),
-)  # fmt: skip
 # Rasters are written and painted in parts of this many pixels a side, whatever the size of a window.
 _PART_PX = 2048
 
@@ -121,9 +117,7 @@ def class_raster(
     place = {"height": shape[0], "width": shape[1], "transform": transform, "crs": crs}
     with _draft(path, place, 1, "uint8", NO_CLASS) as dataset:
         dataset.set_band_description(1, "class")
-        dataset.write_colormap(
-            1, {i: (*_CLASS_COLOURS[i % len(_CLASS_COLOURS)], 255) for i in range(len(names))}
-        )
+        dataset.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(class_colours(len(names)))})
         dataset.update_tags(**(tags or {}), CLASSES=json.dumps(list(names)))
         yield HeightRasterWriter(dataset, path, ["classes"], _zoom(shape, grid_shape))
     listed = "".join(f"<Category>{escape(name)}</Category>" for name in names)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
+from fusiondet.data.classes import class_list, tile_classes
 from fusiondet.data.coco import (
     Dataset,
     decode_rle,
@@ -31,21 +32,24 @@ MAX_TILES = 60
 def dataset_overview(
     dataset: Dataset, n: int = 6, name: str | None = None, height_labels: str | None = None
 ) -> Figure:
-    """Tiles of `dataset`: image panels and true buildings, or true heights per pixel.
+    """Tiles of `dataset`: image panels and true buildings, or true heights per pixel; and classes, where it has them.
 
     Args:
-        n: number of tiles, spread evenly over the dataset, tiles with buildings first.
+        n: number of tiles, spread evenly over the dataset, tiles with buildings or classes first.
         name: only the tile with this file name (or its last part), drawn large.
         height_labels: draw heights per pixel from this source, see INPUT.HEIGHT_LABELS; None: outlines.
 
     Raises:
         InputError: no such tile, an empty dataset, n outside 1...60, or a raster that cannot be read.
     """
-    tiles = _wanted(dataset, n, name, [t.buildings for t in dataset.tiles])
+    tiles = _wanted(dataset, n, name, [t.buildings or t.class_file_name for t in dataset.tiles])
+    classes = class_list(dataset)
     views = []
     for tile in tiles:
         truth_m = None if height_labels is None else tile_truth(dataset, tile, height_labels)[0]
-        views.append(TileView(tile, read_tile(dataset, tile), dataset.bands, truth_map_m=truth_m))
+        class_map = None if classes is None else tile_classes(dataset, tile, classes.names)
+        labels = {"truth_map_m": truth_m, "class_map": class_map, "classes": classes}
+        views.append(TileView(tile, read_tile(dataset, tile), dataset.bands, **labels))
     return tile_figure(views[0]) if name else overview_figure(views)
 
 

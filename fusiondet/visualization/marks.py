@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, DrawingArea
-from matplotlib.patches import FancyArrow, FancyBboxPatch, Patch
+from matplotlib.patches import FancyArrow, FancyBboxPatch, Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
@@ -120,6 +120,31 @@ def draw_keys(figure: Figure, keys: list, arrows: str, right_in: float) -> None:
     if arrows:
         at = (right_in / width_in, 0.16 / height_in)
         figure.text(*at, arrows, fontsize=7, color=FAINT, ha="right", va="center")
+
+
+def draw_class_keys(
+    figure: Figure,
+    classes: dict[str, tuple[int, ...]],
+    left_in: float,
+    bottom_in: float,
+    columns: int,
+    row_in: float,
+) -> None:
+    """Names of `classes` beside their colours, (red, green, blue) in 0 ... 255, row by row above `bottom_in`."""
+    width_in, height_in = figure.get_size_inches()
+    column_in, rows = (width_in - 2 * left_in) / columns, math.ceil(len(classes) / columns)
+    room = max(4, int((column_in - 0.35) * 72 / (0.56 * 7.5)))
+    for i, (name, colour) in enumerate(classes.items()):
+        row, column = divmod(i, columns)
+        x_in, y_in = left_in + column * column_in, bottom_in + (rows - row - 0.9) * row_in
+        box = (x_in / width_in, y_in / height_in), 0.17 / width_in, 0.12 / height_in
+        shade = [c / 255 for c in colour]
+        figure.add_artist(
+            Rectangle(*box, transform=figure.transFigure, facecolor=shade, edgecolor="#333333", lw=0.5)
+        )
+        text = name if len(name) <= room else name[: room - 1] + "…"
+        at = (x_in + 0.23) / width_in, (y_in + 0.06) / height_in
+        figure.text(*at, text, fontsize=7.5, color=INK, va="center", ha="left", parse_math=False)
 
 
 def legend_keys(

@@ -78,6 +78,20 @@ def map_panel(values: np.ndarray, colours: ScalarMappable) -> np.ndarray:
     return _on_hatch(colours.to_rgba(values[valid])[:, :3].T, valid)
 
 
+def class_panel(numbers: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Classes in their colours.
+
+    Args:
+        numbers: (H, W) int, which of `colours` a pixel has; below 0 = not labelled.
+        colours: (red, green, blue) in 0 ... 255.
+
+    Returns:
+        (H, W, 3) uint8; pixels that are not labelled are hatched grey.
+    """
+    valid = numbers >= 0
+    return _on_hatch(np.array(colours, np.float32)[numbers[valid]].T / 255, valid)
+
+
 def faded(picture: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """(H, W, 3) `picture` as a quiet grey background, so that the only colours on it are those of the heights.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.classes import ClassList
 from fusiondet.errors import InputError
 from fusiondet.visualization import marks
 from fusiondet.visualization.canvas import FAINT, INK, axes_in, new_figure
@@ -19,6 +20,7 @@ from fusiondet.visualization.outlines import (
     map_colours,
 )
 from fusiondet.visualization.panels import (
+    class_panel,
     faded,
     map_panel,
     optical_panel,
@@ -37,6 +39,8 @@ MATCH_IOU = 0.5
 _PANELS_PER_ROW = 6
 _MARGIN_IN, _GAP_IN, _TITLE_IN, _LEGEND_IN = 0.2, 0.06, 0.48, 0.62
 _MIN_WIDTH_IN = 6.4
+# Of classes, in the legend: names that are longer are cut.
+_KEYS_PER_ROW, _KEY_ROW_IN = 5, 0.19
 
 
 @dataclass
@@ -52,6 +56,7 @@ class TileView:
         truth_map_m, height_map_m: (H, W) true and predicted height per pixel, metres above ground, NaN = unknown. With
             any map the figure shows maps, without outlines of predicted buildings.
         footprint_map: (H, W) predicted probability of a building, NaN = unknown.
+        class_map: (H, W) true class of each pixel, a number in `classes`, below 0 where it is not labelled.
     """
 
     tile: Tile
@@ -62,6 +67,8 @@ class TileView:
     truth_map_m: np.ndarray | None = None
     height_map_m: np.ndarray | None = None
     footprint_map: np.ndarray | None = None
+    class_map: np.ndarray | None = None
+    classes: ClassList | None = None
 
     @property
     def optical(self) -> np.ndarray:
@@ -103,13 +110,16 @@ def overview_figure(views: Sequence[TileView], panel_in: float = 2.45) -> Figure
     colours = (map_colours if any(_maps(v) for v in views) else height_colours)(heights_m)
     panels = _panels(views, colours, bool(np.isfinite(heights_m).any()))
     aspect = float(np.clip(max(v.tile.height / v.tile.width for v in views), 0.4, 2.0))
-    figure, axes = _grid(len(views), len(panels), panel_in, aspect)
+    classes = _class_keys(views)
+    figure, axes = _grid(len(views), len(panels), panel_in, aspect, math.ceil(len(classes) / _KEYS_PER_ROW))
     for view, row in zip(views, axes, strict=True):
         _write_title(row, view)
         for ax, (heading, paint) in zip(row, panels, strict=True):
             _prepare(ax, view.tile, heading)
             paint(ax, view)
     _write_legend(figure, axes, views, heights_m, colours)
+    left_in = axes[0][0].get_position().x0 * figure.get_size_inches()[0]
+    marks.draw_class_keys(figure, classes, left_in, _LEGEND_IN, _KEYS_PER_ROW, _KEY_ROW_IN)
     return figure
 
 
@@ -151,6 +161,10 @@ def _panels(
 
     panels = [(_optical_heading(bands), _paint_optical)] if bands.optical else []
     panels += [(_sar_heading(bands), _paint_sar)] if bands.sar else []
+    if any(v.class_map is not None for v in views):
+        panels.append(("classes", _paint_classes))
+        if not any(_maps(v) or v.tile.buildings or v.predictions for v in views):
+            return panels
     if any(_maps(v) for v in views):
         return [*panels, *_map_panels(views, colours, (f"buildings{unit}", truth))]
     if all(v.predictions is None for v in views):
@@ -214,6 +228,20 @@ def _paint_sar(ax: Axes, view: TileView) -> None:
     marks.draw_direction(ax, view.tile, look, sensor.sar_incidence_deg, "look", "#7fdcff")
 
 
+def _paint_classes(ax: Axes, view: TileView) -> None:
+    numbers = view.class_map
+    if numbers is None:
+        numbers = np.full((view.tile.height, view.tile.width), -1)
+    _show(ax, view, class_panel(numbers, view.classes.colours if view.classes else ()))
+
+
+def _class_keys(views: Sequence[TileView]) -> dict[str, tuple[int, ...]]:
+    """Name -> colour of the classes that occur, in the order of their list, which all views share."""
+    labelled = [v for v in views if v.class_map is not None]
+    seen = sorted({int(i) for v in labelled for i in np.unique(v.class_map) if i >= 0})
+    return {labelled[0].classes.names[i]: labelled[0].classes.colours[i] for i in seen}
+
+
 def _background(view: TileView) -> np.ndarray:
     """Quiet picture under the outlines: of the optical bands where there are some, else of the SAR bands."""
     if len(view.optical) and (np.isfinite(view.optical).any() or not len(view.sar)):
@@ -242,14 +270,21 @@ def _sar_heading(bands: BandSpec) -> str:
     return f"SAR: {', '.join(chosen)} as R, G, B"
 
 
-def _grid(n_tiles: int, n_panels: int, panel_in: float, aspect: float) -> tuple[Figure, list[list[Axes]]]:
-    """Figure with `n_panels` axes per tile, tiles beside each other as long as six panels fit in a row."""
+def _grid(
+    n_tiles: int, n_panels: int, panel_in: float, aspect: float, key_rows: int
+) -> tuple[Figure, list[list[Axes]]]:
+    """Figure with `n_panels` axes per tile, tiles beside each other as long as six panels fit in a row.
+
+    Below them is room for the legend, and `key_rows` rows of classes in it.
+    """
     per_row = min(n_tiles, max(1, _PANELS_PER_ROW // n_panels))
     rows = math.ceil(n_tiles / per_row)
     group_in = n_panels * panel_in + (n_panels - 1) * _GAP_IN
     used_in = per_row * group_in + (per_row - 1) * 2 * _MARGIN_IN
     row_in = _TITLE_IN + panel_in * aspect + 0.1
-    figure = new_figure(max(used_in + 2 * _MARGIN_IN, _MIN_WIDTH_IN), rows * row_in + _LEGEND_IN)
+    figure = new_figure(
+        max(used_in + 2 * _MARGIN_IN, _MIN_WIDTH_IN), rows * row_in + _LEGEND_IN + key_rows * _KEY_ROW_IN
+    )
     width_in, height_in = figure.get_size_inches()
     axes = []
     for k in range(n_tiles):
@@ -313,11 +348,13 @@ def _write_legend(figure: Figure, axes: list[list[Axes]], views, heights_m, colo
         values, at_in = np.concatenate([e.ravel() for e in errors]), left_in + bar_in + 0.5
         marks.draw_colourbar(figure, _errors_of(views), values, at_in, bar_in, "predicted − true height (m)")
     maps = [m for v in views for m in _maps(v)]
+    labelled = any(v.class_map is not None for v in views)
     keys = marks.legend_keys(
         any_unknown=not maps and bool(np.isnan(heights_m).any()),
-        any_nodata=any(not np.isfinite(shown).all() for shown in (*maps, *(v.image for v in views))),
+        any_nodata=any(not np.isfinite(shown).all() for shown in (*maps, *(v.image for v in views)))
+        or any(v.class_map is None or (v.class_map < 0).any() for v in views if labelled),
         with_matches=not maps and any(v.predictions is not None for v in views),
-        hatch="no data, or unknown" if maps else "no data",
+        hatch="no data, or unknown" if maps else "no data, or not labelled" if labelled else "no data",
     )
     sensors, bands = [v.tile.sensor for v in views], views[0].bands
     sun = bands.optical and any(s.sun_azimuth_deg is not None for s in sensors)

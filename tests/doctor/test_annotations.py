@@ -66,6 +66,18 @@ def test_a_split_without_buildings_fails(tmp_path):
     assert found(check_annotations, tmp_path)["images and buildings"].verdict == "FAIL"
 
 
+def test_classes_of_pixels_are_labels_without_any_building(tmp_path):
+    labelled, more = tile("a.tif"), tile("b.tif")
+    labelled.class_file_name = "a_classes.tif"
+    write_tiles(tmp_path, "train", [labelled, more])
+    finding = found(check_annotations, tmp_path)["images and buildings"]
+    assert finding.verdict == "ok" and finding.numbers["train"]["images_with_classes"] == 1
+    assert "0 buildings, 2 empty, 1 with a class of each pixel" in finding.detail
+    write_tiles(tmp_path, "val", [tile("c.tif")])
+    finding = found(check_annotations, tmp_path)["images and buildings"]
+    assert finding.verdict == "FAIL" and finding.remedy.startswith("val has no building")
+
+
 def test_small_buildings(tmp_path):
     write_tiles(tmp_path, "train", [tile(buildings=squares(10) + squares(30, side=1.5)[10:])])
     sizes = found(check_annotations, tmp_path)["sizes of buildings"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusiondet.buildings import Building, SensorGeometry, Tile
 from fusiondet.data.bands import BandSpec
+from fusiondet.data.classes import ClassList
 from fusiondet.data.coco import (
     Dataset,
     encode_rle,
@@ -19,12 +20,14 @@ from fusiondet.evaluation.dense import DenseScores
 from fusiondet.visualization import (
     building_from_prediction,
     dataset_overview,
+    figure_array,
     match_tile,
     prediction_overview,
     save_figure,
 )
 from fusiondet.visualization.canvas import new_figure, round_down, round_up
 from fusiondet.visualization.datasets import choose_tiles, find_tile
+from fusiondet.visualization.panels import NODATA_GREYS
 
 import numpy as np
 import pytest
@@ -88,6 +91,50 @@ def test_dataset_overview_draws_every_tile_also_without_sar(annotations):
     assert headings == ["optical", "SAR HH (dB)", "buildings, height in m"] * 3
     keys = [t.get_text() for t in figure.legends[0].get_texts()]
     assert keys == ["height unknown", "no data"]
+
+
+def class_map_of(path, numbers, classes):
+    write_raster(path.parents[1] / "classes" / "0.tif", np.asarray(numbers, np.uint8)[None])
+    dataset = read_coco(path)
+    dataset.tiles[0].class_file_name = "classes/0.tif"
+    for tile in dataset.tiles:
+        tile.buildings = []
+    dataset.info |= classes.to_info()
+    write_coco(dataset, path)
+    return read_coco(path)
+
+
+def test_classes_of_pixels_are_drawn_in_their_colours_with_their_names(annotations):
+    numbers = np.repeat([[3], [7], [9], [0]], SIZE // 4, axis=0).repeat(SIZE, axis=1)
+    classes = ClassList(("water", "a $wood$", "road", "never seen"), ((3,), (7,), (9,), (4,)), ((0,),))
+    dataset = class_map_of(annotations, numbers, classes)
+    figure = dataset_overview(dataset, n=3)
+    headings = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert headings == ["optical", "SAR HH (dB)", "classes"] * 3, "no panel of buildings where there are none"
+    picture = np.asarray(figure.axes[2].images[0].get_array())
+    rows = [tuple(picture[y, 5]) for y in (8, 24, 40)]
+    assert rows == list(classes.colours[:3]) and len({*rows}) == 3
+    assert {*picture[48:].ravel()} == {*NODATA_GREYS}, "what is not labelled"
+    texts = [t.get_text() for t in figure.texts]
+    assert {"water", "a $wood$", "road"} <= {*texts} and "never seen" not in texts
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["no data, or not labelled"]
+    dataset.tiles[1].buildings = [Building(box(5, 5, 25, 25), 6.0)]
+    both = dataset_overview(dataset, n=3)
+    assert [ax.get_title() for ax in both.axes][2:4] == ["classes", "buildings, height in m"]
+
+
+def test_the_legend_holds_many_classes_with_long_names(annotations):
+    names = [f"{'very ' * 20}long name {i}" for i in range(17)]
+    numbers = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 17
+    classes = ClassList(tuple(names), tuple((i,) for i in range(17)))
+    figure = dataset_overview(class_map_of(annotations, numbers, classes), name="0.tif")
+    figure_array(figure)
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [t.get_window_extent() for t in figure.texts if t.get_text().startswith("very")]
+    assert len(boxes) == 17 and all(b.x1 <= width and b.y0 >= 0 for b in boxes)
+    assert not any(a is not b and a.overlaps(b) for a in boxes for b in boxes)
+    lowest = min(ax.get_window_extent().y0 for ax in figure.axes if ax.get_title())
+    assert max(b.y1 for b in boxes) < lowest, "below the panels"
 
 
 def test_prediction_overview_draws_confident_predictions_only(annotations):
