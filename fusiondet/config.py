@@ -555,6 +555,11 @@ def check_tasks(cfg: CN) -> None:
         ("DATALOADER.UNLABELLED_PER_BATCH", "Reconstruction"),
     ):
         if _get(cfg, key) and _TASK_OF_HEAD[head] not in pixel_tasks(cfg):
+            if model.META_ARCHITECTURE == "FusionDenseNet":
+                raise InputError(
+                    f"{key} is {_get(cfg, key)}, but {model.DENSE_NET.NAME} as configured says no "
+                    f"{_TASK_OF_HEAD[head]}. Leave {key} at {_get(defaults(), key)}, or take a network that does."
+                )
             raise InputError(
                 f"{key} is {_get(cfg, key)}, which needs the head {head}, but MODEL.DENSE_HEADS.NAMES is "
                 f"{list(model.DENSE_HEADS.NAMES)}. Add it there, or leave {key} at {_get(defaults(), key)}."
@@ -597,9 +602,35 @@ _OF_ALL_DENSE_NETS = (
 )  # fmt: skip
 
 
+# Read where the network has these tasks.
+_OF_TASKS = {
+    "FOOTPRINT_WEIGHT": {"footprint"},
+    "HEIGHT_WEIGHT": {"height"},
+    "REFINE": {"footprint", "height"},
+}
+
+
 def _check_read_by_dense_net(cfg: CN) -> None:
-    """InputError when a key of MODEL.DENSE_NET or MODEL.FUSION is set that the network of `cfg` does not read."""
-    net, usual = _dense_net(cfg), defaults()
+    """InputError when a key of MODEL.DENSE_NET or MODEL.FUSION is set that the network of `cfg` does not read.
+
+    So with MODEL.BACKBONE.NAME: who names a backbone of two streams there wants another network.
+    """
+    net, usual, tasks = _dense_net(cfg), defaults(), list(cfg.MODEL.DENSE_NET.TASKS)
+    if cfg.MODEL.BACKBONE.NAME not in (_ONE_STREAM, usual.MODEL.BACKBONE.NAME):
+        raise InputError(
+            f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}, but {cfg.MODEL.DENSE_NET.NAME} is a whole network and "
+            f"has no use for a backbone. Leave it at {_ONE_STREAM}, or take FusionDense."
+        )
+    for key, needed in _OF_TASKS.items():
+        if (
+            key in net.sections
+            and not needed <= {*tasks}
+            and cfg.MODEL.DENSE_NET[key] != usual.MODEL.DENSE_NET[key]
+        ):
+            raise InputError(
+                f"MODEL.DENSE_NET.{key} is {_shown(cfg.MODEL.DENSE_NET[key])}, but MODEL.DENSE_NET.TASKS is {tasks}. "
+                f"Leave it at {_shown(usual.MODEL.DENSE_NET[key])}, or add {' and '.join(sorted(needed - {*tasks}))}."
+            )
     for section in ("DENSE_NET", "FUSION"):
         for key, value in cfg.MODEL[section].items():
             read = key in (*_OF_ALL_DENSE_NETS, *net.sections)
@@ -615,6 +646,9 @@ def _check_more_than_one_task(cfg: CN) -> None:
     model, heads = cfg.MODEL, len(pixel_tasks(cfg))
     instances = 1 if finds_instances(cfg) else 0
     weighting = model.TASK_WEIGHTING.NAME
+    more = "dense heads to MODEL.DENSE_HEADS.NAMES"
+    if model.META_ARCHITECTURE == "FusionDenseNet":
+        more = "one to MODEL.DENSE_NET.TASKS"
     # A height per building is weighted for itself, and looks at what its box looks at.
     for key, value, tasks in (
         ("TASK_ATTENTION", model.TASK_ATTENTION, instances + heads),
@@ -622,8 +656,8 @@ def _check_more_than_one_task(cfg: CN) -> None:
     ):
         if value and tasks < 2:
             raise InputError(
-                f"MODEL.{key} is {_get(model, key)}, but the network has a single task. Add dense heads to "
-                f"MODEL.DENSE_HEADS.NAMES, or leave MODEL.{key} at {_get(defaults().MODEL, key)}."
+                f"MODEL.{key} is {_get(model, key)}, but the network has a single task. Add {more}, or leave "
+                f"MODEL.{key} at {_get(defaults().MODEL, key)}."
             )
     if weighting != "fixed" and model.FUSION.BALANCE.WINDOW:
         raise InputError(

@@ -631,7 +631,7 @@ class FusionTrainer(DefaultTrainer):
         What one stream has for itself learns by SOLVER.OPTICAL_LR_FACTOR or SAR_LR_FACTOR times the rate.
 
         Raises:
-            InputError: one of these two factors is set, but the network has no two streams.
+            InputError: one of these two factors is set, but the network has no stream of that modality alone.
         """
         bias_decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
         groups = get_default_optimizer_params(
@@ -800,11 +800,15 @@ def load_weights(model: nn.Module, cfg: CfgNode) -> None:
 def _by_stream(cfg: CfgNode, model: nn.Module, groups: list[dict]) -> list[dict]:
     """A group per parameter; "lr" of those that one stream has for itself times the factor of its modality."""
     factors = {"optical": cfg.SOLVER.OPTICAL_LR_FACTOR, "sar": cfg.SOLVER.SAR_LR_FACTOR}
-    of_one, changed = _parameters_of_one_stream(model), [m for m in MODALITIES if factors[m] != 1]
-    if changed and not of_one:
+    of_one = _parameters_of_one_stream(model)
+    idle = [m for m in MODALITIES if factors[m] != 1 and m not in of_one.values()]
+    if idle:
+        network = f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}"
+        if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet":
+            network = f"MODEL.DENSE_NET.NAME is {cfg.MODEL.DENSE_NET.NAME}"
         raise InputError(
-            f"SOLVER.{changed[0].upper()}_LR_FACTOR is {factors[changed[0]]:g}, but the network has no stream of its "
-            f"own for each modality: MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}. Leave it at 1.0."
+            f"SOLVER.{idle[0].upper()}_LR_FACTOR is {factors[idle[0]]:g}, but the network has no stream that sees "
+            f"{idle[0]} bands alone: {network}, INPUT.MODALITIES {list(cfg.INPUT.MODALITIES)}. Leave it at 1.0."
         )
     return [
         {**group, "params": [p], "lr": group["lr"] * factors.get(of_one.get(id(p)), 1.0)}

@@ -257,6 +257,11 @@ def check_dense_net(cfg) -> None:
             f"MODEL.DENSE_HEADS.NAMES is {list(model.DENSE_HEADS.NAMES)}, but FusionDenseNet has the heads of its own "
             "network, which MODEL.DENSE_NET.TASKS names. Leave it empty, or take FusionDense or FusionRCNN."
         )
+    if model.TASK_ATTENTION:
+        raise InputError(
+            "MODEL.TASK_ATTENTION is True, but FusionDenseNet has no feature maps that all its tasks share. Leave it "
+            "at False."
+        )
     if model.TASK_WEIGHTING.NAME == "gradnorm":
         raise InputError(
             "MODEL.TASK_WEIGHTING.NAME is gradnorm, but FusionDenseNet has no feature maps that all its tasks share. "

@@ -3,6 +3,7 @@
 import math
 
 import fusiondet.compat  # noqa: F401
+from fusiondet.benchmarking import count_flops
 from fusiondet.config import check_tasks
 from fusiondet.engine.checkpoint import FusionCheckpointer, network_differences
 from fusiondet.errors import InputError
@@ -67,6 +68,13 @@ def step(model, inputs):
 def check_gradients(model):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_the_operations_of_every_network_can_be_counted(cfg):
+    model = build(cfg).eval()
+    small, large = (count_flops(model, [tile(side, side, hole=False)]) for side in (64, 128))
+    # Convolutions cost four times as much on four times the pixels, attention more.
+    assert 3.5 * small < large < 8 * small
 
 
 # ---- Any tile ----------------------------------------------------------------------------------------------
@@ -215,6 +223,8 @@ def test_what_shapes_a_network_is_told_apart(dense_cfg):
         ("DENSE_NET.FOOTPRINT_WEIGHT", NAN, "FOOTPRINT_WEIGHT is nan, expected 0 or more"),
         ("DENSE_HEADS.NAMES", ["Footprint"], "FusionDenseNet has the heads of its own"),
         ("TASK_WEIGHTING.NAME", "gradnorm", "no feature maps that all its tasks share"),
+        ("TASK_ATTENTION", True, "TASK_ATTENTION is True, but .* no feature maps that all its tasks share"),
+        ("BACKBONE.NAME", "build_intermediate_fusion_resnet_fpn_backbone", "SegNet is a whole network"),
         ("HEIGHT_ON", True, "FusionDenseNet finds no instances"),
         ("META_ARCHITECTURE", "FusionDense", "DENSE_NET.NAME is SegNet, but .* FusionDense"),
     ],
@@ -227,4 +237,37 @@ def test_keys_that_mean_nothing(dense_cfg, key, value, message):
         node = node[part]
     node[last[-1]] = value
     with pytest.raises(InputError, match=message):
+        check_tasks(dense_cfg)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "key", "value", "message"),
+    [
+        (
+            ["footprint"],
+            "HEIGHT_WEIGHT",
+            2.0,
+            r"HEIGHT_WEIGHT is 2.0, but .*TASKS is \['footprint'\].* add height",
+        ),
+        (["height"], "FOOTPRINT_WEIGHT", 2.0, "Leave it at 1.0, or add footprint"),
+        (["height"], "REFINE", False, "REFINE is False, but .* add footprint"),
+    ],
+)
+def test_keys_of_a_task_that_it_does_not_have(dense_cfg, tasks, key, value, message):
+    narrow(dense_cfg, "SegNet")
+    dense_cfg.MODEL.DENSE_NET[key] = value
+    check_tasks(dense_cfg)
+    dense_cfg.MODEL.DENSE_NET.TASKS = tasks
+    with pytest.raises(InputError, match=message):
+        check_tasks(dense_cfg)
+
+
+def test_what_needs_more_tasks_says_where_to_add_one(dense_cfg):
+    narrow(dense_cfg, "SegNet")
+    dense_cfg.DATALOADER.UNLABELLED_PER_BATCH = 1
+    with pytest.raises(InputError, match="SegNet as configured says no reconstruction. Leave .* at 0"):
+        check_tasks(dense_cfg)
+    dense_cfg.DATALOADER.UNLABELLED_PER_BATCH = 0
+    dense_cfg.MODEL.DENSE_NET.TASKS, dense_cfg.MODEL.TASK_WEIGHTING.NAME = ["height"], "uncertainty"
+    with pytest.raises(InputError, match="a single task. Add one to MODEL.DENSE_NET.TASKS"):
         check_tasks(dense_cfg)
