@@ -124,10 +124,13 @@ def test_an_absent_modality_is_one_without_any_data(weights, rasters, layout, dr
 def test_what_to_expect_without_a_modality_is_said(weights, rasters, layout, overrides, note):
     predictor = Predictor(weights(layout, *overrides), "cpu", score_threshold=0.4)
     rgb, sar = rasters(sar_missing=EVERYWHERE)
-    assert [note in n for n in predict_scene(predictor, rgb).notes] == [True]
-    (said,) = predict_scene(predictor, rgb, sar).notes
+    keep_all = {
+        "max_overlap": 1.0
+    }  # an untrained network finds everything many times, which would be said, too
+    assert [note in n for n in predict_scene(predictor, rgb, **keep_all).notes] == [True]
+    (said,) = predict_scene(predictor, rgb, sar, **keep_all).notes
     assert note in said and said.startswith(f"{sar}: all of it is no data; ")
-    assert predict_scene(predictor, *rasters()).notes == []
+    assert predict_scene(predictor, *rasters(), **keep_all).notes == []
 
 
 @pytest.mark.parametrize(("threshold", "said"), [(0.5, True), (0.49, False)])
@@ -214,6 +217,18 @@ def test_a_wedge_without_optical_is_predicted_from_sar_and_one_without_both_is_n
     assert (np.isnan(image[0]) == wedge).all() and (np.isnan(image[3]) == corner).all()
     found = sorted(b.polygon.bounds[0] for b in result.buildings)
     assert found == pytest.approx([600000 + 9, 600000 + 25], abs=0.1), "the corner holds nothing to see"
+    share = (wedge & ~corner).sum() / (~corner).sum()
+    (note,) = [n for n in result.notes if "no data" in n]
+    assert (
+        "rgb.tif: about" in note
+        and f"about {share:.0%} of where SAR has data is no data; model.pth was" in note
+    )
+
+
+def test_pixels_without_power_here_and_there_are_not_worth_a_word(oracle, rasters):
+    few = np.zeros((SIDE, SIDE), bool)
+    few.flat[::100] = True
+    assert predict_scene(oracle, *rasters(None, few)).notes == []
 
 
 # ---- SAR of another kind ----

@@ -30,6 +30,8 @@ SENSOR_OPTIONS = {
 # A picture turned by less is level.
 _LEVEL_DEG = 1.0
 _NAMES = {"optical": "optical", "sar": "SAR"}
+# Pixels without any power are in every SAR image; a share of them up to this is not worth a word.
+_FEW_LACKING = 0.02
 _PATH_OPTIONS = {"optical": "--rgb", "sar": "--sar"}
 
 
@@ -60,18 +62,26 @@ def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[
     return notes
 
 
-def nodata_notes(predictor: Predictor, paths: dict[str, Path | None], has_data: dict[str, bool]) -> list[str]:
-    """Which modalities turned out to have no data anywhere; `has_data`: modality -> whether a pixel was found."""
-    if not any(has_data.values()):
-        names = " and ".join(
-            names_of(path) for m, path in paths.items() if path and getattr(predictor.bands, m)
-        )
-        return [f"{names}: all of it is no data, so there is nothing to predict."]
-    return [
-        f"{names_of(path)}: all of it is no data; {_what_to_expect_without(predictor, modality)}"
-        for modality, path in paths.items()
-        if path and getattr(predictor.bands, modality) and not has_data[modality]
-    ]
+def nodata_notes(
+    predictor: Predictor, paths: dict[str, Path | None], data_px: dict[str, int], seen_px: int
+) -> list[str]:
+    """Which modalities turned out to have no data, anywhere or in a part of the scene that is worth a word.
+
+    `data_px`: modality -> how many of the pixels that were seen have data of it; `seen_px`: how many have any.
+    """
+    given = {m: names_of(path) for m, path in paths.items() if path and getattr(predictor.bands, m)}
+    if not seen_px:
+        return [f"{' and '.join(given.values())}: all of it is no data, so there is nothing to predict."]
+    notes = []
+    for modality, names in given.items():
+        lacking = 1 - data_px[modality] / seen_px
+        if lacking > _FEW_LACKING:
+            other = " and ".join(_NAMES[m] for m in given if m != modality)
+            where = (
+                "all of it" if lacking == 1 else f"about {min(lacking, 0.99):.0%} of where {other} has data"
+            )
+            notes.append(f"{names}: {where} is no data; {_what_to_expect_without(predictor, modality)}")
+    return notes
 
 
 def extent_for(predictor: Predictor) -> str:

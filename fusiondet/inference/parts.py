@@ -188,7 +188,7 @@ def write_part(results: list[WindowResult], target) -> None:
     columns = {"window": [index for index, _ in rows]}
     columns |= {name: [getattr(b, name) for _, b in rows] for name in _NUMBERS}
     columns["geometry"] = list(shapely.to_wkb([b.polygon for _, b in rows])) if rows else []
-    facts = [[r.index, r.has_data, r.unreadable_px] for r in results]
+    facts = [[r.index, r.data_px, r.seen_px, r.unreadable_px] for r in results]
     metadata = {"geo": json.dumps(_GEO), "windows": json.dumps(facts)}
     table = pyarrow.table(columns, schema=_SCHEMA.with_metadata(metadata))
     pyarrow.parquet.write_table(table, target, compression="zstd")
@@ -198,8 +198,8 @@ def read_part(source) -> list[WindowResult]:
     """Inverse of `write_part`."""
     table = pyarrow.parquet.ParquetFile(source).read()
     results = {
-        index: WindowResult(index, has_data=has_data, unreadable_px=unreadable_px)
-        for index, has_data, unreadable_px in json.loads(table.schema.metadata[b"windows"])
+        index: WindowResult(index, data_px=data_px, seen_px=seen_px, unreadable_px=unreadable_px)
+        for index, data_px, seen_px, unreadable_px in json.loads(table.schema.metadata[b"windows"])
     }
     columns = table.to_pydict()
     polygons = shapely.from_wkb(columns["geometry"])

@@ -35,14 +35,15 @@ class WindowResult:
         buildings: outlines in the pixels of the grid.
         layers: source -> (h, w) metres of the window's pixels, for a raster of heights, or "classes" -> numbers; empty
             where none is wanted or the window is outside of the area of interest.
-        has_data: modality -> whether the window has a pixel of it.
+        data_px: modality -> how many pixels of the window have data of it. seen_px: how many have any.
         unreadable_px: pixels that could not be read and count as no data.
     """
 
     index: int
     buildings: list[Building] = field(default_factory=list)
     layers: dict[str, np.ndarray] = field(default_factory=dict)
-    has_data: dict[str, bool] = field(default_factory=dict)
+    data_px: dict[str, int] = field(default_factory=dict)
+    seen_px: int = 0
     unreadable_px: int = 0
 
 
@@ -53,7 +54,7 @@ class _Read:
     index: int
     scene: Scene | None = None
     nodata: np.ndarray | None = None
-    has_data: dict[str, bool] = field(default_factory=dict)
+    data_px: dict[str, int] = field(default_factory=dict)
     unreadable_px: int = 0
     output: dict | None = None
 
@@ -132,8 +133,9 @@ def _read(predictor: Predictor, plan: ScenePlan, indices: Iterable[int]) -> Iter
             scene, unreadable_px = _read_window(reader, window, plan.skip_invalid)
             check_sar_values(predictor, scene, plan.sar)
             missing = np.isnan(scene.image)
-            has_data = {m: not missing[channels].all() for m, channels in predictor.channels.items()}
-            yield _Read(index, scene, missing.all(axis=0), has_data, unreadable_px)
+            lacking = {m: missing[channels].all(axis=0) for m, channels in predictor.channels.items()}
+            data_px = {m: int((~pixels).sum()) for m, pixels in lacking.items()}
+            yield _Read(index, scene, missing.all(axis=0), data_px, unreadable_px)
 
 
 def _read_window(reader: SceneReader, window, skip_invalid: bool) -> tuple[Scene, int]:
@@ -218,7 +220,8 @@ def _interpreted(predictor: Predictor, plan: ScenePlan, item: _Read) -> WindowRe
         item.index,
         predicted.buildings,
         {source: layers[source] for source in plan.sources},
-        item.has_data,
+        item.data_px,
+        int((~item.nodata).sum()),
         item.unreadable_px,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from fusiondet import __version__
 from fusiondet.buildings import SensorGeometry, map_to_pixel
 from fusiondet.data.converters.vectors import read_layer
-from fusiondet.data.imagery import SceneReader, axis_gsd_m
+from fusiondet.data.imagery import SceneReader, axis_gsd_m, open_raster
 from fusiondet.errors import InputError
 from fusiondet.inference import checks
 from fusiondet.inference.predictor import Predictor
@@ -122,7 +122,7 @@ class ScenePlan:
             "fusiondet": __version__,
             "weights_sha256": predictor.weights_sha256,
             "score_threshold": predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            "images": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+            "images": [_state(f) for f in files],
             "grid": [self.width, self.height, list(self.transform), self.crs],
             "bands": {k: v for k, v in sorted(self.reader_options.items()) if v is not None},
             "sensor": self.sensor,
@@ -171,7 +171,10 @@ def plan_scene(
             notes.append(
                 f"windows of {window_px} px overlap by {overlap} px, {overlap * reader.gsd_m:.3g} m (see --overlap)."
             )
-        area = None if aoi is None else area_px(aoi, reader, (rgb or sar)[0])
+        ground = (rgb or sar)[0]
+        if extent == "intersection" and reader.shared < 1:
+            ground = f"the part of {ground} that all rasters cover"
+        area = None if aoi is None else area_px(aoi, reader, ground)
         return ScenePlan(
             tuple(str(Path(p).absolute()) for p in rgb),
             tuple(str(Path(p).absolute()) for p in sar),
@@ -195,6 +198,15 @@ def plan_scene(
                 + checks.turn_note(reader.transform, (rgb or sar)[0])
             ),
         )
+
+
+def _state(image: Path) -> list:
+    """What changes when an image does: of a mosaic, which only says where its pixels are, also its files."""
+    state = [str(image), image.stat().st_size, image.stat().st_mtime_ns]
+    with open_raster(image, allow_vrt=True) as raster:
+        files = [Path(name) for name in raster.files] if raster.driver == "VRT" else []
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+    return [*state, hashlib.sha256(repr(facts).encode()).hexdigest()] if facts else state
 
 
 def _check_shear(transform: Affine, name) -> None:

@@ -52,6 +52,8 @@ import rasterio
 
 # What GDAL may keep of rasters that are being written: its own default is a share of the machine.
 _GDAL_CACHE_BYTES = 128 << 20
+# So often a part that cannot be read is made again.
+_MOST_TRIES = 3
 
 
 @dataclass
@@ -79,15 +81,17 @@ class SceneFacts:
 
     def __init__(self):
         """Nothing is known yet."""
-        self.has_data = {"optical": False, "sar": False}
+        self.data_px = {"optical": 0, "sar": 0}
+        self.seen_px = 0  # of these, windows that overlap count what they share twice
         self.unreadable_px = self.unreadable_windows = 0
         self.covered = 0  # outlines that better ones covered
 
     def of(self, results: Iterable[WindowResult]) -> Iterator[WindowResult]:
         """`results`, which are looked at as they pass."""
         for result in results:
-            for modality, there in result.has_data.items():
-                self.has_data[modality] |= there
+            for modality, count in result.data_px.items():
+                self.data_px[modality] += count
+            self.seen_px += result.seen_px
             self.unreadable_px += result.unreadable_px
             self.unreadable_windows += result.unreadable_px > 0
             yield result
@@ -95,7 +99,7 @@ class SceneFacts:
     def notes(self, predictor: Predictor, plan: ScenePlan, rgb_path, sar_path) -> list[str]:
         """For the user."""
         paths = {"optical": rgb_path, "sar": sar_path}
-        notes = checks.nodata_notes(predictor, paths, self.has_data)
+        notes = checks.nodata_notes(predictor, paths, self.data_px, self.seen_px)
         if self.unreadable_px:
             files = checks.names_of([f for path in paths.values() for f in checks.files_of(path)])
             notes.append(
@@ -191,9 +195,12 @@ def finished_buildings(
         kept = without_overlaps(buildings, max_overlap)
         if facts:
             facts.covered += len(buildings) - len(kept)
-        if plan.aoi_px is not None:
-            kept = [b for b in kept if plan.aoi_px.intersects(b.polygon.representative_point())]
-        return regularizer.regular(kept) if regularizer else kept
+        # Before some are left out: walls are shared with neighbours outside of the area, too.
+        regular = regularizer.regular(kept) if regularizer else kept
+        if plan.aoi_px is None:
+            return regular
+        inside = [plan.aoi_px.intersects(b.polygon.representative_point()) for b in kept]
+        return [b for b, i in zip(regular, inside, strict=True) if i]
 
     for result in results:
         found = merger.add(result.index, result.buildings)
@@ -470,6 +477,9 @@ def gathered_results(
 
     Args:
         compute: takes numbers of blocks, and gives them back, in any order, once they are in `store`.
+
+    Raises:
+        InputError: a part cannot be read, though it was made again.
     """
     there = store.numbers()
     lacking = [number for number in range(len(plan.blocks)) if number not in there]
@@ -477,11 +487,16 @@ def gathered_results(
         for number in range(len(plan.blocks)):
             while number not in there:
                 there.add(next(finished))
-            results = store.load(number)
+            results, tries = store.load(number), 0
             while results is None:  # damaged
+                if tries == _MOST_TRIES:
+                    raise InputError(
+                        f"{store.path(number)}: was made again {tries} times, and cannot be read each time. Do the "
+                        "workers run the same version of fusiondet as this process?"
+                    )
                 with contextlib.closing(compute([number])) as again:
                     next(again)
-                results = store.load(number)
+                results, tries = store.load(number), tries + 1
             yield from results
 
 

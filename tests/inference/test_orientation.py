@@ -322,7 +322,7 @@ class TestExtents:
             look(*pair(), extent="union")
 
     def test_an_area_outside_of_the_intersection_is_refused(self, pair, look, small_sar):
-        with pytest.raises(InputError, match="area of interest: lies outside"):
+        with pytest.raises(InputError, match="lies outside of the part of .*rgb.*tif that all rasters cover"):
             look(pair()[0], small_sar, aoi=shapely.box(LEFT + 1, TOP - 10, LEFT + 10, TOP - 1))
 
     def test_a_resumed_run_has_the_same_extent(self, pair, both_weights, small_sar):
@@ -333,3 +333,14 @@ class TestExtents:
         ]
         prints = [plan.fingerprint(predictor) for plan in plans]
         assert prints[0] != prints[1] == prints[2]
+
+    def test_a_mosaic_is_another_one_when_its_files_change(self, pair, both_weights, tmp_path):
+        predictor = Predictor(both_weights(), "cpu", build=False)
+        rgb, sar = pair()
+        with rasterio.open(rgb) as file:
+            rasterio.shutil.copy(file, tmp_path / "mosaic.vrt", driver="VRT")
+        prints = []
+        for _ in range(2):
+            prints.append(plan_scene(predictor, tmp_path / "mosaic.vrt", sar).fingerprint(predictor))
+            rgb.touch()
+        assert prints[0] != prints[1] and prints[0]["grid"] == prints[1]["grid"]

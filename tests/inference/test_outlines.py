@@ -1,5 +1,7 @@
 """Outlines of a scene that comes in row by row: blocks of houses are set straight, and thinned out, as in one piece."""
 
+from types import SimpleNamespace
+
 from fusiondet.buildings import Building, pixel_to_map
 from fusiondet.errors import InputError
 from fusiondet.inference.outlines import (
@@ -9,6 +11,8 @@ from fusiondet.inference.outlines import (
     check_max_overlap,
     without_overlaps,
 )
+from fusiondet.inference.pipeline import WindowResult
+from fusiondet.inference.scene import finished_buildings
 from fusiondet.inference.windows import scene_windows
 from fusiondet.polygons.regularize import regularize
 from fusiondet.polygons.seams import SeamMerger
@@ -95,6 +99,30 @@ def test_buildings_are_not_held_to_the_end():
     found = given(windows, buildings, 2.0, list)
     waited = [index for index, _ in found]
     assert waited.count(len(windows)) < len(buildings) / 5
+
+
+@pytest.mark.parametrize("whole_px", [1000, 128])
+def test_of_an_area_of_interest_come_the_buildings_of_the_whole_scene(whole_px):
+    """Walls that are shared across its border are set straight as if it was not there."""
+    rng = np.random.default_rng(3)
+    jitter = rng.normal(0, 0.7, (13, 2, 2))
+    corners = np.array([[(20 + 25 * i, y + 9 * (i % 3)) for y in (40, 80)] for i in range(13)]) + jitter
+    row = [Building(shapely.Polygon([a[0], b[0], b[1], a[1]])) for a, b in zip(corners, corners[1:])]
+    windows = list(scene_windows(400, 128, whole_px, 48))
+    area = shapely.box(0, 0, 160, 200)
+
+    def finished(aoi_px):
+        plan = SimpleNamespace(windows=windows, pixel_m=PIXEL_M, aoi_px=aoi_px)
+        results = []
+        for index, ((x, y, w, h), _) in enumerate(windows):
+            view = shapely.box(x, y, x + w, y + h)
+            seen = [Building(b.polygon.intersection(view)) for b in row if b.polygon.intersects(view)]
+            results.append(WindowResult(index, seen))
+        found = [b for some in finished_buildings(plan, results, regularize_m=1.0) for b in some]
+        return {b.polygon.normalize().wkb for b in found}
+
+    whole, part = finished(None), finished(area)
+    assert 3 < len(part) < len(whole) == len(row) and part < whole
 
 
 def test_pixels_that_are_not_square_are_square_on_the_ground():

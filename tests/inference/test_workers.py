@@ -3,11 +3,14 @@
 import os
 import signal
 from collections import Counter, deque
+from types import SimpleNamespace
 
 from fusiondet.errors import InputError
 from fusiondet.files import parts_folder
 from fusiondet.inference import predict_to_file, workers
 from fusiondet.inference.parts import PartStore
+from fusiondet.inference.pipeline import WindowResult
+from fusiondet.inference.scene import gathered_results
 
 import numpy as np
 import pytest
@@ -68,6 +71,28 @@ class TestLosses:
         losses = Counter({5: 2})
         with pytest.raises(InputError, match="block 5 .*ended 3 workers .exit code -9.*smaller --window"):
             list(workers._take_back(self.Gone([5]), store, deque(), losses))
+
+
+@pytest.mark.parametrize("good_after", [1, 4])
+def test_a_part_that_cannot_be_read_is_made_again_and_not_for_ever(tmp_path, good_after):
+    """Of workers with another version of the package, say, whose parts are of another kind."""
+    store, made = PartStore(tmp_path / "p", {}, False, False), []
+
+    def compute(blocks):
+        for block in blocks:
+            made.append(block)
+            if len(made) > good_after:
+                store.save(block, [WindowResult(0)])
+            else:
+                store.path(block).write_text("of another kind")
+            yield block
+
+    results = gathered_results(SimpleNamespace(blocks=[range(1)]), store, compute)
+    if good_after == 1:
+        assert [r.index for r in results] == [0] and made == [0, 0]
+    else:
+        with pytest.raises(InputError, match="block-000000.parquet: was made again 3 times.*same version"):
+            list(results)
 
 
 def test_gpus_are_taken_in_turn(monkeypatch):
