@@ -20,6 +20,7 @@ from tests.patch_files import arrays, one_hot, write_hdf5, write_split
 import h5py
 import numpy as np
 import pytest
+import rasterio
 
 
 def test_labels_and_extents_arrive_and_pixels_when_asked_for(tmp_path):
@@ -317,3 +318,44 @@ def test_bands_that_there_are_not(tmp_path, optical, sar, message):
 def test_there_are_seventeen_zones_with_names_of_their_own():
     assert len(LCZ_CLASSES) == len({*LCZ_CLASSES}) == 17
     assert all("/" not in name for name in LCZ_CLASSES), "they are parts of the keys of scores"
+
+
+# ---- Real pixels -------------------------------------------------------------------------------------------
+
+
+def test_real_sentinel_pixels_arrive_as_reflectance_and_decibels(tmp_path, shared_data):
+    """Of villages in fields: every band of both sensors, S1 beside S2 and not on it, as far as labels do not matter."""
+    folder = shared_data("ssl4eo-ben-s1s2") / "SSL4EO-S12"
+    optical = sorted((folder / "s2a/0000200").iterdir())[0]
+    sar = sorted((folder / "s1/0000200").iterdir())[0]
+
+    def pixels_of(path):
+        with rasterio.open(path) as source:
+            return source.read(1).astype(float)
+
+    # 264 px of 10 m; bands of 20 m have 132, each of which stands for 2 x 2.
+    read = [pixels_of(optical / f"{band}.tif") / 10_000 for band in OPTICAL_BANDS]
+    sen2 = np.stack([band.repeat(264 // len(band), 0).repeat(264 // len(band), 1) for band in read], axis=-1)
+    db = {band: pixels_of(sar / f"{band}.tif") for band in ("VH", "VV")}
+    sen1 = np.zeros((264, 264, len(SAR_BANDS)))
+    for band, values in db.items():
+        sen1[..., SAR_BANDS.index(band)] = 10 ** (values / 10)
+
+    def patches_of(image):
+        cut = image[:256, :256].reshape(8, 32, 8, 32, -1).swapaxes(1, 2)
+        return cut.reshape(64, 32, 32, -1)
+
+    zones = [6] * 64
+    path = write_split(tmp_path, classes=zones, hse=None, sen1=patches_of(sen1), sen2=patches_of(sen2))
+    split = read_patches(path)
+    image = split.read(9, OPTICAL_BANDS, ["VH", "VV"])
+    # The tenth patch is the second of the second row of eight.
+    part = np.s_[32:64, 32:64]
+    np.testing.assert_allclose(image[:10], np.moveaxis(sen2[part], -1, 0), rtol=1e-6)
+    np.testing.assert_allclose(image[10:], [db["VH"][part], db["VV"][part]], atol=1e-3)
+    mean, std = split.statistics(OPTICAL_BANDS, ["VH", "VV"])
+    assert ((mean[:10] > 0.02) & (mean[:10] < 0.6)).all() and (std > 0).all()
+    assert -30 < mean[10] < mean[11] < 0, "cross-polarised echoes are weaker"
+    assert mean[OPTICAL_BANDS.index("B8")] > mean[OPTICAL_BANDS.index("B4")], (
+        "fields are bright in the near infrared"
+    )
