@@ -1,12 +1,15 @@
 """Classes of a scene: every pixel once, whatever the windows, and what cannot be written."""
 
+import errno
+import os
+
 import fusiondet.compat  # noqa: F401
 from fusiondet.config import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.export import NO_CLASS
-from fusiondet.files import write_json
-from fusiondet.inference import Predictor, SceneFiles, predict_scenes, predict_to_file
+from fusiondet.files import parts_folder, write_json
+from fusiondet.inference import Predictor, SceneFiles, parts, predict_scenes, predict_to_file
 from tests.tiny_city import GSD_M, ROOT
 
 import numpy as np
@@ -110,6 +113,34 @@ def test_the_network_itself(weights, write_scene, tmp_path):
     for name in done:
         with rasterio.open(tmp_path / f"{name}-classes.tif") as written:
             assert written.shape == (70, 90) and set(np.unique(written.read(1))) <= {0, 1, 2}
+
+
+def test_processes_and_a_run_that_was_stopped_make_the_same_bytes(
+    weights, write_scene, tmp_path, monkeypatch
+):
+    scene = write_scene(BLOCKS, 60, 90)
+    options = {"window_px": 20, "overlap_px": 8, "device": "cpu"}  # 35 windows, three blocks
+
+    def run(name, **more):
+        out = tmp_path / f"{name}.tif"
+        predict_to_file(weights, scene, None, None, class_path=out, **options, **more)
+        return out.read_bytes()
+
+    def full(folder, block, results):
+        if block == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        real(folder, block, results)
+
+    one, real = run("one"), parts.save_part
+    with rasterio.open(tmp_path / "one.tif") as written:
+        assert len(np.unique(written.read(1))) > 1, "bytes that are the same for a reason"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(parts, "save_part", full)
+        run("stopped")
+    assert not (tmp_path / "stopped.tif").exists()
+    assert len(list(parts_folder(tmp_path / "stopped.tif").glob("block-*.parquet"))) == 1
+    assert run("stopped", resume=True, workers=2) == one
+    assert not parts_folder(tmp_path / "stopped.tif").exists()
 
 
 def test_what_cannot_be_written(by_brightness, write_scene, tmp_path):
