@@ -202,6 +202,17 @@ class TestDamagedBlock:
         predict_to_file(finder.weights, damaged, None, out, **options, **WINDOWS)
         assert read_metadata(out)["unreadable_px"] >= 64 * 64
 
+    def test_its_page_comes_without_the_picture(self, finder, damaged, write_scene, city, tmp_path):
+        pages = {}
+        for name, scene in (("bad", damaged), ("whole", write_scene(city, name="whole.tif"))):
+            out, pages[name] = tmp_path / f"{name}.gpkg", tmp_path / f"{name}.html"
+            options = {"skip_invalid": True, "predictor": finder, "report": pages[name]}
+            count = predict_to_file(finder.weights, scene, None, out, **options, **WINDOWS).count
+            assert f"<b>{count}</b><span>buildings</span>" in pages[name].read_text()
+        assert 'id="picture"' in pages["whole"].read_text(), "what this test looks for"
+        assert 'id="picture"' not in pages["bad"].read_text()
+        assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
     def test_another_complaint_is_not_skipped(self, finder, write_scene, monkeypatch):
         def complain(*args):
             raise InputError("not dB")
