@@ -39,6 +39,11 @@ obj(cfg, optical: ShapeSpec, sar: ShapeSpec).
 # ---- Pixels without data -----------------------------------------------------------------------------------
 
 
+# A learned stand-in is within this many standard deviations of the mean. Where no image of a batch has the modality,
+# batch norm sees a constant, and its gradient is so large that one step of SGD takes the value thousands away.
+_MOST_DEVIATIONS = 3.0
+
+
 class StandIn(nn.Module):
     """Puts a value per band where there is no data: 0, which is the band's mean, or one that is learned."""
 
@@ -49,7 +54,9 @@ class StandIn(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) normalised, NaN = no data -> the same without NaN, and valid (N, 1, H, W): any band has data."""
         missing = torch.isnan(image)
-        value = image.new_zeros(()) if self.value is None else self.value.to(image.dtype)[:, None, None]
+        value = image.new_zeros(())
+        if self.value is not None:
+            value = self.value.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS).to(image.dtype)[:, None, None]
         return torch.where(missing, value, image), (~missing.all(1, keepdim=True)).to(image.dtype)
 
 
