@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 
 from fusiondet.evaluation import is_error
@@ -32,6 +33,12 @@ _NAMES = {
     "dense/delta1_building": "Height δ1 per building pixel",
     "dense/mae_m_building": "Height MAE per building pixel, m",
     "dense/mae_m_all": "Height MAE per pixel, m",
+    "dense/rmse_m_building": "Height RMSE per building pixel, m",
+    "dense/delta2_building": "Height δ2 per building pixel",
+    "dense/delta3_building": "Height δ3 per building pixel",
+    "dense/delta1_all": "Height δ1 per pixel",
+    **{f"dense/{score}": f"{score.capitalize()} per pixel" for score in ("accuracy", "precision", "recall")},
+    "dense/iou": "IoU per pixel",
 }
 
 _NOTES = {
@@ -301,35 +308,46 @@ def _grid(header: list[str], lines: list[list[str]]) -> str:
 # ---- Picture ---------------------------------------------------------------------------------------------
 
 _PANEL_IN, _GAP_IN, _LINE_IN, _LABEL_IN = 1.75, 0.14, 0.24, 2.6
+_SIDE_BY_SIDE = 6
 _HEAD_IN, _TOP_IN = 0.8, 0.5  # above all panels; above each row of them, for its titles
 
 
 def figure(results: dict) -> Figure:
     """Rows downwards, a panel per metric and column: the score, and around it the interval of the difference.
 
+    Metrics are below each other, their columns side by side; where there is one column, metrics are.
+
     A bar crosses the reference's vertical line exactly when the interval of the difference holds 0. With several seeds
     each is a faint dot.
     """
-    metrics, columns = results["metrics"], results["columns"]
+    blocks = _blocks(results["metrics"], results["columns"])
     panel_h = _LINE_IN * len(results["rows"]) + 0.1
     block = _TOP_IN + panel_h + 0.3
-    height = _HEAD_IN + len(metrics) * block + 0.1
-    width = max(_LABEL_IN + len(columns) * (_PANEL_IN + _GAP_IN) + 0.1, 7.0)
+    height = _HEAD_IN + len(blocks) * block + 0.1
+    most = max(len(panels) for _, panels in blocks)
+    width = max(_LABEL_IN + most * (_PANEL_IN + _GAP_IN) + 0.1, 7.0)
     made = new_figure(width, height)
-    for i, metric in enumerate(metrics):
+    for i, (heading, panels) in enumerate(blocks):
         top = height - _HEAD_IN - i * block
-        made.text(
-            0.15 / width, (top - 0.12) / height, title(metric), fontsize=10, color=INK, fontweight="bold"
-        )
-        places = [_LABEL_IN + k * (_PANEL_IN + _GAP_IN) for k in range(len(columns))]
-        axes = [axes_in(made, x, top - _TOP_IN - panel_h, _PANEL_IN, panel_h) for x in places]
-        for k, (ax, column) in enumerate(zip(axes, columns)):
-            _panel(ax, results, metric, column, labels=k == 0)
+        made.text(0.15 / width, (top - 0.12) / height, heading, fontsize=10, color=INK, fontweight="bold")
+        for k, (metric, column, above) in enumerate(panels):
+            x = _LABEL_IN + k * (_PANEL_IN + _GAP_IN)
+            ax = axes_in(made, x, top - _TOP_IN - panel_h, _PANEL_IN, panel_h)
+            _panel(ax, results, metric, column, above, labels=k == 0)
     made.text(0.15 / width, 1 - 0.12 / height, _caption(results), fontsize=8.5, color=FAINT, va="top")
     return made
 
 
-def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> None:
+def _blocks(metrics: Sequence[str], columns: Sequence[str]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """(heading, panels) of every row of panels; a panel is (metric, column, what stands above it)."""
+    if len(columns) > 1:
+        return [(title(metric), [(metric, column, column) for column in columns]) for metric in metrics]
+    panels = [(metric, columns[0], "\n".join(textwrap.wrap(title(metric), 24))) for metric in metrics]
+    parts = [panels[i : i + _SIDE_BY_SIDE] for i in range(0, len(panels), _SIDE_BY_SIDE)]
+    return [(columns[0], part) for part in parts]
+
+
+def _panel(ax: Axes, results: dict, metric: str, column: str, above: str, labels: bool) -> None:
     names = list(results["rows"])
     reference = _line(results, results["compare_to"], column, metric)
     if reference is not None and reference["mean"] is not None:
@@ -349,7 +367,7 @@ def _panel(ax: Axes, results: dict, metric: str, column: str, labels: bool) -> N
     ax.tick_params(labelsize=7.5, length=2, colors=INK)
     ax.locator_params(axis="x", nbins=5, prune="both")
     ax.tick_params(axis="y", length=0)
-    ax.set_title(column, fontsize=8, color=INK)
+    ax.set_title(above, fontsize=8, color=INK)
     ax.grid(axis="x", color="#eeeeee", linewidth=0.6)
     ax.set_axisbelow(True)
     for side in ("top", "right", "left"):

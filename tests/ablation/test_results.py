@@ -300,6 +300,19 @@ def test_csv_and_markdown_without_costs(found):
     assert "Times:" not in report.markdown(found)
 
 
+def test_with_one_column_metrics_stand_side_by_side(found):
+    one = {**found, "columns": ["clear"]}
+    figure = report.figure(one)
+    assert [ax.get_title().replace("\n", " ") for ax in figure.axes] == [
+        report.title(m) for m in found["metrics"]
+    ]
+    assert len({round(ax.get_position().y0, 6) for ax in figure.axes}) == 1
+    many = report.figure({**one, "metrics": found["metrics"] * 4})
+    assert len({round(ax.get_position().y0, 6) for ax in many.axes}) == 2, (
+        "no picture is wider than six panels"
+    )
+
+
 def test_picture_has_a_panel_per_metric_and_column_and_a_bar_per_interval(found):
     figure = report.figure(found)
     assert [ax.get_title() for ax in figure.axes] == ["clear", "no_sar"] * 2
