@@ -29,7 +29,8 @@ class _Body(nn.Module):
         places = []
         for level in self.down:
             x = level(x)
-            size = x.shape
+            # Plain numbers also where operations are counted, which traces sizes as tensors.
+            size = [int(side) for side in x.shape]
             x, indices = F.max_pool2d(x, 2, return_indices=True)
             places.append((indices, size))
         for level, (indices, size) in zip(reversed(self.up), reversed(places)):
