@@ -10,6 +10,7 @@ made without pyplot, so nothing is global and nothing needs a display. Only `dat
     datasets.py  dataset_overview, prediction_overview: of COCO files and their rasters
     heights.py   height_scatter: truth against prediction
     confusion.py confusion_figure: which class was taken for which
+    gallery.py   gallery_figure: what several networks say of the same tiles
     intervals.py interval_figure: estimates with their intervals, in panels side by side
     tile_map.py  tile_map_figure: a score of every tile at its place on the map
     canvas.py    save_figure, figure_array
