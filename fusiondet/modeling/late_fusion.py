@@ -180,8 +180,6 @@ class LateFusionRCNN(TwoBranches):
                 {m: build_proposal_generator(cfg, shapes) for m in MODALITIES}
             ),
             "roi_heads": nn.ModuleDict({m: build_roi_heads(_of_branch(cfg, m), shapes) for m in MODALITIES}),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             # What a single detector would take for one building twice.
             "match_iou": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,

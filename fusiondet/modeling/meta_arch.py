@@ -186,6 +186,8 @@ class FusionRCNN(GeneralizedRCNN):
             "disabled": fusion.DISABLED,
             "task_weighting": build_task_weighting(cfg, cls.tasks(cfg)),
             "dense_prior": cfg.MODEL.HEIGHT_ON and cfg.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @staticmethod
@@ -393,6 +395,10 @@ class FusionRCNN(GeneralizedRCNN):
         """Nothing: Detectron2's picture needs three channels; fusiondet.engine.hooks draws any number."""
 
 
+# Arguments of a network that finds no instances.
+NO_INSTANCES = {"proposal_generator": None, "roi_heads": None, "attention": None}
+
+
 @META_ARCH_REGISTRY.register()
 class FusionDense(FusionRCNN):
     """The dense heads of FusionRCNN on the same backbone, and nothing that finds instances.
@@ -414,15 +420,7 @@ class FusionDense(FusionRCNN):
             )
         arguments = {**cls.fusion_arguments(cfg), "backbone": build_backbone(cfg)}
         shapes, bands = arguments["backbone"].output_shape(), len(cfg.MODEL.PIXEL_MEAN)
-        return {
-            **arguments,
-            **cls.dense_arguments(cfg, shapes, bands),
-            "proposal_generator": None,
-            "roi_heads": None,
-            "attention": None,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        return {**arguments, **cls.dense_arguments(cfg, shapes, bands), **NO_INSTANCES}
 
     @staticmethod
     def tasks(cfg) -> list[str]:

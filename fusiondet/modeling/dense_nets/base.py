@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
 from fusiondet.modeling.fusion import MODALITIES, StandIn
-from fusiondet.modeling.meta_arch import FusionRCNN, dense_targets
+from fusiondet.modeling.meta_arch import NO_INSTANCES, FusionDense, dense_targets
 from fusiondet.modeling.task_weighting import task_of
 
 import torch
@@ -26,9 +26,6 @@ DENSE_NET_REGISTRY.__doc__ = """
 Whole networks named in MODEL.DENSE_NET.NAME: subclasses of `DenseNet`. Built as obj(cfg, optical_channels: int,
 sar_channels: int); one of the two may be 0, never both.
 """
-
-# What a dense net may say of a pixel, by the names in MODEL.DENSE_NET.TASKS, and the loss that each one learns by.
-DENSE_NET_TASKS = ("footprint", "height", "classes")
 
 
 @dataclass
@@ -126,7 +123,7 @@ class _Whole(Backbone):
 
 
 @META_ARCH_REGISTRY.register()
-class FusionDenseNet(FusionRCNN):
+class FusionDenseNet(FusionDense):
     """One of `DENSE_NET_REGISTRY`: inputs and outputs are those of FusionRCNN, without "instances" in the outputs.
 
     Inputs may have classes: (H, W) float32 index of a class, NaN where unknown; outputs of a network with the task
@@ -149,16 +146,7 @@ class FusionDenseNet(FusionRCNN):
         optical, bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS, len(cfg.MODEL.PIXEL_MEAN)
         net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)(cfg, optical, bands - optical)
         learned = any(cfg.MODEL.FUSION.MODALITY_DROPOUT.values())
-        return {
-            **arguments,
-            "backbone": _Whole(net, optical, bands, learned),
-            "dense_heads": None,
-            "proposal_generator": None,
-            "roi_heads": None,
-            "attention": None,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        return {**arguments, "backbone": _Whole(net, optical, bands, learned), **NO_INSTANCES}
 
     @staticmethod
     def tasks(cfg) -> list[str]:
@@ -227,10 +215,6 @@ class FusionDenseNet(FusionRCNN):
 
     def _seen(self, shared, image: Tensor, maps=None):
         return {}
-
-    def _instances(self, batched_inputs, images, features, given, do_postprocess: bool) -> list[dict]:
-        assert given is None, "a network without instances has nothing to add to given ones"
-        return [{} for _ in batched_inputs]
 
 
 def check_dense_net(cfg) -> None:
