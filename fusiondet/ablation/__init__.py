@@ -16,7 +16,6 @@ report     the same as Markdown, HTML, CSV and a picture
 
 import contextlib
 import fcntl
-import io
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from fusiondet.engine.checkpoint import versions
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import atomic_path, read_json, require_new_dir, write_json
 from fusiondet.visualization import save_figure
+from fusiondet.visualization.canvas import figure_png
 
 __all__ = ["describe", "read_spec", "run_ablation"]
 
@@ -252,16 +252,10 @@ def write_results(spec: Spec, out: Path, plan: list[Run], current: list[Run]) ->
     pictures = {"Scores": (out / "results.png").read_bytes()}
     if spec.galleries:
         for heading, made in gallery.figures(spec.galleries, *_shown(spec, out, current)).items():
-            pictures[heading] = _png(made)
+            pictures[heading] = figure_png(made)
     with atomic_path(out / "results.html") as temporary:
         temporary.write_text(report.page(found, pictures), encoding="utf-8")
     return out / "results.md"
-
-
-def _png(figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=figure.dpi, metadata={"Software": None})
-    return content.getvalue()
 
 
 def collect(spec: Spec, out: Path, plan: list[Run], current: list[Run]) -> dict:

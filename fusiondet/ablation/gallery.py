@@ -28,14 +28,15 @@ _FILE = "maps.npz"
 def maps_left(galleries: Sequence[Gallery], runs: Sequence[Run], dataset: Path) -> list[Run]:
     """The runs of `galleries` whose maps are not there, or are of other weights or tiles."""
     shown = {row for gallery in galleries for row in gallery.rows}
-    tiles = _tiles(galleries, dataset)
+    asked = _asked(dataset, _tiles(galleries, dataset))
     found = [run for run in runs if run.row in shown and run.trained()]
-    return [run for run in found if _read(run, _key(run, dataset, tiles)) is None]
+    return [run for run in found if _read(run, asked) is None]
 
 
 def predict(galleries: Sequence[Gallery], runs: Sequence[Run], dataset: Path) -> Iterator[str]:
     """Predict the tiles of `galleries` with each of `runs`, and keep the maps in its folder; yields its name."""
     tiles = _tiles(galleries, dataset)
+    asked = _asked(dataset, tiles)
     for run in runs:
         said = _said(run, dataset, tiles)
         maps = {
@@ -45,21 +46,21 @@ def predict(galleries: Sequence[Gallery], runs: Sequence[Run], dataset: Path) ->
             if values is not None
         }
         with atomic_path(run.folder / _FILE) as temporary, open(temporary, "wb") as f:
-            np.savez_compressed(f, key=_key(run, dataset, tiles), **maps)
+            np.savez_compressed(f, key=_key(run, asked), **maps)
         yield run.name
 
 
 def figures(galleries: Sequence[Gallery], runs: Sequence[Run], dataset: Path) -> dict[str, Figure]:
     """Title -> picture, of the galleries of which at least one network has maps; rows without any are left out."""
     by_row, tiles = {run.row: run for run in runs}, _tiles(galleries, dataset)
-    split, made = catalog.load_split(str(dataset)), {}
+    split, asked, made = catalog.load_split(str(dataset)), _asked(dataset, tiles), {}
     for gallery in galleries:
         ours = _tiles([gallery], dataset)
         places = [tiles.index(tile_id) for tile_id in ours]
         networks = {}
         for row, label in gallery.rows.items():
             run = by_row.get(row)
-            said = None if run is None else _read(run, _key(run, dataset, tiles))
+            said = None if run is None else _read(run, asked)
             if said is not None:
                 networks[label] = [said[i] for i in places]
         if networks:
@@ -79,17 +80,22 @@ def _tiles(galleries: Sequence[Gallery], dataset: Path) -> list:
     return [tile.id for tile in split.tiles if tile.id in chosen]
 
 
-def _key(run: Run, dataset: Path, tiles: list) -> str:
+def _asked(dataset: Path, tiles: list) -> str:
+    """What the maps are of; hashed once for all networks."""
+    return f"{sha256(dataset)} {tiles}"
+
+
+def _key(run: Run, asked: str) -> str:
     trained = run.trained()
-    return f"{trained and trained['weights']} {sha256(dataset)} {tiles}"
+    return f"{trained and trained['weights']} {asked}"
 
 
-def _read(run: Run, key: str) -> list[Said] | None:
+def _read(run: Run, asked: str) -> list[Said] | None:
     path = run.folder / _FILE
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as stored:
-        if str(stored["key"]) != key:
+        if str(stored["key"]) != _key(run, asked):
             return None
         count = 1 + max((int(name.rpartition("_")[2]) for name in stored.files if name != "key"), default=-1)
 

@@ -1,5 +1,6 @@
 """Figures without pyplot: placed in inches, saved whole or not at all, turned into arrays."""
 
+import io
 import math
 from pathlib import Path
 
@@ -36,7 +37,14 @@ def figure_array(figure: Figure) -> np.ndarray:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `figure` as `path`, a PNG, whole or not at all; the same figure gives the same bytes."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=figure.dpi, metadata={"Software": None})
+        temporary.write_bytes(figure_png(figure))
+
+
+def figure_png(figure: Figure) -> bytes:
+    """`figure` as the content of a PNG; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=figure.dpi, metadata={"Software": None})
+    return content.getvalue()
 
 
 def round_up(value: float) -> float:
