@@ -6,6 +6,7 @@ A name is `<source>_<split>` for the file `<source>/annotations/<split>.json` un
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
@@ -90,12 +91,12 @@ def load_split(name: str) -> Dataset:
         InputError: see `annotation_file` and `fusiondet.data.coco.read_coco`.
     """
     path = annotation_file(name)
-    return _read(path, path.stat().st_mtime_ns)
+    return _read(path, path.stat().st_mtime_ns, read_coco)
 
 
 @functools.lru_cache(maxsize=8)
-def _read(path: Path, version: int) -> Dataset:
-    return read_coco(path)
+def _read(path: Path, version: int, read: Callable):
+    return read(path)
 
 
 def load_patches(name: str) -> PatchSplit:
@@ -105,12 +106,7 @@ def load_patches(name: str) -> PatchSplit:
         InputError: see `annotation_file` and `fusiondet.data.patches.read_patches`.
     """
     path = annotation_file(name)
-    return _read_patches(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=8)
-def _read_patches(path: Path, version: int) -> PatchSplit:
-    return read_patches(path)
+    return _read(path, path.stat().st_mtime_ns, read_patches)
 
 
 def folder_name(name: str) -> str:
