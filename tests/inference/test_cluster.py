@@ -9,6 +9,7 @@ from fusiondet.errors import InputError
 from fusiondet.files import parts_folder
 from fusiondet.inference import predict_to_file, workers
 from fusiondet.inference.parts import PartStore
+from tests.dask_workers import start_workers
 
 import pytest
 
@@ -38,26 +39,11 @@ def start(distributed, **options):
     )
 
 
-# Run by processes that have this package imported already: starting Python for each takes longer than the test.
-WORKER = """
-import asyncio, distributed
-
-async def work():
-    async with distributed.Worker({address!r}, nthreads=1, dashboard_address=None) as worker:
-        await worker.finished()
-
-asyncio.run(work())
-"""
-
-
 @pytest.fixture
 def two_workers(distributed):
     """A cluster whose two workers are processes, of their own, that nobody starts again."""
     with start(distributed, n_workers=0, processes=True) as running:
-        code = WORKER.format(address=running.scheduler_address)
-        processes = [workers._context().Process(target=exec, args=(code, {}), daemon=True) for _ in range(2)]
-        for process in processes:
-            process.start()
+        processes = start_workers(workers._context(), running.scheduler_address, 2)
         with distributed.Client(running, set_as_default=False) as client:
             client.wait_for_workers(2)
         yield running

@@ -19,6 +19,7 @@ from fusiondet.data.converters.conversion import Options, convert
 from fusiondet.data.converters.reports import Problems, Report
 from fusiondet.data.converters.source import Made, Place
 from fusiondet.errors import InputError
+from tests.dask_workers import start_workers
 
 import pytest
 import shapely
@@ -148,18 +149,6 @@ class TestResult:
         assert list(tmp_path.iterdir()) == []
 
 
-# A worker of dask, in a process that nobody starts again.
-WORKER = """
-import asyncio, distributed
-
-async def work():
-    async with distributed.Worker({address!r}, nthreads=2, dashboard_address=None) as worker:
-        await worker.finished()
-
-asyncio.run(work())
-"""
-
-
 @pytest.fixture
 def distributed():
     module = pytest.importorskip("distributed", reason=f"needs {REQUIREMENT}")
@@ -184,11 +173,8 @@ def start(distributed):
 @pytest.fixture
 def two_workers(distributed):
     with distributed.LocalCluster(n_workers=0, processes=True, dashboard_address=None) as running:
-        code = WORKER.format(address=running.scheduler_address)
         context = multiprocessing.get_context("spawn")
-        processes = [context.Process(target=exec, args=(code, {}), daemon=True) for _ in range(2)]
-        for process in processes:
-            process.start()
+        processes = start_workers(context, running.scheduler_address, 2, threads=2)
         with distributed.Client(running, set_as_default=False) as client:
             client.wait_for_workers(2)
         yield running

@@ -20,6 +20,11 @@ def run(*words):
     prepare([str(word) for word in ("so2sat", *words)], parser=StrictParser)
 
 
+def with_raster(sources, raster, places):
+    """Words for a validation split whose extents come from a raster."""
+    return "--val", sources / "validation.h5", "--hse-raster", raster, "--positions-val", places
+
+
 @pytest.fixture
 def sources(tmp_path):
     folder = tmp_path / "download"
@@ -117,14 +122,7 @@ def test_a_raster_of_shares_becomes_the_extents_of_a_split(sources, tmp_path):
     raster = write_share(tmp_path / "share.tif", np.full((100, 100), 0.25), 20.0)
     np.save(tmp_path / "places.npy", np.array([[501000, 5299000, 32632]] * 2 + [[0, 0, 32632]]))
     out = tmp_path / "so2sat"
-    words = (
-        "--val",
-        sources / "validation.h5",
-        "--hse-raster",
-        raster,
-        "--positions-val",
-        tmp_path / "places.npy",
-    )
+    words = with_raster(sources, raster, tmp_path / "places.npy")
     run(*words, "--out", out)
     np.testing.assert_allclose(read_patches(out / "annotations" / "val.json").hse, [0.25, 0.25, np.nan])
 
@@ -145,14 +143,7 @@ def test_a_raster_of_shares_becomes_the_extents_of_a_split(sources, tmp_path):
 def test_positions_that_are_none(sources, tmp_path, places, message):
     raster = write_share(tmp_path / "share.tif", np.full((100, 100), 0.25), 20.0)
     np.save(tmp_path / "places.npy", places)
-    words = (
-        "--val",
-        sources / "validation.h5",
-        "--hse-raster",
-        raster,
-        "--positions-val",
-        tmp_path / "places.npy",
-    )
+    words = with_raster(sources, raster, tmp_path / "places.npy")
     with pytest.raises(InputError, match=message):
         run(*words, "--out", tmp_path / "so2sat")
 
