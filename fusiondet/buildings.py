@@ -118,14 +118,14 @@ class SensorGeometry:
 
 @dataclass
 class Tile:
-    """One image with its buildings in pixels: what converters yield and `fusiondet.data.coco` writes.
+    """One image with its buildings in pixels: what converters yield and `fusiondet.io.coco` writes.
 
     Attributes:
         file_name, sar_file_name, ndsm_file_name, building_height_file_name, cloud_file_name, class_file_name: relative
             to the dataset's root; all but the first may be None. `file_name` is the optical raster, or the SAR raster
             of a SAR-only dataset. The cloud raster is uint8: 0 clear to 255 hidden from the optical sensor (by cloud,
             not by its shadow). The class raster is on the grid of `file_name`, or of the tile: see
-            `fusiondet.data.classes`.
+            `fusiondet.io.pixel_classes`.
         width, height: pixels.
         gsd_m: ground sampling distance, metres per pixel (geometric mean of both directions).
         crs: WKT or "EPSG:n"; None when unknown (fine for training, not for export).

@@ -61,7 +61,7 @@ def band_number(text: str):
     """Argparse type of a band: a number from 1 on, or 1+4 for the mean power of bands 1 and 4, a tuple."""
     import argparse
 
-    from fusiondet.data.bands import band_index
+    from fusiondet.io.bands import band_index
 
     try:
         return band_index(text)

@@ -19,7 +19,8 @@ from detectron2.config import get_cfg
 
 def add_fusiondet_config(cfg: CN) -> None:
     """Add fusiondet's keys to a Detectron2 `cfg`, and register its backbones, heads and architectures."""
-    import fusiondet.modeling  # noqa: F401  (registers by being imported)
+    import fusiondet.modeling
+    import fusiondet.projects  # noqa: F401
 
     # ---- Input -----------------------------------------------------------------------------------------------------
     # Modalities that the network sees, of "optical" and "sar"; ["optical"] trains the same network on RGB only.
@@ -57,7 +58,7 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.INPUT.MIN_INSTANCE_AREA_PX = 9
     # Where heights per pixel come from: "building_height" (a raster of buildings alone), "ndsm" (masked by footprints:
     # sloped roofs stay, and trees over roofs too), "instances" (heights painted into footprints), or "auto": the first
-    # of these that a tile has. See fusiondet/data/labels.py.
+    # of these that a tile has. See fusiondet/io/labels.py.
     cfg.INPUT.HEIGHT_LABELS = "auto"
 
     # ---- Model -----------------------------------------------------------------------------------------------------
@@ -210,8 +211,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.MODEL.DENSE_NET.U_REC.REDUCTION = "mean"
 
     # Networks of patches, MODEL.META_ARCHITECTURE "HseLczNet": settlement extent and local climate zone of each; see
-    # fusiondet/modeling/dense_nets/hse_lcz.py. MODEL.TASK_ATTENTION and TASK_WEIGHTING are theirs, too; of what changes
-    # training tiles they have flips and turns alone (INPUT.DIHEDRAL, QUARTER_TURNS).
+    # fusiondet/projects/hse_lcz/hse_lcz_net.py. MODEL.TASK_ATTENTION and TASK_WEIGHTING are theirs, too; of what
+    # changes training tiles they have flips and turns alone (INPUT.DIHEDRAL, QUARTER_TURNS).
     cfg.MODEL.HSE_LCZ = CN()
     # What is said of a patch: "hse" (settlement extent, a share), "lcz" (one of 17 zones), or both.
     cfg.MODEL.HSE_LCZ.TASKS = ["hse", "lcz"]
@@ -524,7 +525,7 @@ def pixel_tasks(cfg: CN) -> tuple[str, ...]:
 
 
 def _dense_net(cfg: CN):
-    from fusiondet.modeling.dense_nets.base import DENSE_NET_REGISTRY
+    from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY
 
     return DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
 
@@ -532,8 +533,8 @@ def _dense_net(cfg: CN):
 def check_tasks(cfg: CN) -> None:
     """InputError when a key of dense heads, of what joins tasks, or of tiles without labels would be ignored."""
     from fusiondet.modeling.dense_heads import check_dense_heads
-    from fusiondet.modeling.dense_nets.base import check_dense_net
-    from fusiondet.modeling.dense_nets.hse_lcz import ARCHITECTURE, check_hse_lcz
+    from fusiondet.modeling.dense_nets import check_dense_net
+    from fusiondet.projects.hse_lcz.hse_lcz_net import ARCHITECTURE, check_hse_lcz
 
     check_dense_heads(cfg)
     check_dense_net(cfg)

@@ -6,9 +6,9 @@ import sys
 
 import fusiondet.compat  # noqa: F401
 from fusiondet import cli
-from fusiondet.data.bands import BandSpec
-from tests.test_inference_modalities import checkpoint
-from tests.tiny_city import SMALL_CONFIG, write_raster, write_split
+from fusiondet.io.bands import BandSpec
+from tests.inference.test_checks import checkpoint
+from tests.support.tiny_city import SMALL_CONFIG, write_raster, write_split
 
 import numpy as np
 import pytest

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-from fusiondet.data.prepare import prepare
+from fusiondet.converters.prepare import prepare
 from fusiondet.files import read_json
-from tests.data.converters.test_classes import replica
-from tests.tiny_city import ROOT
+from tests.converters.test_class_rasters import replica
+from tests.support.tiny_city import ROOT
 
 import pytest
 

@@ -6,7 +6,7 @@ import fusiondet.compat  # noqa: F401
 import fusiondet.config as config_module
 from fusiondet.config import add_fusiondet_config, config_from_yaml_text, load_config
 from fusiondet.errors import InputError
-from tests.tiny_city import ROOT
+from tests.support.tiny_city import ROOT
 
 import pytest
 import yaml

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fusiondet.data.coco import read_coco
-from fusiondet.export import read_buildings
+from fusiondet.io.coco import read_coco
+from fusiondet.io.layers import read_buildings
 
 import pytest
 import rasterio

@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LEARNING = ("torch", "torchvision", "detectron2", "fvcore")
 GEO = ("rasterio", "shapely", "geopandas", "pyogrio", "pyproj", "osgeo", "fiona")
 
+# Modules of doctor/ that look at data; the others look at the environment.
+DATA_CHECKS = sorted(
+    path.stem for path in (ROOT / "fusiondet" / "doctor").glob("[a-z]*.py") if path.stem != "environment"
+)
+
 # What a layer may not import, and its modules; `.*` takes in everything below a package.
 LAYERS = {
     "base": (
@@ -19,30 +24,36 @@ LAYERS = {
         [
             "fusiondet",
             "fusiondet.cli",
-            "fusiondet.cluster",
             "fusiondet.data",
+            "fusiondet.analysis",
             "fusiondet.errors",
             "fusiondet.files",
+            "fusiondet.jobs.*",
         ],
     ),
     "geo": (
         LEARNING,
         [
             "fusiondet.buildings",
-            "fusiondet.data.bands",
-            "fusiondet.data.classes",
-            "fusiondet.data.coco",
-            "fusiondet.data.converters.*",
-            "fusiondet.data.imagery.*",
-            "fusiondet.data.labels",
-            "fusiondet.data.patches",
-            "fusiondet.data.prepare",
-            "fusiondet.data.synthetic.*",
-            "fusiondet.doctor.*",
-            "fusiondet.evaluation.*",
-            "fusiondet.export.*",
-            "fusiondet.polygons.*",
-            "fusiondet.report.*",
+            "fusiondet.converters.*",
+            *(f"fusiondet.doctor.{name}" for name in DATA_CHECKS),
+            "fusiondet.evaluation",
+            "fusiondet.evaluation.average_precision",
+            "fusiondet.evaluation.classification",
+            "fusiondet.evaluation.dense",
+            "fusiondet.evaluation.dfc2023_scoring",
+            "fusiondet.evaluation.dfc2023_submission",
+            "fusiondet.evaluation.height_metrics",
+            "fusiondet.evaluation.instances",
+            "fusiondet.evaluation.matching",
+            "fusiondet.evaluation.regions",
+            "fusiondet.evaluation.resampling",
+            "fusiondet.evaluation.spacenet_f1",
+            "fusiondet.evaluation.table",
+            "fusiondet.evaluation.vectors",
+            "fusiondet.geometry.*",
+            "fusiondet.io.*",
+            "fusiondet.synthetic.*",
             "fusiondet.visualization.*",
         ],
     ),
@@ -50,17 +61,19 @@ LAYERS = {
     "glue": (
         (),
         [
-            "fusiondet.ablation.*",
-            "fusiondet.benchmarking.*",
+            "fusiondet.analysis.ablation.*",
+            "fusiondet.analysis.timing",
+            "fusiondet.analysis.utilization.*",
             "fusiondet.data.augmentations",
             "fusiondet.data.catalog",
             "fusiondet.data.mapper",
             "fusiondet.data.sampler",
-            "fusiondet.diagnostics",
+            "fusiondet.doctor",
+            "fusiondet.doctor.environment",
             "fusiondet.engine.*",
-            "fusiondet.evaluators",
+            "fusiondet.evaluation.evaluator",
             "fusiondet.inference.*",
-            "fusiondet.utilization.*",
+            "fusiondet.projects.*",
         ],
     ),
 }
@@ -70,6 +83,8 @@ def modules() -> dict[str, Path]:
     """Name -> file of every module of the package."""
     found = {}
     for path in sorted((ROOT / "fusiondet").rglob("*.py")):
+        if "tests" in path.parts:
+            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare networks: train every row of a specification, score it under every condition, write one table of results.
 
-A run that was stopped goes on where it was. fusiondet/ablation/spec.py describes the specification.
+A run that was stopped goes on where it was. fusiondet/analysis/ablation/spec.py describes the specification.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_intermixed_args(argv)
-    from fusiondet.ablation import describe, read_spec, run_ablation
+    from fusiondet.analysis.ablation import describe, read_spec, run_ablation
 
     spec = read_spec(args.spec, args.opts, args.seeds)
     if args.dry_run:

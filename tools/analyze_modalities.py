@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None):
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    from fusiondet.utilization import analyze_to_dir, text_table
+    from fusiondet.analysis.utilization import analyze_to_dir, text_table
 
     result = analyze_to_dir(
         args.weights,

@@ -2,7 +2,11 @@
 """Measure what fusion, heights, dense heads and conversions cost, as ratios of what takes turns on this machine."""
 
 import argparse
+import sys
 from pathlib import Path
+
+# The benchmarks lie beside the package, in the checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fusiondet import cli
 
@@ -149,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _measure_conversion(args) -> tuple[dict, str]:
-    from fusiondet.benchmarking import convert
+    from benchmarks import conversion_cost as convert
 
     names = ("buildings", "city", "tiles", "grown_buildings", "rounds", "seed", "folder", "compress")
     settings = convert.Settings(
@@ -160,7 +164,7 @@ def _measure_conversion(args) -> tuple[dict, str]:
 
 
 def _measure_polygons(args) -> tuple[dict, str]:
-    from fusiondet.benchmarking import polygons
+    from benchmarks import polygon_cost as polygons
 
     settings = polygons.Settings(
         buildings=args.buildings,
@@ -177,7 +181,7 @@ def _measure_polygons(args) -> tuple[dict, str]:
 
 
 def _measure_scenes(args) -> tuple[dict, str]:
-    from fusiondet.benchmarking import scene
+    from benchmarks import scene_cost as scene
 
     settings = scene.Settings(
         size_px=args.size,
@@ -191,7 +195,10 @@ def _measure_scenes(args) -> tuple[dict, str]:
 
 
 def _measure_networks(args) -> tuple[dict, str]:
-    from fusiondet.benchmarking import Settings, fusion, joint, training
+    from benchmarks import Settings
+    from benchmarks import fusion_cost as fusion
+    from benchmarks import joint_cost as joint
+    from benchmarks import training_cost as training
     from fusiondet.config import load_config
 
     import torch

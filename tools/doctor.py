@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def _environment() -> int:
-    from fusiondet.diagnostics import diagnose, report
+    from fusiondet.doctor.environment import diagnose, report
 
     checks = diagnose()
     print(report(checks))

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate_instances(args) -> tuple[dict, str]:
     from fusiondet.evaluation.dense import require_instances
     from fusiondet.evaluation.instances import METRICS, evaluate_instances
-    from fusiondet.evaluation.spacenet import evaluate_spacenet, spacenet_table
+    from fusiondet.evaluation.spacenet_f1 import evaluate_spacenet, spacenet_table
 
     if args.region or args.compare:
         return evaluate_by_tile(args)
@@ -54,9 +54,9 @@ def evaluate_instances(args) -> tuple[dict, str]:
 
 
 def evaluate_maps(args) -> dict:
-    from fusiondet.data.coco import read_coco
     from fusiondet.evaluation.dense import dense_metrics
     from fusiondet.evaluation.resampling import tile_scores
+    from fusiondet.io.coco import read_coco
 
     tiles = tile_scores(read_coco(args.annotations), args.predictions, **_tile_options(args))
     numbers = dense_metrics([tile.dense for tile in tiles])
@@ -66,9 +66,9 @@ def evaluate_maps(args) -> dict:
 
 
 def evaluate_by_tile(args) -> tuple[dict, str]:
-    from fusiondet.data.coco import read_coco
     from fusiondet.evaluation import resampling
     from fusiondet.evaluation.regions import region_by_name
+    from fusiondet.io.coco import read_coco
 
     dataset = read_coco(args.annotations)
     region = region_by_name(args.region, dataset) if args.region else None
@@ -90,8 +90,8 @@ def _tile_options(args) -> dict:
 
 
 def evaluate_vectors(args) -> tuple[dict, str]:
-    from fusiondet.data.converters.vectors import read_layer
     from fusiondet.evaluation.vectors import evaluate_vectors
+    from fusiondet.io.vectors import read_layer
 
     truth = read_layer(args.truth, args.truth_height, args.truth_ground, args.truth_layer, signed=True)
     predictions = read_layer(
@@ -106,10 +106,10 @@ def evaluate_vectors(args) -> tuple[dict, str]:
 
 
 def evaluate_dfc2023(args) -> tuple[dict, str]:
-    from fusiondet.data.coco import read_predictions
-    from fusiondet.evaluation import dfc2023
+    from fusiondet.evaluation import dfc2023_scoring as dfc2023
+    from fusiondet.evaluation import dfc2023_submission as zips
     from fusiondet.evaluation.dense import require_instances
-    from fusiondet.export import submission as zips
+    from fusiondet.io.coco import read_predictions
 
     if (args.submission is None) == (args.predictions is None):
         raise InputError("give either --submission, a zip, or --predictions, COCO results with height_m.")

@@ -5,7 +5,7 @@ from fusiondet.cli import run
 
 
 def main() -> None:
-    from fusiondet.data.prepare import prepare
+    from fusiondet.converters.prepare import prepare
 
     prepare(description=__doc__)
 

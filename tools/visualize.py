@@ -5,12 +5,12 @@ import argparse
 from pathlib import Path
 
 from fusiondet.cli import run
-from fusiondet.data.coco import read_coco, read_predictions
-from fusiondet.data.labels import HEIGHT_SOURCES
 from fusiondet.evaluation.dense import building_delta1, require_instances
 from fusiondet.evaluation.instances import matched_heights
 from fusiondet.evaluation.resampling import tile_scores
 from fusiondet.files import require_new
+from fusiondet.io.coco import read_coco, read_predictions
+from fusiondet.io.labels import HEIGHT_SOURCES
 from fusiondet.visualization import (
     MAX_TILES,
     dataset_overview,
@@ -107,8 +107,8 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 def write_page(arguments) -> list[Path]:
-    from fusiondet.data.converters.vectors import Layer
-    from fusiondet.report import read_reported, write_report
+    from fusiondet.io.vectors import Layer
+    from fusiondet.visualization.report import read_reported, write_report
 
     require_new(arguments.out, arguments.overwrite)
     fields = arguments.height, arguments.ground, arguments.layer

@@ -1,4 +1,4 @@
-"""Data sets by name: a COCO file of `fusiondet.data.coco` becomes a data set that Detectron2 knows.
+"""Data sets by name: a COCO file of `fusiondet.io.coco` becomes a data set that Detectron2 knows.
 
 A name is `<source>_<split>` for the file `<source>/annotations/<split>.json` under $DETECTRON2_DATASETS (default:
 `datasets/`), e.g. `synthcity_train`, or simply the path of a COCO file. Nothing is read before it is asked for.
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
-from fusiondet.data.classes import ClassList, class_list, class_raster
-from fusiondet.data.coco import Dataset, annotation_record, image_root, read_coco
-from fusiondet.data.imagery import tile_rasters
-from fusiondet.data.patches import PatchSplit, read_patches
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import safe_join
+from fusiondet.io.coco import Dataset, annotation_record, image_root, read_coco
+from fusiondet.io.pixel_classes import ClassList, class_list, class_raster
+from fusiondet.io.tile_rasters import tile_rasters
+from fusiondet.projects.hse_lcz.patches import PatchSplit, read_patches
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -88,7 +88,7 @@ def load_split(name: str) -> Dataset:
     """The split `name`, read once per version of its file. Treat it as read-only.
 
     Raises:
-        InputError: see `annotation_file` and `fusiondet.data.coco.read_coco`.
+        InputError: see `annotation_file` and `fusiondet.io.coco.read_coco`.
     """
     path = annotation_file(name)
     return _read(path, path.stat().st_mtime_ns, read_coco)
@@ -103,7 +103,7 @@ def load_patches(name: str) -> PatchSplit:
     """The split of patches `name`, found as one of tiles is, read once per version of its file. Read-only.
 
     Raises:
-        InputError: see `annotation_file` and `fusiondet.data.patches.read_patches`.
+        InputError: see `annotation_file` and `fusiondet.projects.hse_lcz.patches.read_patches`.
     """
     path = annotation_file(name)
     return _read(path, path.stat().st_mtime_ns, read_patches)

@@ -4,12 +4,13 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, SensorGeometry
 from fusiondet.config import pixel_tasks
 from fusiondet.data import augmentations as aug
-from fusiondet.data import labels
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.classes import UNKNOWN, check_footprint_classes, read_classes
-from fusiondet.data.coco import building_from_annotation, polygon_to_mask
-from fusiondet.data.imagery import read_tile_image
 from fusiondet.errors import InputError, unknown_name
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.io import labels
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import building_from_annotation
+from fusiondet.io.pixel_classes import UNKNOWN, check_footprint_classes, read_classes
+from fusiondet.io.tile_rasters import read_tile_image
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class FusionDatasetMapper:
             image (C, H, W) float32 tensor with NaN = no data, height, width, image_id, file_name, gsd_m, sensor {name:
             degrees, NaN unknown}, instances: gt_boxes, gt_classes, gt_masks, gt_heights (metres, NaN unknown). In
             evaluation the instances are all of the record's, in order. In training also labels per pixel, those that
-            were asked for, NaN where no band has data: building_height_m (H, W) float32 as in `fusiondet.data.labels`,
+            were asked for, NaN where no band has data: building_height_m (H, W) float32 as in `fusiondet.io.labels`,
             footprint (H, W) float32, 1 in any annotated outline, however small, else 0, and classes (H, W) float32
             number of the class, NaN also where it is not labelled; of data without rasters of classes, footprints tell
             "building" from "background". Where the record says whether it is labelled, `labelled`; one that is not has
@@ -122,7 +123,7 @@ class FusionDatasetMapper:
 
         Raises:
             InputError: a raster is missing, damaged, of another size than the annotations say, or lacks a band; the
-                classes are others than those asked for, or see `fusiondet.data.classes.read_classes`.
+                classes are others than those asked for, or see `fusiondet.io.pixel_classes.read_classes`.
         """
         rng = np.random.default_rng((self.seed, counter))
         labelled = record.get("labelled", True)

@@ -3,10 +3,10 @@
 import math
 from collections import Counter
 
-from fusiondet.data.coco import checked_rings
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted, percent
-from fusiondet.doctor.source import Split
+from fusiondet.doctor.split_source import Split
 from fusiondet.errors import InputError
+from fusiondet.io.coco import checked_rings
 
 import numpy as np
 import shapely

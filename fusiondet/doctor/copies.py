@@ -1,9 +1,9 @@
 """The same picture in two splits, whatever its file name, format and georeference say."""
 
-from fusiondet.data.imagery import read_tile
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
-from fusiondet.doctor.source import Split
+from fusiondet.doctor.split_source import Split
 from fusiondet.errors import InputError
+from fusiondet.io.tile_rasters import read_tile
 
 import cv2
 import numpy as np

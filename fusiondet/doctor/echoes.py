@@ -14,12 +14,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from fusiondet.buildings import SensorGeometry, Tile
-from fusiondet.data.synthetic.optical import shadow_mask
+from fusiondet.doctor.edges import correlation, edge_points, middle, peak_px, splat
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
-from fusiondet.doctor.outlines import correlation, edge_points, middle, peak_px, splat
 from fusiondet.doctor.registration import REACH_PX, LabelCheck, acquisitions
 from fusiondet.doctor.samples import Sample
-from fusiondet.export.rasters import paint_heights
+from fusiondet.geometry.painting import paint_heights
+from fusiondet.geometry.shadows import shadow_mask
 
 import cv2
 import numpy as np

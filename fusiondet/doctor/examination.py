@@ -8,14 +8,14 @@ from fusiondet.doctor.colours import ColourCheck
 from fusiondet.doctor.copies import check_copies
 from fusiondet.doctor.echoes import SAR_SHIFT, EchoCheck
 from fusiondet.doctor.findings import Finding, text, worst_first
-from fusiondet.doctor.ground import check_ground
-from fusiondet.doctor.heights import check_heights
-from fusiondet.doctor.page import write_page
+from fusiondet.doctor.height_values import check_heights
+from fusiondet.doctor.html_page import write_page
+from fusiondet.doctor.pixel_values import PixelCheck, check_files
 from fusiondet.doctor.radar import SAR_SCALE, RadarCheck
-from fusiondet.doctor.rasters import PixelCheck, check_files
 from fusiondet.doctor.registration import LabelCheck
 from fusiondet.doctor.samples import chosen_tiles, read_samples
-from fusiondet.doctor.source import Split, read_splits
+from fusiondet.doctor.shared_ground import check_ground
+from fusiondet.doctor.split_source import Split, read_splits
 from fusiondet.files import require_new, write_json
 
 DEFAULT_SAMPLES = 64

@@ -8,9 +8,9 @@ logarithm.
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from fusiondet.data.imagery import plausible_sar_scales
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, percent
 from fusiondet.doctor.samples import Sample
+from fusiondet.io.calibration import plausible_sar_scales
 
 import cv2
 import numpy as np

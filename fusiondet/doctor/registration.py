@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from fusiondet.buildings import SensorGeometry, Tile
+from fusiondet.doctor.edges import correlation, edge_points, middle, peak_px, splat
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
-from fusiondet.doctor.outlines import correlation, edge_points, middle, peak_px, splat
 from fusiondet.doctor.samples import Sample
 
 import cv2

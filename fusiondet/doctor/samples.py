@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fusiondet.buildings import Tile, clean_polygon
-from fusiondet.data.coco import Dataset
-from fusiondet.data.imagery import PixelWindow, read_tile
-from fusiondet.data.labels import footprint_label
-from fusiondet.doctor.source import Split
+from fusiondet.doctor.split_source import Split
 from fusiondet.errors import InputError
+from fusiondet.geometry.painting import footprint_label
+from fusiondet.io.coco import Dataset
+from fusiondet.io.rasters import PixelWindow
+from fusiondet.io.tile_rasters import read_tile
 
 import numpy as np
 from shapely.affinity import translate

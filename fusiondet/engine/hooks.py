@@ -8,11 +8,11 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, SensorGeometry, Tile
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.evaluation import is_error
+from fusiondet.geometry.painting import mask_to_polygon
+from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.task_weighting import TaskWeighting
 
 import torch
@@ -206,7 +206,7 @@ class PredictionPanel(HookBase):
 def _with_instances(view, inputs: dict, output: dict):
     """`view` with the buildings that the network found, and which of them match; None for one that finds none."""
     from fusiondet import visualization as vis
-    from fusiondet.evaluators import prediction_records
+    from fusiondet.evaluation.evaluator import prediction_records
 
     if "instances" not in output:
         return None

@@ -8,10 +8,10 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.config import load_config
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
-from fusiondet.engine.patches import PatchTrainer
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
-from fusiondet.modeling.dense_nets import hse_lcz
+from fusiondet.projects.hse_lcz import hse_lcz_net as hse_lcz
+from fusiondet.projects.hse_lcz.patch_trainer import PatchTrainer
 
 import torch
 from detectron2.config import CfgNode

@@ -15,11 +15,6 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
 from fusiondet.config import DENSE_ALONE, pixel_tasks
 from fusiondet.data import catalog
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.classes import absent_classes, class_list, class_names
-from fusiondet.data.coco import Dataset
-from fusiondet.data.imagery import band_statistics
-from fusiondet.data.labels import check_height_labels, tallest_label_m
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import (
     FewLabelsSampler,
@@ -37,7 +32,12 @@ from fusiondet.engine.checkpoint import (
 )
 from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel, WeighTasks
 from fusiondet.errors import InputError
-from fusiondet.evaluators import BuildingEvaluator, table
+from fusiondet.evaluation.evaluator import BuildingEvaluator, table
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset
+from fusiondet.io.labels import check_height_labels, tallest_label_m
+from fusiondet.io.pixel_classes import absent_classes, class_list, class_names
+from fusiondet.io.tile_rasters import band_statistics
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import DEFAULT_CONTEXT_M, DEFAULT_LOG_SCALE, DEFAULT_MEDIAN_M
 from fusiondet.modeling.sensor_geometry import FACTS

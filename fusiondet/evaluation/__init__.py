@@ -53,7 +53,7 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
       background_share                 pixels whose true height is 0 or less: what a map of zeros has as delta1
       delta1_background                the part of delta1 that such pixels are
       n_images, n_buildings, n_instances, n_tiles_scored
-      found_<kind>                     what is wrong with the submission: `fusiondet.export.submission.FINDINGS`
+      found_<kind>                     what is wrong with the submission: FINDINGS of dfc2023_submission
     dfc2023_strict/...                 the same question asked of buildings: all tiles, a missing one wrong everywhere
       score, ap50                      as above, not rounded; None without any building
       delta1, delta2, delta3, mae_m, rmse_m            pixels in annotated outlines with a true height above 0, pooled

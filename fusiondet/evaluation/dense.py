@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import Tile
-from fusiondet.data.coco import Dataset
-from fusiondet.data.labels import footprint_label, tile_height_label
 from fusiondet.errors import InputError
-from fusiondet.evaluation.heights import RATIO, height_ratio
+from fusiondet.evaluation.height_metrics import RATIO, height_ratio
 from fusiondet.files import read_json, write_json
+from fusiondet.geometry.painting import footprint_label
+from fusiondet.io.coco import Dataset
+from fusiondet.io.labels import tile_height_label
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -154,7 +155,7 @@ def tile_truth(dataset: Dataset, tile: Tile, height_labels: str = "auto") -> tup
     """What maps of `tile` are scored against: (H, W) metres, 0 outside buildings, NaN unknown; (H, W) bool outlines.
 
     Args:
-        height_labels: as INPUT.HEIGHT_LABELS; see `fusiondet.data.labels`.
+        height_labels: as INPUT.HEIGHT_LABELS; see `fusiondet.io.labels`.
 
     Raises:
         InputError: no such source, or a raster that cannot be read.

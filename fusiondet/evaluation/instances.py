@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from fusiondet.data.coco import (
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.evaluation import average_precision as ap
+from fusiondet.evaluation.height_metrics import RATIO, height_metrics, height_ratio
+from fusiondet.evaluation.matching import NOTHING, mask_iou, match_greedily
+from fusiondet.files import read_json
+from fusiondet.io.coco import (
     Dataset,
     checked_rings,
     checked_rle,
@@ -18,11 +23,6 @@ from fusiondet.data.coco import (
     read_predictions,
     validate_coco,
 )
-from fusiondet.errors import InputError, unknown_name
-from fusiondet.evaluation import average_precision as ap
-from fusiondet.evaluation.heights import RATIO, height_metrics, height_ratio
-from fusiondet.evaluation.matching import NOTHING, mask_iou, match_greedily
-from fusiondet.files import read_json
 
 import numpy as np
 from pycocotools import mask as mask_api

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import Tile
-from fusiondet.data.coco import Dataset
-from fusiondet.data.imagery import open_raster
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import safe_join
+from fusiondet.io.coco import Dataset
+from fusiondet.io.rasters import open_raster
 
 import numpy as np
 

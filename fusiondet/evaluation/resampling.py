@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusiondet.cli import progress
-from fusiondet.data.coco import Dataset, coco_document, read_predictions
-from fusiondet.data.labels import footprint_label
 from fusiondet.errors import InputError
 from fusiondet.evaluation import average_precision as ap
 from fusiondet.evaluation.dense import (
@@ -26,7 +24,7 @@ from fusiondet.evaluation.dense import (
     painted,
     tile_truth,
 )
-from fusiondet.evaluation.heights import height_errors
+from fusiondet.evaluation.height_metrics import height_errors
 from fusiondet.evaluation.instances import (
     ScoredImage,
     judged_jointly,
@@ -35,6 +33,8 @@ from fusiondet.evaluation.instances import (
     scored_images,
 )
 from fusiondet.evaluation.regions import Region
+from fusiondet.geometry.painting import footprint_label
+from fusiondet.io.coco import Dataset, coco_document, read_predictions
 
 import numpy as np
 from pycocotools import mask as mask_api

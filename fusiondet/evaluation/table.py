@@ -1,6 +1,6 @@
 """The numbers of an evaluation as a few lines of text."""
 
-from fusiondet.evaluation.heights import BIN_EDGES_M
+from fusiondet.evaluation.height_metrics import BIN_EDGES_M
 
 
 def metrics_table(metrics: dict) -> str:

@@ -3,9 +3,9 @@
 Features stay features: nothing is merged, identifiers are not looked at, and every feature has at most one partner.
 """
 
-from fusiondet.data.converters.vectors import Layer, transform_layer
 from fusiondet.errors import InputError
-from fusiondet.evaluation.heights import height_metrics
+from fusiondet.evaluation.height_metrics import height_metrics
+from fusiondet.io.vectors import Layer, transform_layer
 
 import numpy as np
 import shapely

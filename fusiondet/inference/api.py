@@ -18,12 +18,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fusiondet.buildings import Building
-from fusiondet.export.layers import NUMBERS, areas_m2
 from fusiondet.inference.outlines import buildings_to_map
 from fusiondet.inference.pipeline import predict_windows
 from fusiondet.inference.plan import ScenePlan, plan_scene
 from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.scene import SceneFacts, finished_buildings, provenance
+from fusiondet.io.layers import NUMBERS, areas_m2
 
 import geopandas
 import numpy as np
@@ -38,7 +38,7 @@ _FRAME_ROWS = 1000
 class ScenePredictor:
     """A trained network that turns rasters of any size into GeoDataFrames of buildings.
 
-    Frames have the columns of the layers of `fusiondet.export`: score, height_m, height_p16_m, height_p84_m (metres
+    Frames have the columns of the layers of `fusiondet.io.layers`: score, height_m, height_p16_m, height_p84_m (metres
     above ground, NaN where unknown), area_m2 and volume_m3, and outlines in the scene's own CRS; without a CRS, areas
     are in map units. `frame.attrs` holds "notes", what was decided on the way, and "metadata", where it comes from.
     """

@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 from fusiondet.buildings import SensorGeometry
-from fusiondet.data.bands import SAR_SCALES
-from fusiondet.data.coco import TILTS_DEG
-from fusiondet.data.imagery import Scene, SceneReader
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.export import HEIGHT_BANDS
 from fusiondet.inference.predictor import Predictor, has_two_detectors
+from fusiondet.io.bands import SAR_SCALES
+from fusiondet.io.coco import TILTS_DEG
+from fusiondet.io.height_rasters import HEIGHT_BANDS
+from fusiondet.io.scene_reader import Scene, SceneReader
 from fusiondet.modeling.sensor_geometry import FACTS
 
 import numpy as np

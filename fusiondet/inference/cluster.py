@@ -8,12 +8,12 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 
-from fusiondet.cluster import run_on_workers
 from fusiondet.inference.parts import PartStore, part_bytes
 from fusiondet.inference.pipeline import predict_windows
 from fusiondet.inference.plan import ScenePlan
 from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.workers import PredictorSettings
+from fusiondet.jobs.dask_cluster import run_on_workers
 
 import torch
 

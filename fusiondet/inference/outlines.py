@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.polygons.regularize import regularize
+from fusiondet.geometry.regularization import regularize
 
 import numpy as np
 import shapely
@@ -137,7 +137,7 @@ class Regularizer:
 
         Args:
             pixel_m: metres per pixel, (x, y).
-            settings: tolerance_m and min_iou of `fusiondet.polygons.regularize`.
+            settings: tolerance_m and min_iou of `fusiondet.geometry.regularization`.
 
         Raises:
             InputError: a tolerance that is none.

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fusiondet.buildings import Building
-from fusiondet.data.imagery import Scene, SceneReader
-from fusiondet.data.imagery.rasters import UnreadablePixelsError
 from fusiondet.errors import InputError
 from fusiondet.inference.checks import check_sar_values
 from fusiondet.inference.plan import BLOCK_WINDOWS, ScenePlan
 from fusiondet.inference.predictor import ImagePrediction, Predictor
+from fusiondet.io.rasters import UnreadablePixelsError
+from fusiondet.io.scene_reader import Scene, SceneReader
 
 import numpy as np
 import shapely

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from fusiondet import __version__
 from fusiondet.buildings import SensorGeometry, map_to_pixel
-from fusiondet.data.converters.vectors import read_layer
-from fusiondet.data.imagery import SceneReader, axis_gsd_m, open_raster
 from fusiondet.errors import InputError
+from fusiondet.geometry.seams import default_overlap_px
 from fusiondet.inference import checks
 from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.windows import check_windows, scene_windows, windows_near
-from fusiondet.polygons.seams import default_overlap_px
+from fusiondet.io.grids import axis_gsd_m
+from fusiondet.io.rasters import open_raster
+from fusiondet.io.scene_reader import SceneReader
+from fusiondet.io.vectors import read_layer
 
 import shapely
 from affine import Affine
@@ -42,7 +44,7 @@ class ScenePlan:
         sensor: fields of SensorGeometry in the axes of the image.
         aoi_wkb: area of interest in the grid's pixels; None: all of the scene.
         skip_invalid: pixels that cannot be read count as no data.
-        sources: what of `fusiondet.export.HEIGHT_BANDS` a raster of heights is to hold.
+        sources: what of `fusiondet.io.height_rasters.HEIGHT_BANDS` a raster of heights is to hold.
         notes: what was decided on the way, for the user.
     """
 

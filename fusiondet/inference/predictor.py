@@ -9,16 +9,16 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.config import config_from_yaml_text, finds_instances, pixel_tasks
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.classes import FOOTPRINT_CLASSES
-from fusiondet.data.coco import mask_to_polygon
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
-from fusiondet.evaluators import FOOTPRINT_LIMIT
-from fusiondet.export import HEIGHT_BANDS, NO_CLASS
-from fusiondet.modeling.dense_nets import hse_lcz
+from fusiondet.evaluation.evaluator import FOOTPRINT_LIMIT
+from fusiondet.geometry.contours import masks_to_polygons_px
+from fusiondet.geometry.painting import mask_to_polygon
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.height_rasters import HEIGHT_BANDS, NO_CLASS
+from fusiondet.io.pixel_classes import FOOTPRINT_CLASSES
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
-from fusiondet.polygons.contour import masks_to_polygons_px
+from fusiondet.projects.hse_lcz import hse_lcz_net as hse_lcz
 
 import numpy as np
 import shapely

@@ -15,21 +15,9 @@ from pathlib import Path
 from fusiondet import __version__
 from fusiondet.buildings import Building
 from fusiondet.cli import progress
-from fusiondet.data.imagery import SceneReader, crs_text, open_raster
 from fusiondet.errors import InputError
-from fusiondet.export import (
-    BuildingWriter,
-    check_height_raster,
-    check_output,
-    check_style,
-    class_raster,
-    height_raster,
-    read_buildings,
-    read_metadata,
-    write_style,
-)
-from fusiondet.export.provenance import acquisition_time, made_with
 from fusiondet.files import parts_folder, require_new, scratch_folder
+from fusiondet.geometry.seams import SeamMerger
 from fusiondet.inference import checks
 from fusiondet.inference.cluster import predict_on_cluster
 from fusiondet.inference.outlines import (
@@ -46,7 +34,14 @@ from fusiondet.inference.plan import ScenePlan, plan_scene
 from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.strips import HeightStrips
 from fusiondet.inference.workers import PredictorSettings, predict_on_workers
-from fusiondet.polygons.seams import SeamMerger
+from fusiondet.io.grids import crs_text
+from fusiondet.io.height_rasters import check_height_raster, class_raster, height_raster
+from fusiondet.io.layer_writer import BuildingWriter
+from fusiondet.io.layers import check_output, read_buildings, read_metadata
+from fusiondet.io.provenance import acquisition_time, made_with
+from fusiondet.io.qgis_style import check_style, write_style
+from fusiondet.io.rasters import open_raster
+from fusiondet.io.scene_reader import SceneReader
 
 import rasterio
 
@@ -125,20 +120,20 @@ def predict_scene(
 ) -> ScenePrediction:
     """Buildings of a raster pair, read and predicted window by window, and on demand a raster of heights.
 
-    Buildings that several windows see are merged, see `fusiondet.polygons.seams`. A pixel of the height raster belongs
+    Buildings that several windows see are merged, see `fusiondet.geometry.seams`. A pixel of the height raster belongs
     to the window in whose core it lies. Rasters whose rows run north or columns west are read from the other end, so
     that the network sees no mirrored picture, and heights are written north-up.
 
     Args:
         rgb_path, sar_path: a raster, or a list of rasters whose bands are those of one; None where there is none.
         height_path: GeoTIFF to write heights to, on the pixels of the optical raster (the SAR raster's without one)
-            that are predicted, also where these are resampled for the network; see `fusiondet.export.rasters`. An
+            that are predicted, also where these are resampled for the network; see `fusiondet.io.height_rasters`. An
             existing one is replaced.
         height_source: "dense", "instances", "both" (a band each); None: the first of these that the network has.
         options:
             window_px: side of a window; a scene up to this size is one window (1024).
             overlap_px: how far neighbouring windows overlap; None derives it from the GSD, from what the height head
-                looks at around a building, and from a large building, see `fusiondet.polygons.seams`.
+                looks at around a building, and from a large building, see `fusiondet.geometry.seams`.
             batch: how many windows the network sees at a time; None: 1 on a CPU, 4 on a GPU.
             force_gsd: predict even though the pixel size is more than four times off what the network was trained on.
             sensor: `SensorGeometry`, where sun and sensors were, as far as known.
@@ -175,8 +170,8 @@ def finished_buildings(
 
     Args:
         results: of all windows of the plan, in order.
-        regularize_m: walls are set straight and square within this many metres, see `fusiondet.polygons.regularize`;
-            None leaves outlines as they are.
+        regularize_m: walls are set straight and square within this many metres, see
+            `fusiondet.geometry.regularization`; None leaves outlines as they are.
         max_overlap: outlines of which better ones cover a larger share are left out, see
             `fusiondet.inference.outlines.without_overlaps`; 1 keeps all.
         facts: is told how many were.
@@ -323,23 +318,23 @@ def predict_to_file(
     tell: Callable[[list[str]], None] | None = None,
     **options,
 ) -> ScenePrediction:
-    """`predict_scene` with a fresh Predictor, written to `out`; see `fusiondet.export.write_buildings` for formats.
+    """`predict_scene` with a fresh Predictor, written to `out`; formats: `fusiondet.io.layer_writer.write_buildings`.
 
     Everything that can be wrong with `out`, `height_path` or the rasters is found before the network is built. Finished
     blocks of windows are kept in a hidden folder beside `out` (`fusiondet.inference.parts`) until `out` is whole.
 
     Args:
         out: layer of buildings; None for a network that finds none, which writes heights or classes per pixel alone.
-        class_path: GeoTIFF to write the most probable class of each pixel to, see `fusiondet.export.rasters`; for a
+        class_path: GeoTIFF to write the most probable class of each pixel to, see `fusiondet.io.height_rasters`; for a
             network that tells classes, or footprints. Of a pixel that several windows see, the one speaks whose core it
             lies in.
         resume: take up what a run that was stopped has finished; with the same options the result is the same.
         workers: processes of this machine that predict, each with a network of its own; 0: this process does.
         scheduler: address of a scheduler of dask.distributed whose workers predict.
         regularize_m, max_overlap: see `finished_buildings`.
-        dtm: raster of elevations that the buildings of a city model stand on, see `fusiondet.export.BuildingWriter`.
-        report: HTML page about `out` to write, see `fusiondet.report`; it takes all buildings into memory.
-        style: write a QGIS style beside `out`, see `fusiondet.export.write_style`.
+        dtm: raster of elevations that the buildings of a city model stand on, see `BuildingWriter`.
+        report: HTML page about `out` to write, see `fusiondet.visualization.report`; all buildings are in memory then.
+        style: write a QGIS style beside `out`, see `fusiondet.io.qgis_style.write_style`.
         predictor: of `weights`, where it is there already; `score_threshold` and `device` are its own then.
         tell: is given notes as soon as they are known: once before anything is predicted, once when `out` is whole.
         options: see `predict_scene`.
@@ -415,7 +410,7 @@ def predict_to_file(
 
 
 def _report(out: Path, report: Path, image: str, overwrite: bool) -> None:
-    from fusiondet.report import write_report  # which brings plotly along
+    from fusiondet.visualization.report import write_report  # which brings plotly along
 
     buildings, crs = read_buildings(out)
     options = {"metadata": read_metadata(out), "overwrite": overwrite}

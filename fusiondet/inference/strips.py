@@ -4,8 +4,8 @@ import struct
 from pathlib import Path
 
 from fusiondet.buildings import Building
-from fusiondet.export import HeightRasterWriter
 from fusiondet.files import naming
+from fusiondet.io.height_rasters import HeightRasterWriter
 
 import shapely
 

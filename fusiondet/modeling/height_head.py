@@ -7,6 +7,7 @@ log height is natural log of metres and never leaves this module.
 import math
 from dataclasses import dataclass
 
+from fusiondet.modeling.poolers import Float32Pooler
 from fusiondet.modeling.sensor_geometry import GeometryBranch
 
 import torch
@@ -144,8 +145,6 @@ class ContextHeightHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape):
         """The only reader of config keys."""
-        from fusiondet.modeling.roi_heads import Float32Pooler
-
         head = cfg.MODEL.ROI_HEIGHT_HEAD
         scales = tuple(1.0 / input_shape[f].stride for f in head.IN_FEATURES)
 
@@ -175,8 +174,6 @@ class ContextHeightHead(nn.Module):
 
     @staticmethod
     def _prior_pooler(head) -> nn.Module | None:
-        from fusiondet.modeling.roi_heads import Float32Pooler
-
         if not head.DENSE_PRIOR:
             return None
         # As many samples as there are pixels, so that every cell is the mean of its own.

@@ -1,26 +1,14 @@
 """ROI heads: boxes and masks as in Detectron2, and a height per building beside the mask."""
 
 from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution, build_height_head
+from fusiondet.modeling.poolers import Float32Pooler
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, select_foreground_proposals
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import nn
-
-
-class Float32Pooler(nn.Module):
-    """A ROIPooler that computes in float32 whatever the autocast: 16-bit rounding moves boxes by 0.6 px."""
-
-    def __init__(self, pooler: nn.Module):
-        super().__init__()
-        self.pooler = pooler
-
-    def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        """As `ROIPooler.forward`: per-level (N, C, H, W) and N Boxes -> (R, C, S, S) float32."""
-        with torch.autocast(features[0].device.type, enabled=False):
-            return self.pooler([f.float() for f in features], boxes)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -16,6 +16,7 @@ made without pyplot, so nothing is global and nothing needs a display. Only `dat
     canvas.py    save_figure, figure_array
 """
 
+from fusiondet.visualization.building_overlays import draw_buildings, draw_matches, height_colours
 from fusiondet.visualization.canvas import figure_array, save_figure
 from fusiondet.visualization.confusion import confusion_figure
 from fusiondet.visualization.datasets import (
@@ -25,12 +26,11 @@ from fusiondet.visualization.datasets import (
     match_tile,
     prediction_overview,
 )
-from fusiondet.visualization.heights import height_scatter
+from fusiondet.visualization.height_figures import height_scatter
 from fusiondet.visualization.intervals import IntervalPanel, interval_figure
-from fusiondet.visualization.outlines import draw_buildings, draw_matches, height_colours
 from fusiondet.visualization.panels import optical_panel, sar_panel
+from fusiondet.visualization.tile_figures import TileView, overview_figure, tile_figure
 from fusiondet.visualization.tile_map import tile_map_figure
-from fusiondet.visualization.tiles import TileView, overview_figure, tile_figure
 
 __all__ = [
     "MAX_TILES",

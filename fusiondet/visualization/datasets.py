@@ -5,21 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.data.classes import class_list, tile_classes
-from fusiondet.data.coco import (
-    Dataset,
-    decode_rle,
-    mask_to_polygon,
-    polygon_from_segmentation,
-    segmentation_from_polygon,
-)
-from fusiondet.data.imagery import read_tile
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import painted, tile_truth
 from fusiondet.evaluation.instances import compressed_rle
 from fusiondet.evaluation.matching import mask_iou, match_greedily
-from fusiondet.polygons.contour import mask_to_polygon_px
-from fusiondet.visualization.tiles import MATCH_IOU, TileView, overview_figure, tile_figure
+from fusiondet.geometry.contours import mask_to_polygon_px
+from fusiondet.geometry.painting import mask_to_polygon
+from fusiondet.io.coco import Dataset, decode_rle, polygon_from_segmentation, segmentation_from_polygon
+from fusiondet.io.pixel_classes import class_list, tile_classes
+from fusiondet.io.tile_rasters import read_tile
+from fusiondet.visualization.tile_figures import MATCH_IOU, TileView, overview_figure, tile_figure
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -64,7 +59,7 @@ def prediction_overview(
     """Truth beside predictions: as `dataset_overview`, with predicted heights and what matched, or errors per pixel.
 
     Args:
-        records: COCO results, see `fusiondet.data.coco.prediction_record`; those of other images are left out.
+        records: COCO results, see `fusiondet.io.coco.prediction_record`; those of other images are left out.
         min_score: predictions below this score are not drawn (and do not match).
         height_labels: draw heights per pixel: true ones from this source, predicted ones painted; None: outlines.
     """

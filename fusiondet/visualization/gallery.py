@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusiondet.errors import InputError
+from fusiondet.visualization.building_overlays import MATCH_COLOURS, map_colours
 from fusiondet.visualization.canvas import FAINT, INK, axes_in, new_figure
-from fusiondet.visualization.outlines import MATCH_COLOURS, map_colours
 from fusiondet.visualization.panels import map_panel, optical_panel, sar_panel
-from fusiondet.visualization.tiles import TileView
+from fusiondet.visualization.tile_figures import TileView
 
 import numpy as np
 from matplotlib.colors import to_rgb

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from fusiondet.buildings import Tile
+from fusiondet.visualization.building_overlays import MATCH_COLOURS
 from fusiondet.visualization.canvas import FAINT, INK, axes_in, round_down
-from fusiondet.visualization.outlines import MATCH_COLOURS
 from fusiondet.visualization.panels import NODATA_GREYS
 
 import numpy as np

@@ -3,8 +3,8 @@ import math
 
 from fusiondet.buildings import SensorGeometry
 from fusiondet.data import augmentations as aug
-from fusiondet.data.coco import polygon_to_mask
-from fusiondet.data.synthetic.optical import shadow_mask
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.geometry.shadows import shadow_mask
 
 import numpy as np
 import pytest

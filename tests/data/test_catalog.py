@@ -3,11 +3,11 @@ import math
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, Tile
 from fusiondet.data import catalog
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import polygon_from_segmentation
 from fusiondet.errors import InputError
-from tests.patch_files import write_split as write_patches
-from tests.tiny_city import BANDS, SENSOR, courtyard, write_split, write_tiles
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import polygon_from_segmentation
+from fusiondet.projects.hse_lcz.tests.patch_files import write_split as write_patches
+from tests.support.tiny_city import BANDS, SENSOR, courtyard, write_split, write_tiles
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog

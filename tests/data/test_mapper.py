@@ -3,10 +3,18 @@ import dataclasses
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, Tile
 from fusiondet.data import catalog
-from fusiondet.data.bands import BandSpec
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
-from tests.tiny_city import BANDS, SENSOR, courtyard, tiny_config, write_raster, write_split, write_tiles
+from fusiondet.io.bands import BandSpec
+from tests.support.tiny_city import (
+    BANDS,
+    SENSOR,
+    courtyard,
+    tiny_config,
+    write_raster,
+    write_split,
+    write_tiles,
+)
 
 import numpy as np
 import pytest

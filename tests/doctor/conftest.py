@@ -3,10 +3,10 @@
 import shutil
 from dataclasses import replace
 
-from fusiondet.data.synthetic.dataset import Faults, Recipe, write_dataset
-from fusiondet.data.synthetic.presets import preset
 from fusiondet.doctor.samples import chosen_tiles, read_samples
-from fusiondet.doctor.source import read_splits
+from fusiondet.doctor.split_source import read_splits
+from fusiondet.synthetic.dataset import Faults, Recipe, write_dataset
+from fusiondet.synthetic.presets import preset
 
 import pytest
 

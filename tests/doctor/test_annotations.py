@@ -4,18 +4,18 @@ import json
 import shutil
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.data.coco import encode_rle
 from fusiondet.doctor.annotations import check_annotations
 from fusiondet.doctor.copies import check_copies
+from fusiondet.doctor.edges import correlation, edge_points, peak_px, splat
 from fusiondet.doctor.findings import Finding, counted, percent, text
-from fusiondet.doctor.ground import check_ground
-from fusiondet.doctor.heights import check_heights
-from fusiondet.doctor.outlines import correlation, edge_points, peak_px, splat
-from fusiondet.doctor.rasters import check_files
+from fusiondet.doctor.height_values import check_heights
+from fusiondet.doctor.pixel_values import check_files
 from fusiondet.doctor.samples import chosen_tiles
-from fusiondet.doctor.source import read_splits
+from fusiondet.doctor.shared_ground import check_ground
+from fusiondet.doctor.split_source import read_splits
 from fusiondet.files import write_json
-from tests.tiny_city import courtyard, write_split, write_tiles
+from fusiondet.io.coco import encode_rle
+from tests.support.tiny_city import courtyard, write_split, write_tiles
 
 import numpy as np
 import pytest

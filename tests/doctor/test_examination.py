@@ -9,9 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fusiondet.data.coco import read_coco, write_coco
 from fusiondet.doctor import examine
-from fusiondet.doctor.page import page
+from fusiondet.doctor.html_page import page
+from fusiondet.io.coco import read_coco, write_coco
 
 import pytest
 

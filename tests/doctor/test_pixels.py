@@ -3,16 +3,16 @@
 from dataclasses import replace
 
 from fusiondet.buildings import SensorGeometry
-from fusiondet.data.imagery import read_tile
-from fusiondet.data.labels import footprint_label
 from fusiondet.doctor.colours import ColourCheck
 from fusiondet.doctor.echoes import EchoCheck
+from fusiondet.doctor.pixel_values import PixelCheck
 from fusiondet.doctor.radar import RadarCheck
-from fusiondet.doctor.rasters import PixelCheck
 from fusiondet.doctor.registration import LabelCheck
 from fusiondet.doctor.samples import chosen_tiles, read_samples
-from fusiondet.doctor.source import read_splits
-from tests.tiny_city import write_split
+from fusiondet.doctor.split_source import read_splits
+from fusiondet.geometry.painting import footprint_label
+from fusiondet.io.tile_rasters import read_tile
+from tests.support.tiny_city import write_split
 
 import numpy as np
 import pytest

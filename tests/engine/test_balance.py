@@ -6,7 +6,7 @@ from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
 from fusiondet.modeling.fusion import MODALITIES, exchanges
-from tests.tiny_city import tiny_config, write_split
+from tests.support.tiny_city import tiny_config, write_split
 
 import pytest
 import torch

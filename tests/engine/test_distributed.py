@@ -8,7 +8,7 @@ from fusiondet.data import catalog
 from fusiondet.engine.hooks import WeighTasks
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
-from tests.tiny_city import tiny_config, write_split
+from tests.support.tiny_city import tiny_config, write_split
 
 import numpy as np
 import pytest

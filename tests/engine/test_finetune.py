@@ -2,7 +2,7 @@
 
 from fusiondet.engine.checkpoint import stored_config
 from fusiondet.engine.trainer import FusionTrainer, complete_config
-from tests.tiny_city import tiny_config, write_split
+from tests.support.tiny_city import tiny_config, write_split
 
 import pytest
 import torch

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 from fusiondet.buildings import Building
 from fusiondet.data import catalog
-from fusiondet.data.bands import BandSpec
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
 from fusiondet.engine.hooks import (
@@ -13,8 +12,9 @@ from fusiondet.engine.hooks import (
     WeighTasks,
     calibrate_heights,
 )
+from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.task_weighting import GradNormWeighting
-from tests.tiny_city import write_split
+from tests.support.tiny_city import write_split
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import parse_arguments, prepare, work
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
-from tests.tiny_city import ROOT, tiny_config, write_raster, write_split
+from tests.support.tiny_city import ROOT, tiny_config, write_raster, write_split
 
 import numpy as np
 import pytest

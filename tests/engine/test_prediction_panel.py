@@ -4,8 +4,8 @@ import math
 from types import SimpleNamespace
 
 from fusiondet import visualization
-from fusiondet.data.bands import BandSpec
 from fusiondet.engine.hooks import PredictionPanel
+from fusiondet.io.bands import BandSpec
 
 import pytest
 import torch

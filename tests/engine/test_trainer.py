@@ -7,14 +7,14 @@ import statistics
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, SensorGeometry, Tile
 from fusiondet.config import config_from_yaml_text
-from fusiondet.data.bands import BandSpec
 from fusiondet.engine import trainer as engine
 from fusiondet.engine.checkpoint import load_model, network_differences, read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, StepTrainer, complete_config, context_m
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
+from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.task_weighting import UncertaintyWeighting
-from tests.tiny_city import BANDS, courtyard, tiny_config, write_split, write_tiles
+from tests.support.tiny_city import BANDS, courtyard, tiny_config, write_split, write_tiles
 
 import pytest
 import torch

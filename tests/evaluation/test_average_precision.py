@@ -3,9 +3,9 @@
 import contextlib
 import io
 
-from fusiondet.data.coco import encode_rle
 from fusiondet.evaluation.average_precision import average_precision, coco_average_precision
 from fusiondet.evaluation.instances import evaluate_instances
+from fusiondet.io.coco import encode_rle
 
 import numpy as np
 import pytest

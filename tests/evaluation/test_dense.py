@@ -3,8 +3,6 @@
 import dataclasses
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import Dataset, encode_rle
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import (
     DOMAINS,
@@ -19,6 +17,8 @@ from fusiondet.evaluation.dense import (
     tile_truth,
 )
 from fusiondet.files import read_json
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset, encode_rle
 
 import numpy as np
 import pytest

@@ -4,18 +4,12 @@ import json
 import time
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import (
-    Dataset,
-    decode_rle,
-    encode_rle,
-    polygon_to_mask,
-    prediction_record,
-    write_coco,
-)
 from fusiondet.errors import InputError
 from fusiondet.evaluation.instances import evaluate_instances, matched_heights
 from fusiondet.files import write_json
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset, decode_rle, encode_rle, prediction_record, write_coco
 
 import numpy as np
 import pytest

@@ -3,8 +3,6 @@
 import time
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.coco import Dataset, encode_rle, polygon_to_mask, prediction_record
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import DenseCounts, DenseScores
 from fusiondet.evaluation.instances import evaluate_instances
@@ -20,7 +18,10 @@ from fusiondet.evaluation.resampling import (
     tile_scores,
 )
 from fusiondet.files import write_json
-from tests.tiny_city import write_raster
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset, encode_rle, prediction_record
+from tests.support.tiny_city import write_raster
 
 import numpy as np
 import pytest

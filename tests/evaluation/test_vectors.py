@@ -1,9 +1,9 @@
 """Layer against layer: one partner each, any CRS, features never merged; and real layers with known numbers."""
 
 from fusiondet.buildings import Building
-from fusiondet.data.converters.vectors import Layer, read_layer
 from fusiondet.errors import InputError
 from fusiondet.evaluation.vectors import evaluate_vectors, match_polygons
+from fusiondet.io.vectors import Layer, read_layer
 
 import pytest
 from hypothesis import given

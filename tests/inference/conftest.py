@@ -4,8 +4,8 @@ import fusiondet.compat  # noqa: F401
 from fusiondet.config import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.inference import Predictor
-from tests.test_inference import raw_output
-from tests.tiny_city import GSD_M, ROOT
+from tests.inference.test_predictor import raw_output
+from tests.support.tiny_city import GSD_M, ROOT
 
 import numpy as np
 import pytest

@@ -2,8 +2,8 @@
 
 import textwrap
 
-from fusiondet.export import read_buildings
 from fusiondet.inference import ScenePredictor, api, predict_to_file
+from fusiondet.io.layers import read_buildings
 
 import geopandas
 import numpy as np

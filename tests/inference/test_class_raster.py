@@ -7,10 +7,10 @@ import fusiondet.compat  # noqa: F401
 from fusiondet.config import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
-from fusiondet.export import NO_CLASS
 from fusiondet.files import parts_folder, write_json
 from fusiondet.inference import Predictor, SceneFiles, parts, predict_scenes, predict_to_file
-from tests.tiny_city import GSD_M, ROOT
+from fusiondet.io.height_rasters import NO_CLASS
+from tests.support.tiny_city import GSD_M, ROOT
 
 import numpy as np
 import pytest

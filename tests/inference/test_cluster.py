@@ -4,12 +4,12 @@ import builtins
 import os
 import signal
 
-from fusiondet import cluster
 from fusiondet.errors import InputError
 from fusiondet.files import parts_folder
 from fusiondet.inference import predict_to_file, workers
 from fusiondet.inference.parts import PartStore
-from tests.dask_workers import start_workers
+from fusiondet.jobs import dask_cluster as cluster
+from tests.support.dask_workers import start_workers
 
 import pytest
 

@@ -2,13 +2,13 @@
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import SensorGeometry
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.imagery import SceneReader
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene, predict_to_file
 from fusiondet.inference.plan import plan_scene
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.scene_reader import SceneReader
 from tests.inference.conftest import LEFT, TOP, TRANSFORM, BlockFinder
-from tests.test_inference_modalities import checkpoint
+from tests.inference.test_checks import checkpoint
 
 import geopandas
 import numpy as np

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from fusiondet.buildings import Building, pixel_to_map
 from fusiondet.errors import InputError
+from fusiondet.geometry.regularization import regularize
+from fusiondet.geometry.seams import SeamMerger
 from fusiondet.inference.outlines import (
     HeldBack,
     Regularizer,
@@ -14,8 +16,6 @@ from fusiondet.inference.outlines import (
 from fusiondet.inference.pipeline import WindowResult
 from fusiondet.inference.scene import finished_buildings
 from fusiondet.inference.windows import scene_windows
-from fusiondet.polygons.regularize import regularize
-from fusiondet.polygons.seams import SeamMerger
 
 import numpy as np
 import pytest

@@ -8,10 +8,10 @@ import signal
 import subprocess
 
 from fusiondet.errors import InputError
-from fusiondet.export import read_buildings
 from fusiondet.files import parts_folder
 from fusiondet.inference import parts, pipeline, plan, predict_to_file, workers
 from fusiondet.inference.parts import PartStore
+from fusiondet.io.layers import read_buildings
 
 import numpy as np
 import pytest

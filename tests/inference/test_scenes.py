@@ -4,10 +4,10 @@ import threading
 
 from fusiondet.buildings import map_to_pixel
 from fusiondet.errors import InputError
-from fusiondet.export import read_buildings, read_metadata
 from fusiondet.inference import ScenePredictor, pipeline, predict_scene, predict_to_file
 from fusiondet.inference.plan import plan_scene
-from tests.test_inference import raw_output
+from fusiondet.io.layers import read_buildings, read_metadata
+from tests.inference.test_predictor import raw_output
 
 import geopandas
 import numpy as np

@@ -1,8 +1,8 @@
 """Tables of scenes: a layer each, one network, and what cannot be used is named."""
 
 from fusiondet.errors import InputError
-from fusiondet.export import read_buildings
 from fusiondet.inference import predict_scenes, read_scenes, several
+from fusiondet.io.layers import read_buildings
 
 import pytest
 

@@ -182,7 +182,7 @@ def test_geometry_of_nobody_gives_zero_loss_and_finite_gradients_everywhere():
 
 
 def prior_head():
-    from fusiondet.modeling.roi_heads import Float32Pooler
+    from fusiondet.modeling.poolers import Float32Pooler
 
     from detectron2.modeling.poolers import ROIPooler
 

@@ -13,7 +13,7 @@ from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution
 from fusiondet.modeling.late_fusion import combine_heights, fuse_boxes, valid_shares
 from fusiondet.modeling.sensor_geometry import FACTS
-from tests.tiny_city import BANDS, write_split
+from tests.support.tiny_city import BANDS, write_split
 
 import pytest
 import torch

@@ -207,7 +207,7 @@ def test_a_network_told_its_geometry_learns_and_predicts_with_and_without_it(sma
 
 
 def test_bfloat16_leaves_boxes_where_they_are(small_cfg):
-    from fusiondet.modeling.roi_heads import Float32Pooler
+    from fusiondet.modeling.poolers import Float32Pooler
 
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.structures import Boxes

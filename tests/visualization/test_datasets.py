@@ -5,18 +5,12 @@ import json
 from pathlib import Path
 
 from fusiondet.buildings import Building, SensorGeometry, Tile
-from fusiondet.data.bands import BandSpec
-from fusiondet.data.classes import ClassList
-from fusiondet.data.coco import (
-    Dataset,
-    encode_rle,
-    polygon_to_mask,
-    prediction_record,
-    read_coco,
-    write_coco,
-)
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import DenseScores
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset, encode_rle, prediction_record, read_coco, write_coco
+from fusiondet.io.pixel_classes import ClassList
 from fusiondet.visualization import (
     building_from_prediction,
     dataset_overview,

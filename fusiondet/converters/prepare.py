@@ -1,0 +1,75 @@
+"""Making a data set from the words of a command line, whatever its source: what tools/prepare_dataset.py does."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fusiondet.errors import InputError
+
+# name -> module with add_arguments(parser) and main(args), and what it makes.
+SOURCES = {
+    "synthetic": ("fusiondet.synthetic", "physically rendered city, exact outlines and heights"),
+    "tiles": (
+        "fusiondet.converters.tiles",
+        "your own RGB (and SAR) rasters with footprints, heights where known",
+    ),
+    "spacenet6": (
+        "fusiondet.converters.spacenet6",
+        "SpaceNet 6, Rotterdam: RGB, SAR, buildings with heights",
+    ),
+    "spacenet": (
+        "fusiondet.converters.spacenet",
+        "SpaceNet 1, 2 and 4: tiles with GeoJSON or the CSV, no heights",
+    ),
+    "dfc2023": (
+        "fusiondet.converters.dfc2023",
+        "Data Fusion Contest 2023, Track 1 or 2: RGB, SAR, buildings, nDSM",
+    ),
+    "masks": (
+        "fusiondet.converters.masks",
+        "images with masks of buildings: Inria, WHU, Massachusetts; crowdAI's COCO",
+    ),
+    "classes": (
+        "fusiondet.converters.class_rasters",
+        "images with a class per pixel, in colours or codes",
+    ),
+    "vaihingen": (
+        "fusiondet.projects.u_rec.vaihingen",
+        "ISPRS Vaihingen: near infrared, red, green, and six classes",
+    ),
+    "sen12gum": (
+        "fusiondet.projects.dual_unet.sen12gum",
+        "SEN12 Global Urban Mapping: Sentinel-1, Sentinel-2, built-up areas",
+    ),
+    "so2sat": (
+        "fusiondet.projects.hse_lcz.so2sat",
+        "So2Sat LCZ42: patches with local climate zones, and settlement extents; or invented ones",
+    ),
+}
+
+
+def prepare(
+    words: Sequence[str] | None = None, description: str = "", parser: type = argparse.ArgumentParser
+) -> None:
+    """Make the data set that `words`, `SOURCE --out DIR ...`, describe; None takes the process's own arguments."""
+    top = parser(description=description)
+    sources = top.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    words = sys.argv[1:] if words is None else words
+    # No option before it takes a value. The other sources are not imported, only to be left alone.
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, (module, text) in SOURCES.items():
+        source = sources.add_parser(name, help=text, description=text)
+        if name == chosen:
+            chosen_module = importlib.import_module(module)
+            chosen_module.add_arguments(source)
+    args = top.parse_args(words)
+    chosen_module.main(args)
+
+
+class StrictParser(argparse.ArgumentParser):
+    """For words that stand in a file: raises InputError where a command line would end the process."""
+
+    def error(self, message: str) -> None:
+        """Wrong words: InputError."""
+        raise InputError(message)

@@ -1,0 +1,114 @@
+"""Height of a building from a raster: a statistic of the pixels whose centres lie inside its outline."""
+
+import math
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from fusiondet.buildings import clean_height_m, map_to_pixel
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.io.rasters import BandReader
+
+import numpy as np
+import shapely
+from affine import Affine
+from shapely.geometry.base import BaseGeometry
+
+# Share of an outline's pixels that must hold a number: less, and the statistic describes a corner of the building.
+MIN_VALID = 0.5
+
+
+def statistic(name: str) -> Callable[[np.ndarray], float]:
+    """Function of an array for "median", "mean", "min", "max" or a percentile such as "p70".
+
+    Raises:
+        InputError: any other name.
+    """
+    known = {"median": np.median, "mean": np.mean, "min": np.min, "max": np.max}
+    percentile = re.fullmatch(r"p(\d{1,2})", name)
+    if percentile:
+        return lambda values: np.percentile(values, int(percentile.group(1)))
+    if name not in known:
+        raise unknown_name("statistic", name, [*known, "p70"])
+    return known[name]
+
+
+def zonal_height(heights_m: np.ndarray, outline_px: BaseGeometry, measure: Callable[[np.ndarray], float]):
+    """(height in metres, None) of an outline, or (None, why it is unknown).
+
+    Reasons are those of `buildings.clean_height_m`, "no height pixel" (no pixel centre inside) and "height raster has
+    no data" (on half of the outline or more).
+
+    Args:
+        heights_m: (H, W) metres above ground, NaN = no data.
+        outline_px: in its pixels; what is beyond it does not count.
+        measure: see `statistic`.
+    """
+    x0, y0, x1, y1 = outline_px.bounds
+    x0, y0 = max(0, math.floor(x0)), max(0, math.floor(y0))
+    heights_m = heights_m[y0 : max(y0, math.ceil(y1)), x0 : max(x0, math.ceil(x1))]
+    if not heights_m.size:
+        return None, "no height pixel"
+    inside_m = heights_m[polygon_to_mask(shapely.affinity.translate(outline_px, -x0, -y0), *heights_m.shape)]
+    if not inside_m.size:
+        return None, "no height pixel"
+    known_m = inside_m[np.isfinite(inside_m)]
+    if known_m.size < MIN_VALID * inside_m.size:
+        return None, "height raster has no data"
+    return clean_height_m(float(measure(known_m)))
+
+
+class HeightRaster:
+    """Heights above ground from an nDSM, or from a surface model minus a terrain model, on any grid.
+
+    Attributes:
+        source: "ndsm" or "dsm - dtm", as recorded with the buildings.
+        crs: of the raster's own grid, that of the DSM when there are two.
+    """
+
+    def __init__(
+        self, ndsm: Path | None = None, dsm: Path | None = None, dtm: Path | None = None, nodata=None
+    ):
+        """Open the file(s); a context manager that closes them.
+
+        Raises:
+            InputError: not exactly an nDSM, or a DSM and a DTM; or a file that cannot be read.
+        """
+        if (ndsm is None) == (dsm is None) or (dsm is None) != (dtm is None):
+            raise InputError("heights come either from --ndsm, or from --dsm and --dtm together.")
+        self.source = "ndsm" if ndsm else "dsm - dtm"
+        with ExitStack() as files:
+            self._surface = files.enter_context(BandReader(ndsm or dsm, nodata=nodata))
+            self._terrain = files.enter_context(BandReader(dtm, nodata=nodata)) if dtm else None
+            self._files = files.pop_all()
+        self.crs = self._surface.crs
+
+    def onto(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:
+        """(H, W) float32 metres above ground on another grid; NaN = no data."""
+        heights_m = self._surface.onto(transform, crs, shape)
+        if self._terrain is not None:
+            heights_m = heights_m - self._terrain.onto(transform, crs, shape)
+        return heights_m
+
+    def of(self, polygon: BaseGeometry, measure: Callable[[np.ndarray], float]):
+        """(height in metres, None) of `polygon` (in this raster's CRS), or (None, why it is unknown).
+
+        Reasons are "outside the height raster" and those of `zonal_height`.
+        """
+        outline_px = map_to_pixel(polygon, self._surface.transform)
+        frame = shapely.box(0, 0, self._surface.width, self._surface.height)
+        if not outline_px.intersects(frame):
+            return None, "outside the height raster"
+        x0, y0, x1, y1 = shapely.intersection(outline_px.envelope, frame).bounds
+        x0, y0, x1, y1 = math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+        transform = self._surface.transform * Affine.translation(x0, y0)
+        heights_m = self.onto(transform, self.crs, (max(1, y1 - y0), max(1, x1 - x0)))
+        return zonal_height(heights_m, shapely.affinity.translate(outline_px, -x0, -y0), measure)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._files.close()

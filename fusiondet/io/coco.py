@@ -1,0 +1,563 @@
+"""The annotations on disk: one COCO JSON per split, rasters untouched beside it. Write, read, validate.
+
+Layout: `ROOT/annotations/<split>.json`; every file name in it is relative to ROOT. Plain COCO tools read the file; the
+keys below are additions, and unknown is always null, never NaN.
+
+    bands          BandSpec.to_dict(): names in channel order and the SAR scale of the files
+    nodata         number that means "no data" in rasters that declare none, or null
+    images[]       id, file_name, width, height, sar_file_name, ndsm_file_name, building_height_file_name, gsd_m,
+                   crs, transform (a, b, c, d, e, f), sensor {SensorGeometry.to_dict()}; where known, cloud_file_name
+                   and class_file_name (its classes are listed in info, see `pixel_classes`); of a tile that
+                   is a part of its rasters, window and sar_window (x0, y0, width, height); where it is not the first
+                   bands, indexes and sar_indexes. Plain COCO tools read such a raster as a whole: for them tiles are
+                   cut out (`tools/prepare_dataset.py ... --cut`)
+    annotations[]  id, image_id, category_id 1, bbox (x, y, w, h) px, area px², iscrowd 0, segmentation (polygons, or
+                   RLE where the building has holes or would become two by rasterising), height_m, height_source,
+                   height_stat, height_datum, outline, source_id
+
+Predictions are COCO results with `height_m, height_p16_m, height_p84_m`; see `prediction_record`.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+
+from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
+from fusiondet.errors import InputError
+from fusiondet.files import atomic_path, read_json, safe_join
+from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
+from fusiondet.io.bands import BandSpec
+
+import numpy as np
+import shapely
+from pycocotools import mask as mask_api
+from shapely.geometry import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
+
+CATEGORIES = [{"id": 1, "name": "building", "supercategory": "building"}]
+RASTER_KEYS = (
+    "file_name",
+    "sar_file_name",
+    "ndsm_file_name",
+    "building_height_file_name",
+    "cloud_file_name",
+    "class_file_name",
+)
+# Masks of an image are made in memory: a larger one has to be cut into tiles.
+MAX_SIDE_PX = 32768
+# Few data sets have something to say here, so that null is left out.
+_RARE_KEYS = ("cloud_file_name", "class_file_name", "window", "sar_window", "indexes", "sar_indexes")
+_TUPLE_KEYS = ("transform", "window", "sar_window", "indexes", "sar_indexes")
+_TILE_KEYS = tuple(f.name for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor"))
+_HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
+
+
+@dataclass
+class Dataset:
+    """One split: its tiles, what their bands are, and free-form facts (`info`: licence, counts, how it was made).
+
+    Attributes:
+        nodata: number that means "no data" where a raster declares none; None when there is no such number.
+        root: folder that the tiles' file names are relative to; set by `read_coco`.
+    """
+
+    tiles: list[Tile]
+    bands: BandSpec
+    info: dict = field(default_factory=dict)
+    nodata: float | None = None
+    root: Path | None = None
+
+
+def write_coco(dataset: Dataset, path: Path) -> None:
+    """Write `dataset` as `path`, whole or not at all. Tiles without an id are numbered from 1 on, in order."""
+    with CocoWriter(path, dataset.bands, dataset.info, dataset.nodata) as writer:
+        for image, annotations in _numbered(dataset):
+            writer.add(image, annotations)
+
+
+def coco_document(dataset: Dataset) -> dict:
+    """`dataset` as the document that `write_coco` writes. Annotations are numbered from 1 on, in order."""
+    images, annotations = [], []
+    for image, of_image in _numbered(dataset):
+        images.append(image)
+        for record in of_image:
+            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **record})
+    return {
+        **_head(dataset.bands, dataset.info, dataset.nodata),
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def tile_records(tile: Tile) -> tuple[dict, list[dict]]:
+    """(image record, its annotation records without `id` and `image_id`) of `tile`: what `CocoWriter.add` takes."""
+    return _image_record(tile), [annotation_record(b, tile.height, tile.width) for b in tile.buildings]
+
+
+def tile_from_records(image: dict, annotations: Iterable[dict]) -> Tile:
+    """Inverse of `tile_records`; crowds and outlines without area are left out.
+
+    Raises:
+        InputError: see `building_from_annotation`.
+    """
+    tile = _tile(image)
+    for annotation in annotations:
+        _add_building(tile, annotation)
+    return tile
+
+
+def _add_building(tile: Tile, annotation: dict) -> None:
+    building = building_from_annotation(annotation, tile.height, tile.width)
+    if building is not None and not annotation.get("iscrowd"):
+        tile.buildings.append(building)
+
+
+class CocoWriter:
+    """Write a data set tile by tile in constant memory, whole or not at all: a context manager.
+
+    The file appears at the end of the block; on any error there is none.
+    """
+
+    def __init__(self, path: Path, bands: BandSpec, info: dict | None = None, nodata: float | None = None):
+        """Args are those of `Dataset`. `info` may be filled until the end of the block."""
+        self.path, self.info = Path(path), {} if info is None else info
+        self._bands, self._nodata = bands, nodata
+        self._root = image_root(self.path)
+        self._ids: set = set()
+        self._free, self._images, self._annotations = 1, 0, 0
+        self._files = ExitStack()
+
+    def __enter__(self):
+        self._target = self._files.enter_context(atomic_path(self.path))
+        self._parts = {
+            name: self._files.enter_context(open(self._target.with_name(name), "w+", encoding="utf-8"))
+            for name in ("images", "annotations")
+        }
+        return self
+
+    def add(self, image: dict, annotations: list[dict]) -> int | str:
+        """Append one tile, as `tile_records` makes it; its id: the record's own, else the next free number.
+
+        Raises:
+            InputError: see `validate_coco`.
+        """
+        image = {**image}
+        if image.get("id") is None:
+            while self._free in self._ids:
+                self._free += 1
+            image["id"] = self._free
+        _validate_image(image, self.path, self._root, self._ids)
+        first = self._annotations + 1
+        records = [{"id": first + i, "image_id": image["id"], **a} for i, a in enumerate(annotations)]
+        for record in records:
+            _validate_annotation(record, self.path, self._ids)
+        self._append("images", [image], self._images)
+        self._append("annotations", records, self._annotations)
+        self._images += 1
+        self._annotations += len(records)
+        return image["id"]
+
+    def _append(self, name: str, records: list[dict], before: int) -> None:
+        if records:
+            text = json.dumps(records, allow_nan=False)
+            self._parts[name].write((", " if before else "") + text[1:-1])
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            with open(self._target, "w", encoding="utf-8") as target:
+                head = json.dumps(_head(self._bands, self.info, self._nodata), allow_nan=False)
+                target.write(head[:-1])
+                for name, part in self._parts.items():
+                    target.write(f', "{name}": [')
+                    part.seek(0)
+                    shutil.copyfileobj(part, target)
+                    target.write("]")
+                target.write("}")
+        return self._files.__exit__(kind, error, trace)
+
+
+def _head(bands: BandSpec, info: dict, nodata: float | None) -> dict:
+    return {
+        "info": info,
+        "licenses": [],
+        "bands": bands.to_dict(),
+        "nodata": nodata,
+        "categories": CATEGORIES,
+    }
+
+
+def _numbered(dataset: Dataset) -> Iterable[tuple[dict, list[dict]]]:
+    """`tile_records` of every tile; those without an id get the numbers from 1 on that no tile has."""
+    taken = {tile.id for tile in dataset.tiles if tile.id is not None}
+    free = (i for i in itertools.count(1) if i not in taken)
+    for tile in dataset.tiles:
+        image, annotations = tile_records(tile)
+        yield {**image, "id": next(free) if tile.id is None else tile.id}, annotations
+
+
+def read_coco(path: Path) -> Dataset:
+    """The split in `path`, checked. File names stay relative to `Dataset.root`, the folder above `annotations/`.
+
+    A file outside a folder named `annotations` has its own folder as root. A plain COCO file without our keys is read
+    too: heights unknown, GSD nan, and RGB assumed.
+
+    Raises:
+        InputError: missing, not JSON, or not valid by `validate_coco`.
+    """
+    path = Path(path)
+    document = read_json(path)
+    validate_coco(document, path)
+    tiles = {image["id"]: _tile(image) for image in document["images"]}
+    for annotation in document["annotations"]:
+        try:
+            _add_building(tiles[annotation["image_id"]], annotation)
+        except (InputError, TypeError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: annotation {annotation.get('id')!r}: {error}") from None
+    bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
+    return Dataset(
+        list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path)
+    )
+
+
+def image_root(json_path: Path) -> Path:
+    """Folder that the file names of an annotation file are relative to."""
+    folder = Path(json_path).resolve().parent
+    return folder.parent if folder.name == "annotations" else folder
+
+
+def validate_coco(document: dict, path: Path) -> None:
+    """Check the keys that everything relies on.
+
+    Raises:
+        InputError: names the file, the record and the key; also for names that leave the image root, duplicated ids,
+            annotations of unknown images or without outline, sizes that are not pixels, and heights that are neither
+            null nor in (0, 1000] m; for a split of patches (`fusiondet.projects.hse_lcz.patches`).
+    """
+    info = document.get("info") if isinstance(document, dict) else None
+    if isinstance(info, dict) and info.get("kind") == "patches":
+        raise InputError(
+            f"{path}: holds patches with one label each, expected tiles with buildings. Networks of patches are those "
+            "of configs/so2sat; take another data set for this one."
+        )
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise InputError(
+                f"{path}: expected a COCO file with a list {key!r}. Make one with tools/prepare_dataset.py."
+            )
+    for key in ("images", "annotations"):
+        for i, record in enumerate(document[key]):
+            if not isinstance(record, dict):
+                raise InputError(f"{path}: {key}[{i}] is {type(record).__name__}, expected an object.")
+    for key, kind in (("bands", dict), ("info", dict), ("nodata", int | float)):
+        if not isinstance(document.get(key), kind | None):
+            raise InputError(f"{path}: {key!r} is {str(document[key])[:40]!r}, which it cannot be.")
+    ids: set = set()
+    root = image_root(path)
+    for image in document["images"]:
+        _validate_image(image, path, root, ids)
+    for annotation in document["annotations"]:
+        _validate_annotation(annotation, path, ids)
+
+
+def _validate_image(image: dict, path: Path, root: Path, ids: set) -> None:
+    """Check one image record, whose file names are relative to `root`, and put its id among `ids`."""
+    where = f"{path}: image {image.get('id')!r}"
+    for key in ("id", "file_name", "width", "height"):
+        if image.get(key) is None:
+            raise InputError(f"{where}: {key!r} is missing.")
+    for key in ("width", "height"):
+        if not isinstance(image[key], int) or not 0 < image[key] <= MAX_SIDE_PX:
+            raise InputError(f"{where}: {key!r} is {image[key]!r}, expected pixels from 1 to {MAX_SIDE_PX}.")
+    if not isinstance(image["id"], Integral | str):
+        raise InputError(f"{where}: expected a number or text as id.")
+    if image["id"] in ids:
+        raise InputError(f"{where}: this id occurs twice.")
+    ids.add(image["id"])
+    for key in RASTER_KEYS:
+        if image.get(key) is not None:
+            if not isinstance(image[key], str):
+                raise InputError(f"{where}: {key!r} is {image[key]!r}, expected a file name.")
+            safe_join(root, image[key])
+    for key in ("window", "sar_window"):
+        window = image.get(key)
+        if window is not None and not (
+            isinstance(window, list | tuple)
+            and len(window) == 4
+            and all(isinstance(v, int) and v >= 0 for v in window)
+            and tuple(window[2:]) == (image["width"], image["height"])
+        ):
+            raise InputError(
+                f"{where}: {key} is {str(window)[:60]}, expected [x0, y0, width, height] in pixels of the raster, with "
+                f"the image's own size, {image['width']} x {image['height']}."
+            )
+    for key in ("indexes", "sar_indexes"):
+        indexes = image.get(key)
+        if indexes is not None and not (
+            isinstance(indexes, list | tuple)
+            and indexes
+            and all(isinstance(i, int) and i > 0 for i in indexes)
+        ):
+            raise InputError(f"{where}: {key} is {str(indexes)[:60]}, expected numbers of bands, from 1.")
+    _validate_geometry(image, where)
+
+
+def _validate_annotation(annotation: dict, path: Path, image_ids: set) -> None:
+    where = f"{path}: annotation {annotation.get('id')!r}"
+    if not isinstance(annotation.get("image_id"), Integral | str) or annotation["image_id"] not in image_ids:
+        raise InputError(
+            f"{where}: belongs to image {annotation.get('image_id')!r}, which the file does not list."
+        )
+    if not isinstance(annotation.get("segmentation"), (list, dict)):
+        raise InputError(f"{where}: 'segmentation' is neither polygons nor RLE.")
+    height_m = annotation.get("height_m")
+    if height_m is not None and (isinstance(height_m, str) or clean_height_m(height_m)[1]):
+        raise InputError(
+            f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
+        )
+
+
+# What an angle can be, and its words. Level light casts no shadow that ends, and a radar that looks straight down no
+# layover.
+TILTS_DEG = {
+    "sun_elevation_deg": (lambda v: 0 < v <= 90, "above 0 and at most 90"),
+    "sar_incidence_deg": (lambda v: 0 < v < 90, "above 0 and below 90"),
+    "view_off_nadir_deg": (lambda v: 0 <= v < 90, "at least 0 and below 90"),
+}
+
+
+def _validate_geometry(image: dict, where: str) -> None:
+    gsd_m, transform, sensor = image.get("gsd_m"), image.get("transform"), image.get("sensor")
+    if gsd_m is not None and not (is_number(gsd_m) and gsd_m > 0):
+        raise InputError(f"{where}: gsd_m is {gsd_m!r}, expected metres per pixel, or null when unknown.")
+    if transform is not None and not (
+        isinstance(transform, list) and len(transform) == 6 and all(map(is_number, transform))
+    ):
+        raise InputError(f"{where}: transform is {str(transform)[:60]}, expected six numbers or null.")
+    if sensor is not None and not (
+        isinstance(sensor, dict) and all(is_number(v) for v in sensor.values() if v is not None)
+    ):
+        raise InputError(f"{where}: sensor is {str(sensor)[:60]}, expected degrees by name, or null.")
+    for name, (possible, what) in TILTS_DEG.items():
+        value = (sensor or {}).get(name)
+        if value is not None and not possible(value):
+            raise InputError(f"{where}: {name} is {value}, expected {what} degrees, or null when unknown.")
+
+
+def annotation_record(building: Building, height: int, width: int) -> dict:
+    """COCO annotation of `building` (pixels of a height x width image), without ids."""
+    x0, y0, x1, y1 = building.polygon.bounds
+    return {
+        "category_id": 1,
+        "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+        "area": round(building.polygon.area, 3),
+        "iscrowd": 0,
+        "segmentation": segmentation_from_polygon(building.polygon, height, width),
+        "height_m": None if building.height_m is None else round(float(building.height_m), 4),
+        **{key: getattr(building, key) for key in _HEIGHT_TEXT_KEYS},
+        "outline": building.outline,
+        "source_id": building.id.item() if hasattr(building.id, "item") else building.id,
+        # RLE rounds an outline to pixels; the exact one stays beside it, for pictures and vector metrics.
+        **({"outline_px": shapely.to_geojson(building.polygon)} if _has_holes(building.polygon) else {}),
+    }
+
+
+def building_from_annotation(annotation: dict, height: int, width: int) -> Building | None:
+    """Inverse of `annotation_record`; None when the segmentation encloses no area."""
+    if annotation.get("outline_px"):
+        polygon = clean_polygon(shapely.from_geojson(annotation["outline_px"]))
+    else:
+        polygon = polygon_from_segmentation(annotation["segmentation"], height, width)
+    if polygon is None:
+        return None
+    return Building(
+        polygon=polygon,
+        height_m=annotation.get("height_m"),
+        outline=annotation.get("outline") or "footprint",
+        id=annotation.get("source_id"),
+        **{key: annotation.get(key) for key in _HEIGHT_TEXT_KEYS},
+    )
+
+
+def segmentation_from_polygon(polygon_px: BaseGeometry, height: int, width: int) -> list | dict:
+    """COCO segmentation: a list of flat rings, or compressed RLE where rings alone would fill a hole."""
+    if _has_holes(polygon_px):
+        return encode_rle(polygon_to_mask(polygon_px, height, width))
+    return [_flat(part.exterior) for part in _parts(polygon_px)]
+
+
+def polygon_from_segmentation(segmentation, height: int, width: int) -> BaseGeometry | None:
+    """Outline in pixels of a COCO segmentation (polygons or RLE); None when it encloses no area.
+
+    An RLE becomes the union of its pixels' outer borders (exact area, stair-cased). InputError when it is damaged.
+    """
+    if isinstance(segmentation, dict):
+        return mask_to_polygon(decode_rle(segmentation, height, width))
+    rings = [Polygon(np.reshape(ring, (-1, 2))) for ring in checked_rings(segmentation) if len(ring) >= 6]
+    parts = [clean_polygon(ring) for ring in rings]
+    return clean_polygon(shapely.unary_union([p for p in parts if p is not None])) if any(parts) else None
+
+
+def checked_rings(segmentation: list) -> list[list[float]]:
+    """COCO polygons as flat rings of numbers that pycocotools can be given: it takes memory for every pixel of an edge.
+
+    Raises:
+        InputError: coordinates that are no finite numbers, are far outside any image, or do not come in pairs.
+    """
+    if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
+        segmentation = [segmentation]
+    for ring in segmentation:
+        if not isinstance(ring, list) or not all(is_number(v) and abs(v) <= 2 * MAX_SIDE_PX for v in ring):
+            raise InputError(f"a polygon with coordinates that are no pixels: {str(ring)[:60]}.")
+        if len(ring) % 2:
+            raise InputError("a polygon with an odd number of coordinates; expected x, y, x, y, ...")
+    return segmentation
+
+
+def is_number(value) -> bool:
+    """Whether `value` is a finite int or float (numpy's too); true and false are none."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return False
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """(H, W) bool -> {"size": [H, W], "counts": str}."""
+    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(segmentation: dict, height: int, width: int) -> np.ndarray:
+    """Inverse of `encode_rle`, also of uncompressed counts -> (H, W) bool.
+
+    Raises:
+        InputError: see `checked_rle`.
+    """
+    return mask_api.decode(checked_rle(segmentation, height, width)).astype(bool)
+
+
+def checked_rle(segmentation: dict, height: int, width: int) -> dict:
+    """`segmentation` as compressed RLE that pycocotools can be given: it reads wild memory where runs do not add up.
+
+    Raises:
+        InputError: the RLE's size is not (height, width), or its counts do not fill it.
+    """
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise InputError(f"RLE of size {size} in an image of size {[height, width]}.")
+    try:
+        runs = np.array(counts, dtype=np.int64) if isinstance(counts, list) else _runs(counts)
+        if runs.ndim != 1 or (runs < 0).any():
+            raise ValueError("a negative or nested count")
+        if runs.sum() != height * width:
+            raise ValueError(f"counts add up to {runs.sum()}, not {height * width}")
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"damaged RLE: {error}.") from None
+    return mask_api.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+
+
+def _runs(counts: str | bytes) -> np.ndarray:
+    """Run lengths of compressed RLE counts: base 32, 5 bits a character, low ones first, differences to the run two
+    before from the fourth run on (cocoapi, common/maskApi.c, rleFrString).
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    digits = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    last = digits < 32
+    if not len(digits) or not last[-1] or digits.min() < 0 or digits.max() > 63:
+        raise ValueError(f"{text[:20]!r} are no counts")
+    ends = np.flatnonzero(last)
+    starts = np.append(0, ends[:-1] + 1)
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:  # 35 bits: longer than any image
+        raise ValueError(f"{text[:20]!r} are no counts")
+    values = np.add.reduceat((digits & 31) << (5 * place), starts)
+    values = np.where(digits[ends] & 16, values - (1 << 5 * (place[ends] + 1)), values)
+    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    return values
+
+
+def prediction_record(
+    image_id: int, score: float, box_xyxy, rle: dict, height_m: tuple[float, float, float] | None
+):
+    """COCO result of one detection.
+
+    Args:
+        box_xyxy: pixels. rle: of the mask in the image. height_m: (p16, median, p84) in metres, or None.
+    """
+    x0, y0, x1, y1 = (float(v) for v in box_xyxy)
+    p16, median, p84 = height_m if height_m is not None else (None, None, None)
+    return {
+        "image_id": image_id,
+        "category_id": 1,
+        "score": float(score),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "segmentation": rle,
+        "height_m": _plain(median),
+        "height_p16_m": _plain(p16),
+        "height_p84_m": _plain(p84),
+    }
+
+
+def read_predictions(path: Path) -> list[dict]:
+    """COCO results in `path`, checked.
+
+    Raises:
+        InputError: not a list of records with image_id, score and segmentation or bbox.
+    """
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"{path}: expected a list of COCO results, found {type(records).__name__}.")
+    for i, record in enumerate(records):
+        missing = [
+            key
+            for key in ("image_id", "score", "segmentation")
+            if not isinstance(record, dict) or key not in record
+        ]
+        if missing:
+            raise InputError(
+                f"{path}: record {i} has no {missing[0]!r}; expected image_id, score, segmentation, height_m."
+            )
+    return records
+
+
+def _plain(value) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _image_record(tile: Tile) -> dict:
+    record = {name: getattr(tile, name) for name in _TILE_KEYS}
+    for name in _RARE_KEYS:
+        if record[name] is None:
+            del record[name]
+    record["gsd_m"] = _plain(tile.gsd_m)
+    record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
+    return {**record, "sensor": tile.sensor.to_dict()}
+
+
+def _tile(image: dict) -> Tile:
+    names = {f.name for f in dataclasses.fields(Tile)} - {"buildings", "sensor", "gsd_m", *_TUPLE_KEYS}
+    return Tile(
+        gsd_m=float("nan") if image.get("gsd_m") is None else float(image["gsd_m"]),
+        **{key: None if image.get(key) is None else tuple(image[key]) for key in _TUPLE_KEYS},
+        sensor=SensorGeometry.from_dict(image.get("sensor")),
+        **{name: image.get(name) for name in names},
+    )
+
+
+def _parts(polygon: BaseGeometry) -> Iterable[Polygon]:
+    return polygon.geoms if isinstance(polygon, MultiPolygon) else [polygon]
+
+
+def _has_holes(polygon: BaseGeometry) -> bool:
+    return any(part.interiors for part in _parts(polygon))
+
+
+def _flat(ring) -> list[float]:
+    return shapely.get_coordinates(ring)[:-1].round(3).ravel().tolist()

@@ -1,0 +1,53 @@
+"""Coordinate reference systems of layers: their names, and whether a format takes them."""
+
+from pathlib import Path
+
+from fusiondet.errors import InputError
+
+from pyproj import CRS
+
+
+def crs_text(crs: CRS | None) -> str | None:
+    """Code "EPSG:n" when that is exactly `crs`, else its WKT2."""
+    if crs is None:
+        return None
+    authority = crs.to_authority(auth_name="EPSG", min_confidence=100)
+    return ":".join(authority) if authority else crs.to_wkt()
+
+
+def check_crs(crs: CRS, path: Path) -> CRS:
+    """The horizontal part of `crs`.
+
+    Raises:
+        InputError: it is not a projected CRS in metres with an EPSG code, or it is Web Mercator, whose metres are
+            none on the ground: blocks would be wider than they are tall.
+    """
+    horizontal = crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
+    way_out = (
+        "Give the image a projected CRS in metres first, e.g. its UTM zone: `gdalwarp -t_srs EPSG:32631 IN OUT`; or "
+        "write .gpkg, which takes every CRS."
+    )
+    if not horizontal.is_projected:
+        raise InputError(f"{path}: CityJSON needs metres, and {crs.name} has none ({_kind(crs)}). {way_out}")
+    units = {a.unit_name for c in (crs.sub_crs_list or [crs]) for a in c.axis_info if not_in_metres(a)}
+    if units:
+        raise InputError(
+            f"{path}: CityJSON needs metres, and {crs.name} is in {' and '.join(sorted(units))}. {way_out}"
+        )
+    method = horizontal.coordinate_operation.method_name if horizontal.coordinate_operation else ""
+    if "Pseudo" in method and "Mercator" in method:
+        raise InputError(
+            f"{path}: CityJSON needs metres on the ground, those of {crs.name} are stretched. {way_out}"
+        )
+    if not crs_text(horizontal).startswith("EPSG:"):
+        raise InputError(f"{path}: CityJSON names a CRS by its EPSG code, and {crs.name} has none. {way_out}")
+    return horizontal
+
+
+def not_in_metres(axis) -> bool:
+    """Return True for an axis of a pyproj CRS that is counted in anything but metres."""
+    return axis.unit_conversion_factor != 1
+
+
+def _kind(crs: CRS) -> str:
+    return "longitude and latitude" if crs.is_geographic else crs.type_name

@@ -1,0 +1,268 @@
+"""Vector files -> records: geometries with those columns that matter. What they mean is for `vectors` to say.
+
+Formats are told by a file's first bytes, and each is opened by its own driver only. 3DBAG's GeoPackages spread what
+they know of a building over several layers; here they are brought together.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.io import threedbag
+from fusiondet.io.building_parts import combine_parts
+from fusiondet.io.cityjson_reader import SEQUENCE_SUFFIXES, NotCityJSON, open_cityjson
+
+import geopandas
+import pandas
+import pyogrio
+from pyproj import Transformer
+
+# First bytes of a file -> the only drivers that may open it. Text formats such as OGR's VRT point at other files.
+SIGNATURES = {
+    b"SQLite format 3\0": ("GPKG",),
+    b"\0\0\x27\x0a": ("ESRI Shapefile",),
+    b"fgb": ("FlatGeobuf",),
+    b"PAR1": ("Parquet",),
+    b"{": ("GeoJSON", "GeoJSONSeq"),
+    b"\x1e": ("GeoJSONSeq",),
+}
+ID_FIELDS = (*threedbag.IDENTIFIERS, "id", "Building_ID", "BuildingId", "OBJECTID", "osm_id")
+
+
+@dataclass
+class Records:
+    """What was read of a file.
+
+    Attributes:
+        rows: (geometry or None, {column: value}) of the columns that were wanted, in the file's order.
+        crs: horizontal, "EPSG:n" or WKT; None when the file has none.
+        columns: all of the file's, wanted or not.
+        id_field: the column that identifies a row; None when there is none.
+        release: of 3DBAG, when something tells.
+        notes: sentences for the user.
+        is_table: false for CityJSON.
+    """
+
+    rows: list[tuple]
+    crs: str | None
+    columns: list[str]
+    id_field: str | None = None
+    release: str | None = None
+    notes: list[str] = field(default_factory=list)
+    is_table: bool = True
+
+
+def read_records(
+    path: Path,
+    layer: str | None,
+    wanted: Callable[[str], bool],
+    find_fields: Callable[[list[str]], tuple[str | None, str | None]],
+    extent=None,
+) -> Records:
+    """The rows of a vector file.
+
+    Args:
+        layer, extent: see `vectors.read_layer`.
+        wanted: whether a column matters.
+        find_fields: columns -> (roof or height, ground), the ones that heights will be made of.
+
+    Raises:
+        InputError: see `vectors.read_layer`.
+    """
+    return _read_city(path, wanted) or _read_table(path, layer, wanted, find_fields, extent)
+
+
+def _claims_cityjson(path: Path) -> bool:
+    """Whether the file says somewhere that it is CityJSON; "type" may stand at its very end."""
+    if path.suffix.lower() in (".geojson", ".geojsonl", ".geojsons"):
+        return False
+    claim, of_lines = re.compile(rb'"type"\s*:\s*"CityJSON'), path.suffix.lower() in SEQUENCE_SUFFIXES
+    with open(path, "rb") as f:
+        chunk = f.readline(1 << 20) if of_lines else f.read(1 << 20)
+        if not chunk.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            return False
+        while chunk:
+            if claim.search(chunk):
+                return True
+            more = b"" if of_lines else f.read(1 << 20)
+            chunk = (
+                chunk[-64:] + more if more else b""
+            )  # with the end of what was searched: a claim may begin there
+    return False
+
+
+def _read_city(path: Path, wanted: Callable[[str], bool]) -> Records | None:
+    """The file's buildings; None when it is not CityJSON."""
+    if not _claims_cityjson(path):
+        return None
+    columns: dict[str, str] = {}
+    records = []
+    try:
+        with open_cityjson(path, outlines_only=True) as model:
+            for b in model.buildings:
+                # One copy of each name: every line of a CityJSONSeq brings its own.
+                names = {columns.setdefault(name, name): value for name, value in b.attributes.items()}
+                attributes = {name: value for name, value in names.items() if wanted(name)}
+                attributes["id"] = attributes.get("identificatie", b.id)
+                records.append((b.footprint(), attributes))
+            crs, release = model.crs, threedbag.release_of(model.release)
+    except NotCityJSON:
+        return None
+    id_field = "identificatie" if "identificatie" in columns else "id"
+    return Records(records, crs, list(columns), id_field, release, is_table=False)
+
+
+def _read_table(path: Path, layer, wanted, find_fields, extent) -> Records:
+    drivers = _drivers(path)
+    try:
+        if drivers == ("Parquet",):
+            frame = geopandas.read_parquet(path)
+            source = Records([], None, [c for c in frame.columns if c != frame.geometry.name])
+        else:
+            frame, source = _read_ogr(path, drivers, layer, wanted, find_fields, extent)
+    except InputError:
+        raise
+    except Exception as error:  # pyogrio, pyarrow and shapely each have their own
+        raise InputError(f"{path}: damaged, or not a {' or '.join(drivers)} file ({error}).") from None
+    source.crs = _crs_text(frame.crs.to_2d() if frame.crs else None)
+    kept = [c for c in frame.columns if c != frame.geometry.name and wanted(c)]
+    attributes = frame[kept].to_dict("records") if kept else [{}] * len(frame)
+    source.id_field = threedbag.identifier_field(kept) or next((n for n in ID_FIELDS if n in kept), None)
+    source.rows = list(zip(frame.geometry.to_numpy(), attributes, strict=True))
+    return source
+
+
+def _read_ogr(path, drivers, layer, wanted, find_fields, extent):
+    layer, others = _choose_layer(path, layer)
+    info = pyogrio.read_info(path, layer=layer)
+    if info["driver"] not in drivers:
+        raise InputError(f"{path}: expected {' or '.join(drivers)}, GDAL takes it for {info['driver']}.")
+    columns = list(info["fields"])
+    frame = _read_ogr_layer(path, layer, [c for c in columns if wanted(c)], _bbox(extent, info["crs"]))
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise InputError(f"{path}: a table without geometry; expected building footprints.")
+    if info["driver"].startswith("GeoJSON") and _off_the_globe(frame):
+        frame = frame.set_crs(None, allow_override=True)
+    source = Records([], None, columns)
+    metadata = (info.get("dataset_metadata") or {}).values(), (info.get("layer_metadata") or {}).values()
+    texts = [text for values in metadata for text in values if "3dbag" in str(text).lower()]
+    source.release = threedbag.release_of(*texts, "/".join(path.absolute().parts[-4:]))
+    if others:
+        frame = _with_other_layers(path, layer, others, frame, source, wanted, find_fields)
+    return frame, source
+
+
+def _read_ogr_layer(path: Path, layer: str, columns: list[str], bbox=None, geometry: bool = True):
+    with warnings.catch_warnings():  # GDAL guesses that mixed text and numbers are JSON
+        warnings.filterwarnings("ignore", message="Could not parse column")
+        return pyogrio.read_dataframe(
+            path, layer=layer, columns=columns, bbox=bbox, read_geometry=geometry, on_invalid="ignore"
+        )
+
+
+def _with_other_layers(path, layer, others, frame, source: Records, wanted, find_fields):
+    """`frame` of one of 3DBAG's layers with what another one says of the same buildings; `source` is told.
+
+    A GeoPackage of 3DBAG has the ground and all about a building in "pand", but its roof elevations only with the
+    roof's parts, in "lod12_2d" and others.
+    """
+    key = threedbag.identifier_field(source.columns)
+    for other in others:
+        more = [c for c in pyogrio.read_info(path, layer=other)["fields"] if c not in source.columns]
+        other_key = threedbag.identifier_field(pyogrio.read_info(path, layer=other)["fields"])
+        if key is None or other_key is None:
+            continue
+        if layer == threedbag.WHOLE_BUILDINGS:
+            roof = find_fields([*source.columns, *more])[0] if threedbag.roof_fields(more) else None
+            if roof in source.columns or roof is None:
+                continue
+            parts = _read_ogr_layer(path, other, [other_key, roof], _around(frame))
+            frame[roof] = frame[key].map(_roofs_of_buildings(parts, other_key, roof))
+            source.columns.append(roof)
+            source.notes.append(
+                f"{path.name}: {roof} of the layer {layer} comes from {other}, its parts weighted by area."
+            )
+            break
+        more = [c for c in more if wanted(c)]
+        whole = _read_ogr_layer(path, other, [other_key, *more], geometry=False)
+        whole = whole.drop_duplicates(other_key).set_index(other_key)
+        for column in more:
+            frame[column] = frame[key].map(whole[column])
+        source.columns += more
+    return frame
+
+
+def _around(frame) -> tuple[float, ...] | None:
+    return None if frame.geometry.isna().all() else tuple(frame.total_bounds)
+
+
+def _roofs_of_buildings(parts, key: str, roof: str) -> dict:
+    """Identifier -> the roof elevation of its parts; None where most of it is unknown, missing without parts."""
+    values, stat = pandas.to_numeric(parts[roof], errors="coerce"), threedbag.statistic_of(roof)
+    groups: dict = {}
+    for name, value, area in zip(parts[key], values, parts.geometry.area, strict=True):
+        groups.setdefault(name, []).append((None if value != value else value, area))
+    return {name: combine_parts(*zip(*group, strict=True), stat) for name, group in groups.items()}
+
+
+def _off_the_globe(frame) -> bool:
+    """Whether GeoJSON that is longitude and latitude by default cannot be: many writers leave another CRS out."""
+    if frame.crs is None or not frame.crs.is_geographic or frame.geometry.isna().all():
+        return False
+    left, bottom, right, top = frame.total_bounds
+    return bool(left < -361 or right > 361 or bottom < -91 or top > 91)
+
+
+def _choose_layer(path: Path, layer: str | None) -> tuple[str, list[str]]:
+    """(the layer to read, those of 3DBAG's that complete it)."""
+    layers = pyogrio.list_layers(path)
+    names = [str(name) for name, _ in layers]
+    if layer is not None and layer not in names:
+        raise unknown_name(f"layer of {path}", layer, names)
+    whole, roofs = threedbag.WHOLE_BUILDINGS, [name for name in threedbag.ROOF_PARTS if name in names]
+    if whole in names and roofs and layer in (None, whole):
+        return whole, roofs
+    if whole in names and layer in roofs:
+        return layer, [whole]
+    if layer is not None:
+        return layer, []
+    if len(roofs) == 1:  # Kadaster's product has one, beside its 3-D twin
+        return roofs[0], []
+    with_geometry = [str(name) for name, kind in layers if kind is not None]
+    if len(with_geometry) > 1:
+        raise InputError(f"{path}: has several layers: {', '.join(with_geometry)}. Name one with --layer.")
+    if not names:
+        raise InputError(f"{path}: holds no layer.")
+    return (with_geometry or names)[0], []
+
+
+def _bbox(extent, crs):
+    if extent is None or not crs:
+        return None
+    bounds, extent_crs = extent
+    return Transformer.from_crs(extent_crs, crs, always_xy=True).transform_bounds(*bounds, densify_pts=21)
+
+
+def _drivers(path: Path) -> tuple[str, ...]:
+    with open(path, "rb") as f:
+        head = f.read(64)
+    if not head:
+        raise InputError(f"{path}: is empty, expected a vector file. Copy or download it again.")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for signature, drivers in SIGNATURES.items():
+        if head.startswith(signature) or (signature == b"{" and text.startswith(b"{")):
+            return drivers
+    raise InputError(
+        f"{path}: not a vector file that is read here (GeoPackage, GeoJSON, shapefile .shp, FlatGeobuf, GeoParquet, "
+        "CityJSON, CityJSONSeq)."
+    )
+
+
+def _crs_text(crs) -> str | None:
+    if crs is None:
+        return None
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else crs.to_wkt()

@@ -1,0 +1,346 @@
+"""Read building layers: GeoPackage, GeoJSON, shapefile, FlatGeobuf, GeoParquet, CityJSON and CityJSONSeq.
+
+One feature is one `Building`, in the order of the file; parts are joined on request only. Heights are metres above
+ground: where a ground field is given it is subtracted, and where nothing tells what a number is measured from, the
+building's `height_datum` is "unverified". What is special about 3DBAG's files is in `threedbag`.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusiondet.buildings import Building, clean_height_m, clean_polygon
+from fusiondet.errors import InputError, unknown_name
+from fusiondet.io import threedbag
+from fusiondet.io.building_parts import join_buildings
+from fusiondet.io.threedbag_filters import Filters, Inspector
+from fusiondet.io.vector_records import ID_FIELDS, Records, read_records
+
+import numpy as np
+import shapely
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
+
+LOWEST_ROOF_M = -3.0
+# Attribute of a building whose height is unknown: why, in the words of `Layer.reasons`.
+UNKNOWN_HEIGHT = "unknown_height"
+
+
+@dataclass(eq=False)
+class Layer:
+    """A read layer.
+
+    Attributes:
+        buildings: in the file's order and CRS, without those that have no outline.
+        crs: "EPSG:n" or WKT (horizontal); None when the file has none.
+        reasons: why heights are unknown -> number of buildings: "missing", "not a number", "negative", "zero",
+            "absurd", "no ground"; empty when no height field was asked for.
+        geometry: what happened to outlines -> number of features: "no geometry", "no area" (both left out), "repaired".
+        height_field, ground_field: the columns that heights came from; None when there are none.
+        id_field: the column of identifiers; None when buildings are only numbered.
+        release: of 3DBAG, e.g. "2024.04.20"; None when nothing tells.
+        counts: what else happened -> number of buildings, e.g. "dropped: greenhouse", "identifiers of several rows".
+        checks: what 3DBAG says against its buildings -> number, whatever was done about them (see
+            `threedbag_filters.CHECKS`); empty for other files.
+        notes: sentences for the user.
+    """
+
+    buildings: list[Building]
+    crs: str | None
+    reasons: Counter = field(default_factory=Counter)
+    geometry: Counter = field(default_factory=Counter)
+    height_field: str | None = None
+    ground_field: str | None = None
+    id_field: str | None = None
+    release: str | None = None
+    counts: Counter = field(default_factory=Counter)
+    checks: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_layer(
+    path: Path,
+    height_field: str | None = None,
+    ground_field: str | None = None,
+    layer: str | None = None,
+    *,
+    statistic: str = threedbag.DEFAULT_STATISTIC,
+    height_stat: str | None = None,
+    height_datum: str | None = None,
+    outline: str = "footprint",
+    extent: tuple[Sequence[float], str] | None = None,
+    signed: bool = False,
+    join_parts: bool = False,
+    filters: Filters | None = None,
+) -> Layer:
+    """Buildings of a vector file.
+
+    Args:
+        path: local file; the format is told by its first bytes.
+        height_field: column of heights, or of roof elevations when `ground_field` is given. None: 3DBAG's columns if
+            the file has them (`statistic`, ground subtracted), else every height is unknown.
+        ground_field: column of ground elevations to subtract; None: known for 3DBAG's columns, else nothing.
+        layer: which layer of a file with several. None for 3DBAG's GeoPackage: "pand", whole buildings, with the roof
+            elevations of "lod12_2d" where it has none of its own. For one of its layers of roof parts, such as
+            "lod22_2d", the ground comes from "pand".
+        statistic: which of 3DBAG's roof statistics, for `height_field` None.
+        height_stat, height_datum, outline: recorded with every building. `height_datum` None: "ground" where a ground
+            elevation was subtracted, else "unverified".
+        extent: ((left, bottom, right, top), crs): read only what is near it.
+        signed: see `height_above_ground_m`.
+        join_parts: make one building of the rows with one identifier: their union, with heights weighted by area.
+        filters: what to do with buildings that 3DBAG says something against; None: count them only.
+
+    Raises:
+        InputError: missing, unreadable or of another format; no such layer; no such column (the columns are listed);
+            columns whose cut names have several meanings; a filter that the columns do not serve; a release of 3DBAG
+            whose elevations are known to be wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: {'is a directory, expected a vector file' if path.is_dir() else 'no such file'}."
+        )
+    wanted = _wanted((height_field, ground_field))
+    find_fields = functools.partial(_height_fields, path, height_field, ground_field, statistic)
+    source = read_records(path, layer, wanted, find_fields, extent)
+    named_by_user = height_field is not None
+    height_field, ground_field = find_fields(source.columns)
+    result = Layer(
+        [],
+        source.crs,
+        height_field=height_field,
+        ground_field=ground_field,
+        id_field=source.id_field,
+        release=source.release,
+        notes=source.notes,
+    )
+    if source.is_table and not named_by_user:
+        result.notes += _check_release(path, source, height_field)
+    if height_field is None and (roofs := threedbag.roof_fields(source.columns)):
+        result.notes.append(
+            f"{path.name}: {', '.join(roofs)} are elevations, but not both {statistic} and the ground are among its "
+            "columns: heights are unknown. Name --height-field and --ground-field."
+        )
+    inspector = _inspector(path, source, filters or Filters())
+    facts = {
+        "height_source": " - ".join(f for f in (height_field, ground_field) if f),
+        "height_stat": height_stat or (height_field and threedbag.statistic_of(height_field)),
+        "height_datum": height_datum or ("ground" if ground_field else "unverified"),
+    }
+    rows = _rows(source, result, inspector, {"outline": outline}, facts, signed)
+    _count_repeated(path, rows, result, join_parts)
+    if join_parts:
+        rows = _joined(rows, result)
+    for _, building, checks in rows:
+        _judge(building, checks, inspector, result)
+    return result
+
+
+# (identifier or None, building, the checks that apply to it)
+_Row = tuple[str | int | float | None, Building, list[str]]
+
+
+def _rows(
+    source: Records, result: Layer, inspector: Inspector, common: dict, facts: dict, signed: bool
+) -> list[_Row]:
+    """One row per feature with an outline; buildings get `common`, those of known height `facts` as well."""
+    known = threedbag.attribute_columns(source.columns)
+    roof, ground = result.height_field, result.ground_field
+    rows = []
+    for number, (geometry, attributes) in enumerate(source.rows):
+        polygon = _outline(geometry, result.geometry)
+        if polygon is None:
+            continue
+        name = _identifier(attributes, source.id_field)
+        building = Building(polygon, id=number if name is None else name, **common)
+        if roof is not None:
+            reason = threedbag.implausible(attributes, roof, ground, known)
+            if reason is None:
+                building.height_m, reason = height_above_ground_m(attributes, roof, ground, signed)
+            if building.height_m is not None:
+                vars(building).update(facts)
+            else:
+                building.attributes[UNKNOWN_HEIGHT] = reason
+        rows.append((name, building, inspector.checks(attributes)))
+    return rows
+
+
+def _inspector(path: Path, source: Records, filters: Filters) -> Inspector:
+    if not source.rows:  # an empty layer has no columns to miss
+        filters = Filters()
+    try:
+        return Inspector(source.columns, filters)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _check_release(path: Path, source: Records, height_field: str | None) -> list[str]:
+    try:
+        doubt = threedbag.check_release(source.release, height_field, source.columns)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return [f"{path.name}: {doubt}"] if doubt else []
+
+
+def _count_repeated(path: Path, rows: list[_Row], result: Layer, join_parts: bool) -> None:
+    repeated = {name: n for name, n in Counter(row[0] for row in rows).items() if n > 1 and name is not None}
+    if not repeated:
+        return
+    result.counts["identifiers of several rows"] = len(repeated)
+    if not join_parts:
+        few = ", ".join(f"{name} ({n})" for name, n in list(repeated.items())[:3])
+        result.notes.append(
+            f"{path.name}: {len(repeated)} identifiers stand in several rows, e.g. {few}; each row is a building of "
+            "its own. Join them with --join-parts."
+        )
+
+
+def _joined(rows: list[_Row], result: Layer) -> list[_Row]:
+    """The rows with one of each identifier, where its first row was. Rows without an identifier stay as they are."""
+    groups: dict = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(("row", number) if row[0] is None else row[0], []).append(row)
+    joined = []
+    for group in groups.values():
+        names, buildings, checks = zip(*group, strict=True)
+        checks = dict.fromkeys(check for one in checks for check in one)
+        joined.append((names[0], join_buildings(buildings), list(checks)))
+    result.counts["rows joined to others"] = len(rows) - len(joined)
+    return joined
+
+
+def _judge(building: Building, checks: list[str], inspector: Inspector, result: Layer) -> None:
+    """Put `building` into `result` as its filters want it, and count."""
+    result.checks.update(checks)
+    action, check = inspector.verdict(checks)
+    if action == "drop":
+        result.counts[f"dropped: {check}"] += 1
+        return
+    if action == "unknown" and building.height_m is not None:
+        result.counts[f"height set unknown: {check}"] += 1
+        building = dataclasses.replace(
+            building,
+            height_m=None,
+            height_source=None,
+            height_stat=None,
+            height_datum=None,
+            attributes={**building.attributes, UNKNOWN_HEIGHT: check},
+        )
+    if UNKNOWN_HEIGHT in building.attributes:
+        result.reasons[building.attributes[UNKNOWN_HEIGHT]] += 1
+    result.buildings.append(building)
+
+
+def height_above_ground_m(
+    attributes, height_field: str, ground_field: str | None = None, signed: bool = False
+):
+    """(height, None) or (None, reason) of one feature; see `buildings.clean_height_m` for the reasons.
+
+    With a ground field both are elevations, which may be negative or zero; only their difference is judged. A roof
+    slightly below the ground (down to `LOWEST_ROOF_M`) is a measurement all the same: `signed` keeps it, for comparing
+    two layers number by number; as a label to learn from it is "negative".
+    """
+    top = _plain(attributes.get(height_field))
+    if ground_field is None:
+        return clean_height_m(top)
+    ground = _plain(attributes.get(ground_field))
+    for value, reason in ((top, "missing"), (ground, "no ground")):
+        if value is None:
+            return None, reason
+    try:
+        height_m = float(top) - float(ground)
+    except (TypeError, ValueError):
+        return None, "not a number"
+    if signed and LOWEST_ROOF_M <= height_m < 0:
+        return height_m, None
+    return clean_height_m(height_m)
+
+
+def transform_layer(layer: Layer, crs: str) -> Layer:
+    """`layer` with its outlines in another CRS, without those that cannot be expressed in it (counted).
+
+    Raises:
+        InputError: the layer has no CRS.
+    """
+    if layer.crs is None:
+        raise InputError("the footprints have no CRS. Name it, e.g. --footprints-crs EPSG:28992.")
+    if CRS.from_user_input(layer.crs) == CRS.from_user_input(crs):
+        return layer
+    convert = Transformer.from_crs(layer.crs, crs, always_xy=True)
+    kept = []
+    for building in layer.buildings:
+        moved = shapely.transform(building.polygon, convert.transform, interleaved=False)
+        polygon = clean_polygon(moved) if np.isfinite(shapely.get_coordinates(moved)).all() else None
+        if polygon is None:
+            layer.geometry["outside the CRS"] += 1
+        else:
+            kept.append(dataclasses.replace(building, polygon=polygon))
+    return dataclasses.replace(layer, buildings=kept, crs=crs)
+
+
+def check_crs(text: str, name: str) -> None:
+    """Refuse a CRS `text` that is not understood, naming where it was given: `name`.
+
+    Raises:
+        InputError: see above.
+    """
+    try:
+        CRS.from_user_input(text)
+    except CRSError:
+        raise InputError(
+            f"{name} {text[:80]!r} is not a CRS. Expected EPSG:n, WKT or a PROJ string."
+        ) from None
+
+
+def _wanted(fields: Sequence[str | None]) -> Callable[[str], bool]:
+    """Whether a column is worth keeping: of the 60 that 3DBAG has for every building, a third are."""
+    names = {*fields, *ID_FIELDS}
+    return lambda column: column in names or threedbag.is_known(column)
+
+
+def _height_fields(path, height_field, ground_field, statistic, columns):
+    if height_field is None:
+        if ground_field is not None:
+            raise InputError(f"{path}: a ground field {ground_field!r} was given without a height field.")
+        try:
+            return threedbag.height_fields(columns, statistic) or (None, None)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    if columns:  # an empty GeoJSON has no columns to miss
+        for name in (height_field, ground_field):
+            if name is not None and name not in columns:
+                raise InputError(f"{path}: {unknown_name('column', name, columns)}")
+    return height_field, ground_field or threedbag.ground_field(height_field, columns)
+
+
+def _outline(geometry, counts: Counter):
+    if geometry is None or geometry.is_empty:
+        counts["no geometry"] += 1
+        return None
+    polygon = clean_polygon(geometry)
+    if polygon is None:
+        counts["no area"] += 1
+    elif not geometry.is_valid:
+        counts["repaired"] += 1
+    return polygon
+
+
+def _identifier(attributes: dict, id_field: str | None) -> str | int | float | None:
+    named = (_plain(attributes.get(name)) for name in (id_field, *ID_FIELDS))
+    value = next((v for v in named if v is not None and str(v).strip()), None)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def _plain(value):
+    """`value` as Python's own type; None for every kind of "missing"."""
+    if isinstance(value, bool):
+        return None
+    if threedbag.is_missing(value):
+        return None
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,455 @@
+"""The engine of all converters: processes, resuming, splits, problems, and that nothing is half-written."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusiondet.buildings import Building, Tile
+from fusiondet.converters import reports, shards, source
+from fusiondet.converters.conversion import Options, convert
+from fusiondet.converters.reports import Problems, Report
+from fusiondet.converters.source import Made, Place
+from fusiondet.errors import InputError
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import read_coco
+from fusiondet.jobs.dask_cluster import REQUIREMENT
+from tests.support.dask_workers import start_workers
+
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+
+SIZE = 100
+
+
+@dataclass
+class Grid:
+    """Tiles of 100 px in a row or a square, 1 m per pixel, each with one building and a file of its own."""
+
+    count: int = 40
+    columns: int = 1000
+    step: int = SIZE
+    crs: str | None = "EPSG:32631"
+    splits: tuple = ()
+    bad: tuple = ()
+    empty: tuple = ()
+    log: Path | None = None
+    stop_at: int | None = None
+    bands: BandSpec = field(default_factory=BandSpec)
+    nodata: float | None = None
+
+    def files(self):
+        return [] if self.log is None else [self.log]
+
+    def places(self, problems):
+        grid = (1.0, 0, 5e5, 0, -1.0, 5.7e6) if self.crs else None
+        return [
+            Place(
+                f"t{i:03d}",
+                i,
+                (self.step * (i % self.columns), self.step * (i // self.columns), SIZE, SIZE),
+                grid,
+                self.crs,
+                self.splits[i % len(self.splits)] if self.splits else None,
+            )
+            for i in range(self.count)
+        ]
+
+    def make(self, place, out, problems):
+        if place.image == self.stop_at and not (out.parent / "go").exists():
+            raise KeyboardInterrupt
+        if place.image in self.bad:
+            raise InputError(f"{place.name}: damaged.")
+        if place.image in self.empty:
+            return Made(None, {"tiles": Counter({"left out as no data": 1})})
+        if place.image == 3:
+            problems.add("odd heights", f"{place.name}: height 7 m is odd.")
+        x0, y0, width, height = place.window
+        path = out / "rgb" / f"{place.name}_{width}x{height}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(place.image))
+        with open(out.parent / "made.log", "a") as log:
+            log.write(f"{place.image}\n")
+        transform = None
+        if place.transform:
+            a, b, c, d, e, f = place.transform
+            transform = (a, b, c + x0, d, e, f - y0)
+        house = Building(shapely.box(5, 5, 15, 15), height_m=5.0 + place.image)
+        tile = Tile(
+            f"rgb/{path.name}", width, height, 1.0, crs=place.crs, transform=transform, buildings=[house]
+        )
+        return Made(tile, {"labels": Counter(kept=1)}, ["seen"])
+
+    def finish(self, sample, report):
+        report.notes.append(f"{len(sample.tiles) > 0} tiles looked at")
+
+    def info(self):
+        return {"licence": "none"}
+
+
+class SlowGrid(Grid):
+    """Takes 5 ms for a tile, and reads a file for it."""
+
+    def make(self, place, out, problems):
+        time.sleep(0.005)
+        if self.log is not None and self.log.read_text() != "labels":
+            raise InputError(f"{self.log}: no labels.")
+        return super().make(place, out, problems)
+
+
+def run(tmp_path, source=None, out="out", **options):
+    return convert(source or Grid(), tmp_path / out, Options(**options), {"source": "grid"})
+
+
+def names(tmp_path, split="train", out="out"):
+    return [t.file_name for t in read_coco(tmp_path / out / "annotations" / f"{split}.json").tiles]
+
+
+def leftovers(tmp_path):
+    return [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+class TestResult:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_tiles_come_in_the_order_of_their_places(self, tmp_path, workers):
+        report = run(tmp_path, workers=workers)
+        assert names(tmp_path) == [f"rgb/t{i:03d}_100x100.txt" for i in range(40)]
+        dataset = read_coco(tmp_path / "out" / "annotations" / "train.json")
+        assert [t.id for t in dataset.tiles] == list(range(1, 41))
+        assert [t.buildings[0].height_m for t in dataset.tiles] == [5.0 + i for i in range(40)]
+        assert dataset.info["licence"] == "none" and dataset.info["tiles"] == {"written": 40}
+        assert report.tiles == {"written": 40} and report.heights == {"known": 40}
+        assert report.splits == {"train": {"tiles": 40, "buildings": 40, "known heights": 40}}
+        assert report.notes == ["seen", "True tiles looked at"] and leftovers(tmp_path) == []
+
+    def test_the_record_says_what_was_asked_and_what_happened(self, tmp_path):
+        run(tmp_path, seed=3)
+        record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+        assert record["recipe"]["source"] == "grid" and record["recipe"]["seed"] == 3
+        assert record["report"]["tiles"] == {"written": 40}
+
+    def test_left_out_tiles_are_counted(self, tmp_path):
+        report = run(tmp_path, Grid(empty=(0, 39)))
+        assert report.tiles == {"written": 38, "left out as no data": 2}
+        assert names(tmp_path)[0].startswith("rgb/t001")
+
+    def test_nothing_left(self, tmp_path):
+        message = "no tile is left of 3 tiles .3 left out as no data."
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, Grid(3, empty=(0, 1, 2)))
+        with pytest.raises(InputError, match="no tile is found"):
+            run(tmp_path, Grid(0))
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def distributed():
+    module = pytest.importorskip("distributed", reason=f"needs {REQUIREMENT}")
+    import dask
+
+    with dask.config.set({"distributed.admin.tick.limit": "60s"}):
+        yield module
+
+
+@pytest.fixture
+def start(distributed):
+    """Starts a scheduler with a worker in this process."""
+
+    def start():
+        return distributed.LocalCluster(
+            n_workers=1, processes=False, threads_per_worker=2, dashboard_address=None, memory_limit=0
+        )
+
+    return start
+
+
+@pytest.fixture
+def two_workers(distributed):
+    with distributed.LocalCluster(n_workers=0, processes=True, dashboard_address=None) as running:
+        context = multiprocessing.get_context("spawn")
+        processes = start_workers(context, running.scheduler_address, 2, threads=2)
+        with distributed.Client(running, set_as_default=False) as client:
+            client.wait_for_workers(2)
+        yield running
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class TestCluster:
+    def test_the_bytes_are_those_of_one_process_even_if_a_worker_is_killed(
+        self, distributed, two_workers, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)  # where the workers are not
+        Path("labels.json").write_text("labels")
+        grid = SlowGrid(200, columns=20, step=90, log=Path("labels.json"), bad=(5,), empty=(7,))
+        options = {"split": ["train=60", "val=40"], "skip_invalid": True}
+        run(tmp_path, grid, out="one", **options)
+        real, killed = shards._save, []
+
+        def kill_a_worker(*args):
+            real(*args)
+            if not killed:
+                with distributed.Client(two_workers, set_as_default=False) as client:
+                    pids = client.run(os.getpid)
+                    busy = [worker for worker, keys in client.processing().items() if keys]
+                killed.append(pids[busy[0]])
+                os.kill(killed[0], signal.SIGKILL)
+
+        monkeypatch.setattr(shards, "_save", kill_a_worker)
+        report = run(tmp_path, grid, out="two", scheduler=two_workers.scheduler_address, **options)
+        assert killed and report.tiles["written"] > 100 and report.tiles["cut back at another split"] > 5
+        assert contents(tmp_path / "two") == contents(tmp_path / "one") and leftovers(tmp_path) == []
+
+    def test_a_scheduler_that_goes_away_costs_nothing_that_is_finished(self, start, tmp_path, monkeypatch):
+        monkeypatch.setattr("fusiondet.jobs.dask_cluster._CONNECT_S", 2)
+        running, real = start(), shards._save
+
+        def close_the_cluster(*args):
+            real(*args)
+            running.close()
+
+        monkeypatch.setattr(shards, "_save", close_the_cluster)
+        address = running.scheduler_address
+        for message in ("is gone .*repeat the command", "no scheduler of dask.distributed answers"):
+            with pytest.raises(InputError, match=f"--scheduler {address}: {message}"):
+                run(tmp_path, SlowGrid(100), scheduler=address)
+            assert len(list((tmp_path / ".out.unfinished" / "shards").glob("*.jsonl"))) == 1
+        monkeypatch.undo()
+        assert run(tmp_path, SlowGrid(100)).tiles == {"written": 100}
+        assert leftovers(tmp_path) == []
+
+    def test_the_first_problem_stops_everything_where_asked(self, start, tmp_path):
+        with start() as running:
+            with pytest.raises(InputError, match="t003: height 7 m is odd"):
+                run(tmp_path, SlowGrid(100), scheduler=running.scheduler_address, strict=True)
+        assert leftovers(tmp_path) == []
+
+    def test_it_is_no_part_of_the_recipe(self, start, tmp_path):
+        run(tmp_path)
+        assert run(tmp_path, scheduler="tcp://127.0.0.1:9").unchanged
+        with pytest.raises(InputError, match="pass one of them"):
+            run(tmp_path, scheduler="tcp://127.0.0.1:9", workers=2)
+
+    def test_a_worker_that_does_not_see_the_folder(self, tmp_path):
+        job = [(0, Grid(1).places(None)[0])]
+        away = tmp_path / "elsewhere" / ".out.unfinished"
+        with pytest.raises(
+            InputError, match="elsewhere.*does not see this folder.*share under the same paths"
+        ):
+            shards._make_shard_there(
+                Grid(), tmp_path, away / "shards" / "a.mark", away / "a.jsonl", job, away / "made", False
+            )
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestSecondRun:
+    def test_changes_nothing(self, tmp_path):
+        first = run(tmp_path, overwrite=True)
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+        again = run(tmp_path, workers=2)
+        assert again.unchanged and again.lines() == first.lines() and again.tiles == first.tiles
+        assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+
+    def test_other_options_are_another_data_set(self, tmp_path):
+        run(tmp_path)
+        with pytest.raises(InputError, match="already exists, made with another seed.*--overwrite"):
+            run(tmp_path, seed=1)
+        assert not run(tmp_path, seed=1, overwrite=True).unchanged
+
+    def test_a_changed_file_is_noticed(self, tmp_path):
+        log = tmp_path / "labels.json"
+        log.write_text("1")
+        run(tmp_path, Grid(log=log))
+        assert run(tmp_path, Grid(log=log)).unchanged
+        log.write_text("22")
+        with pytest.raises(InputError, match="already exists, and its files or this program changed"):
+            run(tmp_path, Grid(log=log))
+
+    def test_a_path_may_be_spelled_in_another_way(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        convert(Grid(), tmp_path / "out", Options(), {"root": Path("data")})
+        assert convert(Grid(), Path("out"), Options(), {"root": tmp_path / "data"}).unchanged
+
+    def test_a_folder_without_a_name(self, tmp_path, monkeypatch):
+        (tmp_path / "here" / "below").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "here" / "below")
+        for out in (Path("."), Path("x/..")):
+            with pytest.raises(InputError, match="is the folder in which this runs"):
+                convert(Grid(), out, Options(), {})
+        convert(Grid(), Path("../new/../newer"), Options(), {})
+        assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["below", "newer"]
+
+    @pytest.mark.parametrize("made", [True, False])
+    def test_the_data_themselves_are_never_replaced(self, tmp_path, made):
+        out = tmp_path / "out"
+        if made:
+            run(tmp_path)
+        (out / "annotations").mkdir(parents=True, exist_ok=True)
+        log = out / "annotations" / "train_labels.json"
+        log.write_text("1")
+        message = (
+            "holds .*train_labels.json, which is to be converted" if made else "was not made by this tool"
+        )
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, Grid(log=log), overwrite=True)
+        assert log.read_text() == "1"
+
+
+class TestStopped:
+    def made(self, tmp_path):
+        return Counter((tmp_path / ".out.unfinished" / "made.log").read_text().split())
+
+    def test_goes_on_where_it_was(self, tmp_path):
+        source = Grid(stop_at=35)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, source)
+        assert not (tmp_path / "out").exists() and len(self.made(tmp_path)) == 35
+        (tmp_path / ".out.unfinished" / "go").touch()
+        made = []
+        source.finish = lambda sample, report: made.append(self.made(tmp_path))
+        run(tmp_path, source)
+        # Two parts of 16 tiles were finished: the others are made again.
+        assert [made[0][str(i)] for i in range(40)] == [1] * 32 + [2] * 3 + [1] * 5
+        run(tmp_path, Grid(), out="straight")
+        for name in ("out", "straight"):
+            assert names(tmp_path, out=name) == [f"rgb/t{i:03d}_100x100.txt" for i in range(40)]
+        files = [
+            json.loads((tmp_path / o / "annotations/train.json").read_text()) for o in ("out", "straight")
+        ]
+        assert all(files[0][key] == files[1][key] for key in ("images", "annotations"))
+        assert leftovers(tmp_path) == []
+
+    def test_another_recipe_begins_anew(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Grid(stop_at=35))
+        report = run(tmp_path, Grid(), seed=9)
+        assert report.tiles["written"] == 40 and leftovers(tmp_path) == []
+
+    def test_the_old_result_stays_until_the_new_one_is_there(self, tmp_path):
+        run(tmp_path, Grid(5))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Grid(stop_at=35), seed=1, overwrite=True)
+        assert len(names(tmp_path)) == 5
+        with pytest.raises(InputError):
+            run(tmp_path, Grid(bad=(1,)), seed=2, overwrite=True)
+        assert len(names(tmp_path)) == 5 and leftovers(tmp_path) == []
+
+
+class TestProblems:
+    def test_counted_and_named(self, tmp_path):
+        report = run(tmp_path)
+        assert report.problems == {"odd heights": 1}
+        lines = report.lines()
+        assert lines[-2:] == ["problem: 1 odd heights", "  t003: height 7 m is odd."]
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_strict_stops_at_the_first(self, tmp_path, workers):
+        with pytest.raises(InputError, match="^t003: height 7 m is odd.$"):
+            run(tmp_path, strict=True, workers=workers)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_unusable_images_stop_all_of_them_named(self, tmp_path):
+        with pytest.raises(InputError, match=r"(?s)2 images .*--skip-invalid.*t001: damaged.*t020: damaged"):
+            run(tmp_path, Grid(bad=(1, 20)))
+        with pytest.raises(InputError, match="^t020: damaged.$"):
+            run(tmp_path, Grid(bad=(20,)))
+        report = run(tmp_path, Grid(bad=(1, 20)), skip_invalid=True)
+        assert report.problems["unusable images"] == 2 and report.tiles["written"] == 38
+        with pytest.raises(InputError, match="^t001: damaged.$"):
+            run(tmp_path, Grid(bad=(1, 20)), skip_invalid=True, strict=True, seed=1, overwrite=True)
+
+    def test_only_the_first_of_a_kind_are_named(self):
+        problems = Problems()
+        for i in range(reports.MAX_NAMED + 3):
+            problems.add("holes", f"hole {i}")
+        lines = problems.lines()
+        assert lines[0] == f"problem: {reports.MAX_NAMED + 3} holes" and lines[-1] == "  ... and 3 more"
+        assert len(lines) == reports.MAX_NAMED + 2
+
+
+class TestSplits:
+    def test_overlapping_tiles_are_cut_back_until_no_ground_is_shared(self, tmp_path):
+        report = run(tmp_path, Grid(100, columns=10, step=80), split=["train=6", "val=2", "test=2"])
+        assert report.leaked_m2 == 0 and "ground in two splits: 0.0 m2" in report.lines()
+        grounds = {}
+        for name in ("train", "val", "test"):
+            tiles = read_coco(tmp_path / "out" / "annotations" / f"{name}.json").tiles
+            places = [
+                Place("t", 0, (0, 0, t.width, t.height), t.transform, t.crs).ground(None) for t in tiles
+            ]
+            grounds[name] = shapely.unary_union(places)
+            assert all((tmp_path / "out" / t.file_name).is_file() for t in tiles)
+        assert all(
+            grounds[a].intersection(grounds[b]).area < 1e-6
+            for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
+        )
+        on_disk = list((tmp_path / "out" / "rgb").iterdir())
+        assert len(on_disk) == report.tiles["written"] and report.tiles["cut back at another split"] > 5
+
+    def test_prescribed_splits_are_taken_and_their_leak_is_told(self, tmp_path):
+        report = run(tmp_path, Grid(4, step=50, splits=("train", "val")))
+        assert list(report.splits) == ["train", "val"]
+        assert report.leaked_m2 == 3 * 50 * 100 and "ground in two splits: 15000.0 m2" in report.lines()
+        with pytest.raises(InputError, match="prescribe their splits"):
+            run(tmp_path, Grid(4, splits=("train", "val")), split=["a=1", "b=1"], out="b")
+
+    def test_without_georeference_images_are_dealt_out(self, tmp_path):
+        report = run(tmp_path, Grid(40, crs=None), split=["train=3", "val=1"])
+        assert report.splits["train"]["tiles"] == 30 and report.splits["val"]["tiles"] == 10
+        assert "ground in two splits: not measured, no georeference" in report.lines()
+
+    def test_too_few_tiles(self, tmp_path):
+        with pytest.raises(InputError, match="gets no tile .1 tiles in all"):
+            run(tmp_path, Grid(1), split=["train=1", "val=1"])
+
+    @pytest.mark.parametrize("block_m", [0.0, math.nan])
+    def test_blocks_have_a_size(self, tmp_path, block_m):
+        with pytest.raises(InputError, match="--block-m"):
+            run(tmp_path, block_m=block_m)
+
+
+class TestPlace:
+    def test_ground_is_where_the_window_is(self):
+        place = Place("t", 0, (10, 20, 30, 40), (0.5, 0, 1000.0, 0, -0.5, 2000.0), "EPSG:32631")
+        assert place.ground(None).bounds == (1005, 1970, 1020, 1990)
+        assert place.ground("EPSG:32631").equals(place.ground(None))
+
+    def test_edges_are_bent_in_another_crs(self):
+        place = Place("t", 0, (0, 0, 1000, 1000), (1e-3, 0, 4.0, 0, -1e-3, 52.0), "EPSG:4326")
+        outline = place.ground("EPSG:32631")
+        assert len(outline.exterior.coords) == 41 and outline.is_valid
+        assert outline.area == pytest.approx(68_200 * 111_200, rel=0.02)
+
+    @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 900), st.integers(1, 900))
+    def test_area_follows_from_pixels(self, x0, y0, width, height):
+        place = Place("t", 0, (x0, y0, width, height), (0.3, 0.4, 7.0, 0.4, -0.3, 9.0), None)
+        assert place.ground(None).area == pytest.approx(width * height * 0.25)
+
+    def test_nowhere(self):
+        with pytest.raises(ValueError, match="nowhere on the map"):
+            Place("t", 0, (0, 0, 1, 1)).ground(None)
+
+
+def test_a_link_is_made_once_and_needs_no_second_name(tmp_path):
+    target = tmp_path / "archive"
+    target.mkdir()
+    (target / "a.tif").write_text("pixels")
+    for _ in range(2):
+        assert source.link(tmp_path / "out", "images", target) == "images"
+    assert (tmp_path / "out" / "images" / "a.tif").read_text() == "pixels"
+
+
+def test_an_empty_report_has_lines():
+    assert Report().lines() == ["tiles: none", "labels: none", "heights: none"]

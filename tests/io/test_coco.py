@@ -1,0 +1,385 @@
+"""The annotations on disk: round trips, plain COCO tools, and refusal of what cannot be trusted."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+
+from fusiondet.buildings import Building, SensorGeometry, Tile
+from fusiondet.errors import InputError
+from fusiondet.files import read_json, write_json
+from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import (
+    CocoWriter,
+    Dataset,
+    decode_rle,
+    encode_rle,
+    is_number,
+    polygon_from_segmentation,
+    prediction_record,
+    read_coco,
+    read_predictions,
+    segmentation_from_polygon,
+    tile_from_records,
+    tile_records,
+    write_coco,
+)
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from shapely.geometry import MultiPolygon, Polygon, box
+
+COURTYARD = Polygon(box(10, 10, 30, 30).exterior, [box(15, 15, 20, 20).exterior])
+TWO_PARTS = MultiPolygon([box(40, 2, 44, 6), box(46, 2, 50, 6)])
+
+
+def dataset():
+    buildings = [
+        Building(
+            box(1, 2, 5, 8),
+            6.25,
+            height_source="roof - ground",
+            height_stat="p70",
+            height_datum="ground",
+            id="a",
+        ),
+        Building(COURTYARD, None, outline="roof", id=7),
+        Building(TWO_PARTS, 3.0),
+    ]
+    sensor = SensorGeometry(sun_azimuth_deg=150.0, sun_elevation_deg=40.0, sar_incidence_deg=35.0)
+    full = Tile(
+        "rgb/a.tif",
+        64,
+        48,
+        0.5,
+        "sar/a.tif",
+        None,
+        None,
+        "EPSG:32631",
+        (0.5, 0, 10, 0, -0.5, 20),
+        sensor,
+        buildings,
+        cloud_file_name="cloud/a.tif",
+    )
+    bare = Tile("rgb/b.tif", 32, 32, 0.5)
+    return Dataset([full, bare], BandSpec(sar=("HH",), sar_scale="db"), {"licence": "CC BY 4.0"}, nodata=0.0)
+
+
+def test_round_trip(tmp_path):
+    written = dataset()
+    path = tmp_path / "set" / "annotations" / "train.json"
+    write_coco(written, path)
+    read = read_coco(path)
+    assert (read.bands, read.info, read.nodata) == (written.bands, written.info, 0.0)
+    assert read.root == (tmp_path / "set").resolve()
+    assert [t.id for t in read.tiles] == [1, 2] and read.tiles[1].buildings == []
+    tile, original = read.tiles[0], written.tiles[0]
+    for name in (
+        "file_name",
+        "sar_file_name",
+        "ndsm_file_name",
+        "cloud_file_name",
+        "width",
+        "height",
+        "gsd_m",
+        "crs",
+        "transform",
+        "sensor",
+    ):
+        assert getattr(tile, name) == getattr(original, name), name
+    assert read.tiles[1].cloud_file_name is None
+    images = json.loads(path.read_text())["images"]
+    assert ["cloud_file_name" in image for image in images] == [True, False]
+    for found, expected in zip(tile.buildings, original.buildings, strict=True):
+        assert found.polygon.equals(expected.polygon)  # holes and parts survive exactly
+        for name in ("height_m", "height_source", "height_stat", "height_datum", "outline", "id"):
+            assert getattr(found, name) == getattr(expected, name), name
+
+
+def test_plain_coco_tools_read_it(tmp_path):
+    write_coco(dataset(), tmp_path / "train.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "train.json"))
+    records = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
+    assert [int(coco.annToMask(r).sum()) for r in records] == [24, 375, 32]
+    assert [r["area"] for r in records] == [24, 375, 32]
+    assert records[0]["bbox"] == [1, 2, 4, 6] and records[1]["height_m"] is None
+    assert coco.getAnnIds(imgIds=[2]) == []
+
+
+def test_plain_coco_without_our_keys_is_read_and_written_again(tmp_path):
+    document = {
+        "images": [{"id": 5, "file_name": "a.jpg", "width": 20, "height": 20}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 5,
+                "category_id": 3,
+                "iscrowd": 0,
+                "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]],
+            },
+            {"id": 2, "image_id": 5, "category_id": 3, "iscrowd": 0, "segmentation": [8, 8, 9, 8, 9, 9]},
+            {"id": 3, "image_id": 5, "category_id": 3, "iscrowd": 0, "segmentation": [[1, 1, 2, 2]]},
+            {
+                "id": 4,
+                "image_id": 5,
+                "category_id": 3,
+                "iscrowd": 1,
+                "segmentation": {"size": [20, 20], "counts": [0, 400]},
+            },
+        ],
+        "categories": [{"id": 3, "name": "house"}],
+    }
+    write_json(document, tmp_path / "a.json")
+    plain = read_coco(tmp_path / "a.json")
+    assert [b.polygon.area for b in plain.tiles[0].buildings] == [16, 0.5]
+    assert plain.bands == BandSpec() and np.isnan(plain.tiles[0].gsd_m)
+    write_coco(plain, tmp_path / "b.json")
+    assert read_json(tmp_path / "b.json")["images"][0]["gsd_m"] is None
+
+
+def test_real_sample_of_another_tool(shared_data):
+    """Flat segmentations, float category names: 43 buildings all the same."""
+    tile = read_coco(shared_data("solaris-sn4-atlanta-pan") / "coco_sample_2.json").tiles[0]
+    assert len(tile.buildings) == 43 and all(b.height_m is None for b in tile.buildings)
+    assert sum(b.polygon.area for b in tile.buildings) == pytest.approx(33_837.4, abs=0.1)
+
+
+def test_ids_given_are_kept_and_numpy_ids_written(tmp_path):
+    tiles = [
+        Tile("a.tif", 8, 8, 1.0),
+        Tile("b.tif", 8, 8, 1.0, id=1, buildings=[Building(box(0, 0, 2, 2), id=np.int64(3))]),
+    ]
+    write_coco(Dataset(tiles, BandSpec()), tmp_path / "a.json")
+    read = read_coco(tmp_path / "a.json")
+    assert [t.id for t in read.tiles] == [2, 1] and read.tiles[1].buildings[0].id == 3
+
+
+class TestSegmentation:
+    def test_polygons_or_rle_where_there_is_a_hole(self):
+        assert segmentation_from_polygon(box(0, 0, 2, 3), 8, 8) == [[2, 0, 2, 3, 0, 3, 0, 0]]
+        assert len(segmentation_from_polygon(TWO_PARTS, 64, 64)) == 2
+        rle = segmentation_from_polygon(COURTYARD, 64, 64)
+        assert decode_rle(rle, 64, 64).sum() == 375 and not decode_rle(rle, 64, 64)[16, 16]
+
+    def test_mask_takes_pixel_centres(self):
+        mask = polygon_to_mask(box(0.6, 0.4, 2.4, 1.4), 3, 4)
+        assert mask.astype(int).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+        assert polygon_to_mask(box(0.6, 0.6, 1.4, 1.4), 3, 3).sum() == 0
+
+    @given(st.integers(0, 2**32 - 1))
+    def test_mask_to_rle_and_to_polygon_and_back(self, seed):
+        mask = np.random.default_rng(seed).random((9, 7)) < 0.4
+        assert (decode_rle(encode_rle(mask), 9, 7) == mask).all()
+        polygon = mask_to_polygon(mask)
+        assert (polygon is None) == (not mask.any())
+        if polygon is not None:
+            assert polygon.area == mask.sum() and (polygon_to_mask(polygon, 9, 7) == mask).all()
+
+    @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 20), st.integers(1, 20), st.booleans())
+    def test_polygon_survives_its_segmentation(self, x, y, width, height, hole):
+        polygon = box(x, y, x + width, y + height)
+        if hole and min(width, height) > 2:
+            polygon = polygon.difference(box(x + 1, y + 1, x + width - 1, y + height - 1))
+        back = polygon_from_segmentation(segmentation_from_polygon(polygon, 64, 64), 64, 64)
+        assert back.equals(polygon)
+
+    @pytest.mark.parametrize(
+        ("segmentation", "message"),
+        [
+            ({"size": [4, 5], "counts": "0"}, r"RLE of size \[4, 5\] in an image of size \[4, 4\]"),
+            ({"size": [4, 4], "counts": "ZZZZ"}, "damaged RLE"),
+            ({"size": [4, 4], "counts": [3, 4]}, "counts add up to 7, not 16"),
+            ([[0, 0, 1, 0, 1]], "odd number"),
+            ([[0, 0, 1e9, 0, 1, 1]], "no pixels"),
+            ([[0, 0, float("nan"), 0, 1, 1]], "no pixels"),
+            ("0 0 1 0 1 1", "no pixels"),
+        ],
+    )
+    def test_damaged(self, segmentation, message):
+        with pytest.raises(InputError, match=message):
+            polygon_from_segmentation(segmentation, 4, 4)
+
+
+def _change(*keys, value):
+    def change(document):
+        target = document
+        for key in keys[:-1]:
+            target = target[key]
+        target[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("images"), "with a list 'images'"),
+        (_change("images", 0, value="a.tif"), r"images\[0\] is str, expected an object"),
+        (_change("images", 0, "file_name", value=None), "image 1: 'file_name' is missing"),
+        (_change("images", 0, "file_name", value="../a.tif"), "points outside its folder"),
+        (_change("images", 0, "sar_file_name", value="/vsicurl/http://h/a.tif"), "points outside its folder"),
+        (_change("images", 0, "ndsm_file_name", value="/etc/a.tif"), "points outside its folder"),
+        (_change("images", 0, "cloud_file_name", value="../cloud.tif"), "points outside its folder"),
+        (_change("images", 0, "cloud_file_name", value=1), "'cloud_file_name' is 1, expected a file name"),
+        (_change("images", 1, "id", value=1), "image 1: this id occurs twice"),
+        (_change("images", 0, "width", value=10**9), "'width' is 1000000000, expected pixels"),
+        (_change("images", 0, "height", value="48"), "'height' is '48', expected pixels"),
+        (_change("images", 0, "id", value=[1]), "expected a number or text as id"),
+        (_change("images", 0, "file_name", value=["a.tif"]), "expected a file name"),
+        (_change("images", 0, "gsd_m", value="0.5 m"), "gsd_m is '0.5 m', expected metres per pixel"),
+        (_change("images", 0, "gsd_m", value=-0.5), "gsd_m is -0.5, expected metres per pixel"),
+        (_change("images", 0, "transform", value=[1, 2]), "expected six numbers"),
+        (_change("images", 0, "sensor", value=[1]), "expected degrees by name"),
+        (_change("images", 0, "sensor", value={"sun_azimuth_deg": "S"}), "expected degrees by name"),
+        (
+            _change("images", 0, "sensor", value={"sun_elevation_deg": 0}),
+            "sun_elevation_deg is 0, expected above 0 and at most 90 degrees",
+        ),
+        (_change("images", 0, "sensor", value={"sar_incidence_deg": 90}), "expected above 0 and below 90"),
+        (
+            _change("images", 0, "sensor", value={"view_off_nadir_deg": -1}),
+            "expected at least 0 and below 90",
+        ),
+        (_change("nodata", value="none"), "'nodata' is 'none'"),
+        (_change("info", value="mine"), "'info' is 'mine'"),
+        (_change("bands", value=[1]), r"'bands' is '\[1\]'"),
+        (_change("bands", "optical", value=5), "optical bands are 5, expected a list of names"),
+        (_change("annotations", 0, "image_id", value=[1]), r"belongs to image \[1\]"),
+        (_change("annotations", 0, "image_id", value=9), "belongs to image 9, which the file does not list"),
+        (_change("annotations", 0, "segmentation", value=None), "neither polygons nor RLE"),
+        (_change("annotations", 0, "segmentation", value=[["a"] * 6]), "annotation 1: "),
+        (_change("annotations", 0, "height_m", value=-1), "height_m is -1, expected metres"),
+        (_change("annotations", 0, "height_m", value=0), "height_m is 0, expected metres"),
+        (_change("annotations", 0, "height_m", value=9999), "height_m is 9999, expected metres"),
+        (_change("annotations", 0, "height_m", value="6 m"), "height_m is '6 m', expected metres"),
+        (_change("annotations", 0, "height_m", value="6"), "height_m is '6', expected metres"),
+        (_change("bands", "sar_scale", value="power"), "unknown SAR scale 'power'"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, change, message):
+    path = tmp_path / "train.json"
+    write_coco(dataset(), path)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=message):
+        read_coco(path)
+
+
+@pytest.mark.parametrize("height_m", [float("inf"), -2.0, 9999.0])
+def test_bad_heights_are_not_written(tmp_path, height_m):
+    tile = Tile("a.tif", 8, 8, 1.0, buildings=[Building(box(0, 0, 2, 2), height_m)])
+    with pytest.raises(InputError, match="height_m is"):
+        write_coco(Dataset([tile], BandSpec()), tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions(tmp_path):
+    rle = encode_rle(np.ones((4, 4), bool))
+    records = [
+        prediction_record(1, 0.5, (0, 1, 2, 4), rle, (4.0, 5.0, 7.0)),
+        prediction_record(1, 0.5, (0, 1, 2, 4), rle, None),
+    ]
+    write_json(records, tmp_path / "p.json")
+    first, second = read_predictions(tmp_path / "p.json")
+    assert first["bbox"] == [0, 1, 2, 3]
+    assert [first[k] for k in ("height_p16_m", "height_m", "height_p84_m")] == [4, 5, 7]
+    assert second["height_m"] is None
+    for bad, message in (
+        ({}, "expected a list"),
+        ([{"image_id": 1}], "record 0 has no 'score'"),
+        ([1], "record 0 has no"),
+    ):
+        write_json(bad, tmp_path / "bad.json")
+        with pytest.raises(InputError, match=message):
+            read_predictions(tmp_path / "bad.json")
+
+
+def test_outline_of_a_building_with_holes_is_kept_beside_its_rle(tmp_path):
+    ring = shapely.Point(20, 20).buffer(9.3).difference(shapely.Point(20, 20).buffer(4.1))
+    write_coco(
+        Dataset([Tile("a.tif", 64, 64, 0.5, buildings=[Building(ring)])], BandSpec()), tmp_path / "a.json"
+    )
+    assert read_coco(tmp_path / "a.json").tiles[0].buildings[0].polygon.equals(ring)
+
+
+class TestParts:
+    """Tiles that are windows of larger rasters."""
+
+    tile = Tile("a.tif", 8, 6, 1.0, sar_file_name="s.tif", window=(10, 20, 8, 6), sar_window=(0, 0, 8, 6))
+
+    def test_round_trip(self, tmp_path):
+        tile = dataclasses.replace(self.tile, indexes=(5, 3, 2), sar_indexes=(4,), id=1)
+        spec = BandSpec(sar=("HH",), sar_scale="db")
+        write_coco(Dataset([tile, Tile("b.tif", 8, 6, 1.0, id=2)], spec), tmp_path / "t.json")
+        assert read_coco(tmp_path / "t.json").tiles == [tile, Tile("b.tif", 8, 6, 1.0, id=2)]
+        whole = read_json(tmp_path / "t.json")["images"][1]
+        assert not {"window", "sar_window", "indexes", "sar_indexes"} & set(whole)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"window": (10, 20, 9, 6)}, "window is .10, 20, 9, 6., expected .* own size, 8 x 6"),
+            ({"window": (-1, 0, 8, 6)}, "window is"),
+            ({"sar_window": (0, 0, 8)}, "sar_window is"),
+            ({"sar_window": (0.5, 0, 8, 6)}, "sar_window is"),
+            ({"indexes": (0, 1, 2)}, "indexes is .0, 1, 2., expected numbers of bands, from 1"),
+            ({"sar_indexes": ()}, "sar_indexes is"),
+        ],
+    )
+    def test_impossible_ones_are_refused(self, tmp_path, change, message):
+        with pytest.raises(InputError, match=message):
+            write_coco(Dataset([dataclasses.replace(self.tile, **change)], BandSpec()), tmp_path / "t.json")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestWriter:
+    def test_writes_what_write_coco_writes(self, tmp_path):
+        data = dataset()
+        write_coco(data, tmp_path / "a.json")
+        with CocoWriter(tmp_path / "b.json", data.bands, data.info, data.nodata) as writer:
+            for tile in data.tiles:
+                writer.add(*tile_records(tile))
+            assert not (tmp_path / "b.json").exists()
+        assert read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json")
+
+    def test_info_may_come_last(self, tmp_path):
+        info = {}
+        with CocoWriter(tmp_path / "a.json", BandSpec(), info):
+            info["tiles"] = 0
+        assert read_coco(tmp_path / "a.json").info == {"tiles": 0}
+
+    def test_given_ids_are_kept_and_others_are_numbered_around_them(self, tmp_path):
+        with CocoWriter(tmp_path / "a.json", BandSpec()) as writer:
+            ids = [
+                writer.add({**tile_records(Tile("x.tif", 4, 4, 1.0))[0], "id": i}, [])
+                for i in (2, None, 7, None)
+            ]
+            with pytest.raises(InputError, match="image 7: this id occurs twice"):
+                writer.add({**tile_records(Tile("x.tif", 4, 4, 1.0))[0], "id": 7}, [])
+        assert ids == [2, 1, 7, 3]
+
+    def test_an_error_leaves_nothing(self, tmp_path):
+        with pytest.raises(RuntimeError), CocoWriter(tmp_path / "a.json", BandSpec()) as writer:
+            writer.add(*tile_records(Tile("x.tif", 4, 4, 1.0)))
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == []
+
+    def test_records_and_tiles_are_inverse(self):
+        for tile in dataset().tiles:
+            again = tile_from_records(*tile_records(tile))
+            assert dataclasses.replace(again, buildings=[]) == dataclasses.replace(tile, buildings=[])
+            for a, b in zip(again.buildings, tile.buildings, strict=True):
+                assert a.polygon.equals(b.polygon) and (a.height_m, a.id) == (b.height_m, b.id)
+
+
+def test_whole_numbers_beyond_any_float_are_no_pixels():
+    assert is_number(3) and is_number(np.float32(2.5))
+    assert not any(map(is_number, (10**400, math.inf, math.nan, True, "3", None)))
