@@ -262,13 +262,15 @@ class DenseHead(nn.Module):
     """Base of the heads: a map and its loss.
 
     Attributes:
-        task: its name for weighting and attention. field: its map in `DenseMaps`. loss_name: its loss.
+        task: its name for weighting and attention. pixel_task: its name in `Architecture.pixel_tasks`.
+        field: its map in `DenseMaps`. loss_name: its loss.
         needs: fields of `DenseMaps` that have to be there before it is called.
         sees_details: its decoder may have skips, and shares its first steps with the others that do.
         loss_weight: factor on the loss.
     """
 
     task: str
+    pixel_task: str
     field: str
     loss_name: str
     needs: tuple[str, ...] = ()
@@ -313,7 +315,8 @@ class DenseHeight(DenseHead):
     that head's own decision, as an outline fed in from outside would be.
     """
 
-    task, field, loss_name = "dense_height", "height_m", "loss_dense_height"
+    task, pixel_task = "dense_height", "height"
+    field, loss_name = "height_m", "loss_dense_height"
 
     @configurable
     def __init__(
@@ -369,7 +372,8 @@ class Footprint(DenseHead):
     more pixel that is both predicted and true, so that a batch without buildings has a gradient, too.
     """
 
-    task, field, loss_name = "footprint", "footprint", "loss_footprint"
+    task = pixel_task = field = "footprint"
+    loss_name = "loss_footprint"
 
     @configurable
     def __init__(self, *, in_channels: int, loss_weight: float = 1.0):
@@ -411,7 +415,8 @@ class Reconstruction(DenseHead):
     band; P5 sums over pixels instead, and its weight of 0.1 belongs to that sum.
     """
 
-    task, field, loss_name = "reconstruction", "reconstruction", "loss_reconstruction"
+    task = pixel_task = field = "reconstruction"
+    loss_name = "loss_reconstruction"
     sees_details = False
 
     @configurable

@@ -130,6 +130,9 @@ class FusionDenseNet(FusionDense):
     "classes" have "class_map": (K, H, W) float32 probabilities.
     """
 
+    reads_dense_heads = may_skip_parameters = False
+    reads_dense_net = True
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_weights = dict.fromkeys(MODALITIES, 1.0)
@@ -148,8 +151,14 @@ class FusionDenseNet(FusionDense):
         learned = any(cfg.MODEL.FUSION.MODALITY_DROPOUT.values())
         return {**arguments, "backbone": _Whole(net, optical, bands, learned), **NO_INSTANCES}
 
-    @staticmethod
-    def tasks(cfg) -> list[str]:
+    @classmethod
+    def pixel_tasks(cls, cfg) -> tuple[str, ...]:
+        """See Architecture."""
+        net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
+        return (*cfg.MODEL.DENSE_NET.TASKS, *(["reconstruction"] if net.teaches_unlabelled(cfg) else []))
+
+    @classmethod
+    def tasks(cls, cfg) -> list[str]:
         """As FusionRCNN.tasks: what the maps are weighted under."""
         net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
         losses = {"footprint": "loss_footprint", "height": "loss_dense_height", "classes": "loss_classes"}

@@ -39,6 +39,7 @@ class TwoBranches(FusionRCNN):
     """
 
     has_branches = True
+    separate_pyramids = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -142,6 +143,8 @@ class LateFusionRCNN(TwoBranches):
         fused_interval_width: factor on the width of all height intervals. The heads of both branches keep theirs at 1,
             so that the intervals of one branch, where the other has no data, and of both are calibrated alike.
     """
+
+    detectors = 2
 
     @configurable
     def __init__(

@@ -1,6 +1,7 @@
 """The detector: Detectron2's GeneralizedRCNN that carries facts in metres and degrees to its heads, and dense heads."""
 
 from fusiondet.errors import InputError
+from fusiondet.modeling.architecture import Architecture
 from fusiondet.modeling.dense_heads import (
     DENSE_HEAD_REGISTRY,
     DenseMaps,
@@ -98,7 +99,7 @@ class InstanceAttention(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class FusionRCNN(GeneralizedRCNN):
+class FusionRCNN(Architecture, GeneralizedRCNN):
     """GeneralizedRCNN for images of any number of bands whose heads may ask for GSD and sensor geometry.
 
     Each input is a dict with
@@ -114,8 +115,8 @@ class FusionRCNN(GeneralizedRCNN):
     "height_map_m" (H, W) float32 metres, 0 or more, and "footprint_map" (H, W) probability.
     """
 
-    # Whether it has a branch per modality that decides on its own: `branch_predictions` says what.
-    has_branches = False
+    has_modalities = True
+    reads_dense_heads = True
 
     @configurable
     def __init__(
@@ -190,9 +191,14 @@ class FusionRCNN(GeneralizedRCNN):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    @staticmethod
-    def tasks(cfg) -> list[str]:
-        """What the network of `cfg` learns, by the names that losses are weighted under."""
+    @classmethod
+    def pixel_tasks(cls, cfg) -> tuple[str, ...]:
+        """See Architecture."""
+        return tuple(DENSE_HEAD_REGISTRY.get(name).pixel_task for name in cfg.MODEL.DENSE_HEADS.NAMES)
+
+    @classmethod
+    def tasks(cls, cfg) -> list[str]:
+        """See Architecture."""
         instances = ["instances", "height"] if cfg.MODEL.HEIGHT_ON else ["instances"]
         return instances + [DENSE_HEAD_REGISTRY.get(name).task for name in cfg.MODEL.DENSE_HEADS.NAMES]
 
@@ -406,6 +412,10 @@ class FusionDense(FusionRCNN):
     Inputs and outputs are those of FusionRCNN, without "instances" in the outputs.
     """
 
+    finds_instances = False
+    # Heads may read some levels of the pyramid only.
+    may_skip_parameters = True
+
     @classmethod
     def from_config(cls, cfg):
         """Builds backbone and dense heads.
@@ -422,8 +432,8 @@ class FusionDense(FusionRCNN):
         shapes, bands = arguments["backbone"].output_shape(), len(cfg.MODEL.PIXEL_MEAN)
         return {**arguments, **cls.dense_arguments(cfg, shapes, bands), **NO_INSTANCES}
 
-    @staticmethod
-    def tasks(cfg) -> list[str]:
+    @classmethod
+    def tasks(cls, cfg) -> list[str]:
         """As FusionRCNN.tasks, of the dense heads alone."""
         return [task for task in FusionRCNN.tasks(cfg) if task not in ("instances", "height")]
 

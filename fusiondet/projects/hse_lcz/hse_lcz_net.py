@@ -18,6 +18,7 @@ Legend: N patches, C bands, K = 17 zones.
 """
 
 from fusiondet.errors import InputError, unknown_name
+from fusiondet.modeling.architecture import Architecture
 from fusiondet.modeling.dense_heads import TaskAttention
 from fusiondet.modeling.task_weighting import TaskWeighting, build_task_weighting
 
@@ -91,7 +92,7 @@ class ExtentPrior(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class HseLczNet(nn.Module):
+class HseLczNet(Architecture, nn.Module):
     """Settlement extent and local climate zone of patches.
 
     Each input is a dict with
@@ -100,6 +101,8 @@ class HseLczNet(nn.Module):
     Each output is a dict with, as far as the network has the task,
         hse: () float32 in [0, 1]. lcz: (17,) float32 probabilities.
     """
+
+    finds_instances = predicts_scenes = False
 
     @configurable
     def __init__(
@@ -145,7 +148,7 @@ class HseLczNet(nn.Module):
                 f"MODEL.PIXEL_MEAN has {len(mean)} and MODEL.PIXEL_STD {len(std)} numbers, expected one per band. They "
                 "are computed from the training data by tools/train_net.py; or set them in the config."
             )
-        tasks = [task for task in TASKS if task in keys.TASKS]
+        tasks = cls.tasks(cfg)
         return {
             "pixel_mean": list(mean),
             "pixel_std": list(std),
@@ -159,6 +162,11 @@ class HseLczNet(nn.Module):
             "loss_weights": {"hse": keys.HSE_WEIGHT, "lcz": keys.LCZ_WEIGHT},
             "task_weighting": build_task_weighting(cfg, tasks),
         }
+
+    @classmethod
+    def tasks(cls, cfg) -> list[str]:
+        """See Architecture."""
+        return [task for task in TASKS if task in cfg.MODEL.HSE_LCZ.TASKS]
 
     @property
     def device(self) -> torch.device:

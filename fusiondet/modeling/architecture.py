@@ -1,0 +1,48 @@
+"""What a network architecture declares about itself, so that nobody has to know architectures by their names."""
+
+from detectron2.modeling import META_ARCH_REGISTRY
+
+
+class Architecture:
+    """Base of the architectures of fusiondet; the defaults describe one of Detectron2's own, which declares nothing.
+
+    Attributes:
+        finds_instances: outputs have "instances": buildings one by one.
+        predicts_scenes: outputs describe places in the image; False for a network that classifies whole patches.
+        has_modalities: knows which bands are optical and which are SAR, and can do without either.
+        detectors: number of detectors whose scores are averaged; a building that one of them misses keeps 1 / detectors
+            of its score.
+        separate_pyramids: MODEL.BACKBONE.NAME has to return a feature pyramid per modality.
+        reads_dense_heads: builds MODEL.DENSE_HEADS, and reads MODEL.TASK_ATTENTION and MODEL.TASK_WEIGHTING.
+        reads_dense_net: is the network that MODEL.DENSE_NET describes, and has no backbone of its own.
+        may_skip_parameters: a training step may leave parameters without a gradient.
+    """
+
+    finds_instances: bool = True
+    predicts_scenes: bool = True
+    has_modalities: bool = False
+    detectors: int = 1
+    separate_pyramids: bool = False
+    reads_dense_heads: bool = False
+    reads_dense_net: bool = False
+    may_skip_parameters: bool = False
+
+    # Of a network, not of its class: has a branch per modality that predicts on its own, see `branch_predictions`.
+    has_branches: bool = False
+
+    @classmethod
+    def pixel_tasks(cls, cfg) -> tuple[str, ...]:
+        """Return what the network of `cfg` predicts per pixel: "footprint", "height", "classes", "reconstruction"."""
+        return ()
+
+    @classmethod
+    def tasks(cls, cfg) -> list[str]:
+        """Return the tasks of the network of `cfg`, by the names that their losses are weighted under."""
+        return ["instances"]
+
+
+def architecture_of(cfg) -> type[Architecture]:
+    """Return the class that MODEL.META_ARCHITECTURE names; `Architecture` itself for one of Detectron2's own."""
+    named = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    # Detectron2's registry holds classes, but accepts functions, too.
+    return named if isinstance(named, type) and issubclass(named, Architecture) else Architecture
