@@ -1,16 +1,147 @@
-"""What every command-line tool shares: exit codes, the progress bar, the seed."""
+"""The parts that all command-line tools share: exit codes, options in messages, the progress bar, the seed.
 
+The library names parameters in its messages, in backticks: "Pass `overwrite=True` to replace it." A user of a tool
+reads the tool's option instead: "Pass --overwrite to replace it." Tools therefore parse their arguments by `parse`,
+print the library's notes by `say` and `note`, and are called by `run`, which prints errors.
+"""
+
+import argparse
+import ast
+import contextlib
 import os
+import re
+import shlex
 import sys
 import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fusiondet.errors import InputError
+
+_PARAMETER = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
+
+
+class Option(NamedTuple):
+    """An option of a tool, e.g. `--overwrite`; a switch takes no value."""
+
+    flag: str
+    is_switch: bool = False
+
+
+@dataclass
+class _Tool:
+    """Parameter -> option of the tool that runs in this process; of tools that its messages also refer to."""
+
+    options: Mapping[str, Option] = field(default_factory=dict)
+    others: Callable[[], Mapping[str, Option]] = dict
+
+
+_tool = _Tool()  # no tool is running: a program that uses the library reads the names of its parameters
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    words: Sequence[str] | None = None,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    others: Callable[[], Mapping[str, Option]] = dict,
+    intermixed: bool = False,
+) -> argparse.Namespace:
+    """Parse the arguments of the running tool, whose options messages name from then on.
+
+    Args:
+        words: the arguments; None takes the process's own.
+        aliases: parameter of the library -> `dest` of the option that sets it, where they differ.
+        others: returns the options of another tool that messages refer to, e.g. of the converter that made the data.
+            It is called for a name that is no option of this tool.
+        intermixed: positional arguments may stand between options.
+    """
+    global _tool
+    args = (parser.parse_intermixed_args if intermixed else parser.parse_args)(words)
+    options = options_of(parser, args)
+    options |= {name: options[dest] for name, dest in (aliases or {}).items() if dest in options}
+    _tool = _Tool(options, others)
+    return args
+
+
+def options_of(parser: argparse.ArgumentParser, args: argparse.Namespace | None = None) -> dict[str, Option]:
+    """Return `dest` -> option of a parser, and of its subcommand that `args` chose (subparsers need a `dest`)."""
+    options = {}
+    for action in parser._actions:  # argparse offers no other way to ask for them
+        if isinstance(action, argparse._SubParsersAction):
+            chosen = action.choices.get(getattr(args, action.dest, None))
+            if chosen is not None:
+                options |= options_of(chosen, args)
+        elif action.option_strings:
+            flag = next((s for s in action.option_strings if s.startswith("--")), action.option_strings[0])
+            options[action.dest] = Option(flag, action.nargs == 0)
+    return options
+
+
+def translate(text: str) -> str:
+    """Replace parameters in backticks by options of the running tool; other words in backticks stay as they are.
+
+    `overwrite` and `overwrite=True` become --overwrite, `sar_scale="db"` becomes --sar-scale db, and
+    `rgb_bands=(3, 2, 1)` becomes --rgb-bands 3 2 1.
+    """
+    return _PARAMETER.sub(_option_text, text)
+
+
+def _option_text(match: re.Match) -> str:
+    name, value = match.groups()
+    option = _tool.options.get(name) or _tool.others().get(name)
+    if option is None:
+        return match.group()
+    if value is None or (option.is_switch and value == "True"):
+        return option.flag
+    if option.is_switch:
+        return match.group()
+    return f"{option.flag} {_words(value)}"
+
+
+def _words(value: str) -> str:
+    """Return a Python value as it is typed in a shell; text that is no literal, e.g. a path, stays as it is."""
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    values = literal if isinstance(literal, list | tuple) else [literal]
+    return " ".join(shlex.quote(str(item)) for item in values)
+
+
+@contextlib.contextmanager
+def own_options() -> Iterator[None]:
+    """Keep the options of a tool to the block that parses them: errors leave it translated, then they are forgotten.
+
+    A tool may run another one so (an ablation prepares its data sets), whose messages name the other one's options.
+    """
+    global _tool
+    outer = _tool
+    try:
+        yield
+    except InputError as error:
+        error.args = tuple(translate(arg) if isinstance(arg, str) else arg for arg in error.args)
+        raise
+    finally:
+        _tool = outer
+
+
+def say(text: str) -> None:
+    """Print a text of the library with the options of the running tool."""
+    print(translate(text), flush=True)
+
+
+def note(text: str) -> None:
+    """Print a note of the library, "note: ...", with the options of the running tool."""
+    say(f"note: {text}")
 
 
 def run(main) -> None:
     """Call `main()` and exit: 0 when done, 2 with one line on stderr for bad input, 1 for a failure of our own."""
     try:
-        code = main()
+        with own_options():
+            code = main()
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,8 +180,6 @@ def progress(iterable, total: int | None = None, label: str = "", unit: str = "t
 
 def positive(text: str) -> int:
     """Argparse type of a whole number above 0."""
-    import argparse
-
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
@@ -59,8 +188,6 @@ def positive(text: str) -> int:
 
 def band_number(text: str):
     """Argparse type of a band: a number from 1 on, or 1+4 for the mean power of bands 1 and 4, a tuple."""
-    import argparse
-
     from fusiondet.io.bands import band_index
 
     try:

@@ -189,12 +189,14 @@ def launch(
     if dist_url == "auto":
         if num_machines > 1:
             raise InputError(
-                "--dist-url auto works on one machine; with several, pass tcp://HOST:PORT of rank 0."
+                '`dist_url="auto"` works on one machine; with several, pass tcp://HOST:PORT of rank 0.'
             )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus and num_gpus_per_machine > torch.cuda.device_count():
-        raise InputError(f"--num-gpus {num_gpus_per_machine}: this machine has {torch.cuda.device_count()}.")
+        raise InputError(
+            f"`num_gpus_per_machine={num_gpus_per_machine}`: this machine has {torch.cuda.device_count()}."
+        )
     job = (main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url)
     try:
         if not on_gpus:

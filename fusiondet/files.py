@@ -50,7 +50,9 @@ def require_new_dir(path: Path, mark: str, overwrite: bool = False) -> Path:
 
 def _refuse_taken(path: Path, overwrite: bool) -> None:
     if not overwrite:
-        raise InputError(f"{path}: already exists. Choose another name, or pass --overwrite to replace it.")
+        raise InputError(
+            f"{path}: already exists. Choose another name, or pass `overwrite=True` to replace it."
+        )
 
 
 def _with_writable_parent(path: Path) -> Path:

@@ -62,3 +62,70 @@ def test_seed_comes_from_the_option_else_the_environment(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         seed()
     assert exit_.value.code == 2 and "invalid int value: 'seven'" in capsys.readouterr().err
+
+
+def tool(words=(), **options):
+    """A parser with an option of every kind, and a subcommand; its arguments are parsed as those of a running tool."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("-n", "--num-gpus", type=int)
+    parser.add_argument("--rgb-bands", nargs="+", type=int)
+    parser.add_argument("--window", dest="window_px", type=int)
+    parser.add_argument("--class", dest="classes", action="append")
+    commands = parser.add_subparsers(dest="command")
+    for name in ("tiles", "masks"):
+        command = commands.add_parser(name)
+        command.add_argument("--sar-scale" if name == "tiles" else "--threshold")
+    return cli.parse(parser, words, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Pass `overwrite` or", "Pass --overwrite or"),
+        ("Pass `overwrite=True` to", "Pass --overwrite to"),
+        ("`overwrite=False` is", "`overwrite=False` is"),
+        ("`num_gpus=3`: this machine has 1.", "--num-gpus 3: this machine has 1."),
+        ("see `window_px`.", "see --window."),
+        ("`rgb_bands=(3, 2, 1)`, `rgb_bands=[4]`", "--rgb-bands 3 2 1, --rgb-bands 4"),
+        ("""`sar_scale="db"` `sar_scale='db'`""", "--sar-scale db --sar-scale db"),
+        ("`sar_scale=SCALE`", "--sar-scale SCALE"),
+        ("`sar_scale=/a b/c.tif`", "--sar-scale /a b/c.tif"),
+        ("`classes='flat roof=1'`", "--class 'flat roof=1'"),
+        ("`threshold` of another command", "`threshold` of another command"),
+        ("`gpus` by the library's name", "--num-gpus by the library's name"),
+        ('`ndsm="a.tif"` of another tool', "--ndsm a.tif of another tool"),
+        ("`overwrite` of an `unknown` word", "--overwrite of an `unknown` word"),
+        (
+            "`rio edit-info --crs EPSG:n FILE`, `overwrite()`",
+            "`rio edit-info --crs EPSG:n FILE`, `overwrite()`",
+        ),
+        ("overwrite, 'overwrite', `window`", "overwrite, 'overwrite', `window`"),
+    ],
+)
+def test_parameters_in_backticks_become_options_of_the_running_tool(text, expected, capsys):
+    assert cli.translate(text) == text, "no tool is running"
+    tool(["tiles"], aliases={"gpus": "num_gpus"}, others=lambda: {"ndsm": cli.Option("--ndsm")})
+    assert cli.translate(text) == expected
+    cli.note(text)
+    assert capsys.readouterr().out == f"note: {expected}\n"
+
+
+def test_errors_are_printed_with_options(capsys):
+    def main():
+        tool(["masks"])
+        fail(InputError("a.gpkg: already exists. Pass `overwrite=True`, or see `threshold` and `sar_scale`."))
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    expected = "error: a.gpkg: already exists. Pass --overwrite, or see --threshold and `sar_scale`.\n"
+    assert exit_.value.code == 2 and capsys.readouterr().err == expected
+    assert cli.translate("`overwrite`") == "`overwrite`", "the tool has ended"
+
+
+def test_a_tool_in_a_tool_has_its_own_options():
+    tool(["tiles"])
+    with pytest.raises(InputError, match="^see --threshold, `sar_scale`.$"), cli.own_options():
+        tool(["masks"])
+        fail(InputError("see `threshold`, `sar_scale`."))
+    assert cli.translate("`threshold` `sar_scale`") == "`threshold` --sar-scale"

@@ -127,7 +127,7 @@ def test_require_new(tmp_path):
     assert require_new(target) == target
     target.parent.mkdir()
     target.touch()
-    with pytest.raises(InputError, match="already exists.*--overwrite"):
+    with pytest.raises(InputError, match="already exists.*`overwrite=True`"):
         require_new(target)
     assert require_new(target, overwrite=True) == target
     with pytest.raises(InputError, match="is a directory"):
@@ -140,7 +140,7 @@ def test_require_new_dir(tmp_path):
     target.mkdir()
     assert require_new_dir(target, "annotations") == target  # empty: as good as new
     (target / "annotations").mkdir()
-    with pytest.raises(InputError, match="already exists.*--overwrite"):
+    with pytest.raises(InputError, match="already exists.*`overwrite=True`"):
         require_new_dir(target, "annotations")
     assert require_new_dir(target, "annotations", overwrite=True) == target
 

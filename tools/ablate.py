@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from fusiondet import cli
+from fusiondet.converters.prepare import source_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_intermixed_args(argv)
+    args = cli.parse(parser(), argv, others=source_options, intermixed=True)
     from fusiondet.analysis.ablation import describe, read_spec, run_ablation
 
     spec = read_spec(args.spec, args.opts, args.seeds)

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from fusiondet import cli
+from fusiondet.converters.prepare import source_options
 
 
 def parse_args(argv: list[str] | None = None):
@@ -43,7 +44,7 @@ def parse_args(argv: list[str] | None = None):
     cli.seed_argument(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv, others=source_options)
 
 
 def main(argv: list[str] | None = None):

@@ -139,7 +139,7 @@ def _result_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    args = cli.parse(parser(), argv)
     from fusiondet.files import require_new, write_json
 
     if args.out:

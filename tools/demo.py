@@ -54,7 +54,7 @@ def parse_args():
     )
     cli.seed_argument(parser)
     parser.set_defaults(seed=1)
-    return parser.parse_args()
+    return cli.parse(parser)
 
 
 def main():

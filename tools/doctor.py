@@ -12,7 +12,7 @@ from pathlib import Path
 # To report a package that is not installed, the tool must not need it to be: not even fusiondet itself.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fusiondet.cli import positive, run
+from fusiondet.cli import parse, positive, run
 from fusiondet.errors import InputError
 
 _DATA = "check a data set: labels, heights, pixels, registration, splits"
@@ -42,8 +42,14 @@ def main() -> int:
         help="tiles whose pixels are looked at (default: %(default)s)",
     )
     data.add_argument("--overwrite", action="store_true", help="replace existing reports")
-    args = parser.parse_args()
+    args = parse(parser, others=_source_options)
     return _environment() if args.command is None else _data(args)
+
+
+def _source_options():
+    from fusiondet.converters.prepare import source_options
+
+    return source_options()
 
 
 def _environment() -> int:

@@ -4,14 +4,15 @@
 import argparse
 from pathlib import Path
 
-from fusiondet.cli import positive, run, seed_argument
+from fusiondet.cli import parse, positive, run, seed_argument
+from fusiondet.converters.prepare import source_options
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import require_new, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    args = parse(_parser(), argv, others=source_options)
     if args.out:
         require_new(args.out, args.overwrite)
     metrics, text = args.evaluate(args)
@@ -147,7 +148,7 @@ def evaluate_dfc2023(args) -> tuple[dict, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = parser.add_subparsers(required=True, metavar="KIND")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     text = "COCO results against annotations: AP, heights of matched buildings, joint AP"
     instances = kinds.add_parser("instances", help=text, description=text)

@@ -6,9 +6,10 @@ from fusiondet.cli import run
 
 def main():
     from fusiondet.compat import launch
+    from fusiondet.converters.prepare import source_options
     from fusiondet.engine.launch import parse_arguments, prepare, work
 
-    args = parse_arguments()
+    args = parse_arguments(others=source_options)
     cfg = prepare(args)
     launch(
         work,

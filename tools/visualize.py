@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from fusiondet.cli import run
+from fusiondet.cli import parse, run
+from fusiondet.converters.prepare import source_options
 from fusiondet.evaluation.dense import building_delta1, require_instances
 from fusiondet.evaluation.instances import matched_heights
 from fusiondet.evaluation.resampling import tile_scores
@@ -103,7 +104,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
             f"--{prefix}layer", metavar="NAME", help=f"layer of {what} where the file has several"
         )
     report.add_argument("--overwrite", action="store_true", help="replace an existing page")
-    return parser.parse_args(argv)
+    return parse(parser, argv, others=source_options)
 
 
 def write_page(arguments) -> list[Path]:

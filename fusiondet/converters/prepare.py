@@ -1,10 +1,12 @@
 """Making a data set from the words of a command line, whatever its source: what tools/prepare_dataset.py does."""
 
 import argparse
+import functools
 import importlib
 import sys
 from collections.abc import Sequence
 
+from fusiondet import cli
 from fusiondet.errors import InputError
 
 # name -> module with add_arguments(parser) and main(args), and what it makes.
@@ -63,8 +65,20 @@ def prepare(
         if name == chosen:
             chosen_module = importlib.import_module(module)
             chosen_module.add_arguments(source)
-    args = top.parse_args(words)
-    chosen_module.main(args)
+    with cli.own_options():
+        args = cli.parse(top, words)
+        chosen_module.main(args)
+
+
+@functools.cache
+def source_options() -> dict[str, cli.Option]:
+    """Return parameter -> option of all sources: for tools whose messages ask to convert the data in another way."""
+    options = {}
+    for module, _ in SOURCES.values():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(module).add_arguments(parser)
+        options = cli.options_of(parser) | options
+    return options
 
 
 class StrictParser(argparse.ArgumentParser):

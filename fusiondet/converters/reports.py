@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusiondet import cli
 from fusiondet.errors import InputError
 
 # Of one kind of problem, so many are named; all of them are counted.
@@ -131,6 +132,6 @@ def counted(counts) -> str:
 
 def show(report: "Report", out: Path) -> None:
     """Print what happened, and where the result is."""
-    print("\n".join(report.lines()))
+    cli.say("\n".join(report.lines()))
     files = ", ".join(f"annotations/{name}.json" for name in report.splits)
     print(f"{out} is up to date: {files}" if report.unchanged else f"wrote {out}: {files}")

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet import cli
 from fusiondet.config import load_config
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
@@ -35,14 +36,15 @@ Without a GPU, --num-gpus N starts N processes on the CPU. Data sets are looked 
 """
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Detectron2's arguments, with a free port by default on one machine."""
+def parse_arguments(argv: list[str] | None = None, others=dict) -> argparse.Namespace:
+    """Detectron2's arguments, with a free port by default on one machine; `others` as in `cli.parse`."""
     parser = default_argument_parser(epilog=_EPILOG)
     parser.description = (
         "Train (or, with --eval-only, evaluate) a network: buildings with heights, maps, or what a patch is."
     )
     parser.set_defaults(dist_url="auto")
-    return parser.parse_args(argv)
+    aliases = {"num_gpus_per_machine": "num_gpus"}
+    return cli.parse(parser, argv, aliases=aliases, others=others)
 
 
 def trainer_of(cfg: CfgNode) -> type[FusionTrainer]:
@@ -57,14 +59,14 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         InputError: no or bad config file, data set, bands, or checkpoint.
     """
     if not args.config_file:
-        raise InputError("--config-file is missing, e.g. configs/synthetic/fusion_r18_small.yaml.")
+        raise InputError("`config_file` is missing, e.g. configs/synthetic/fusion_r18_small.yaml.")
     cfg = load_config(args.config_file, args.opts or [])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.FUSION.DISABLED:
         _check_hiding(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:
-        raise InputError("--eval-only needs DATASETS.TEST.")
+        raise InputError("`eval_only` needs DATASETS.TEST.")
     _setup_logger(cfg)
     if cfg.MODEL.DEVICE == "cpu":
         logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
@@ -82,7 +84,7 @@ def _check_hiding(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not args.eval_only:
         others = [m for m in cfg.INPUT.MODALITIES if m != hidden]
         raise InputError(
-            f"MODEL.FUSION.DISABLED {hidden} is for --eval-only. To train a network without it, set "
+            f"MODEL.FUSION.DISABLED {hidden} is for `eval_only`. To train a network without it, set "
             f'INPUT.MODALITIES "{others}"; to train one that copes with both, MODEL.FUSION.MODALITY_DROPOUT.'
         )
     if Path(cfg.MODEL.WEIGHTS).resolve().parent == Path(cfg.OUTPUT_DIR).resolve():
@@ -100,7 +102,7 @@ def _weights_to_continue(cfg: CfgNode, args: argparse.Namespace) -> Path | None:
     path = cfg.MODEL.WEIGHTS
     if args.eval_only:
         if not path:
-            raise InputError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate.")
+            raise InputError("`eval_only` needs MODEL.WEIGHTS, the checkpoint to evaluate.")
         return Path(path)
     return Path(path) if path and is_own_checkpoint(path) else None
 

@@ -352,7 +352,7 @@ def test_the_tool_writes_table_numbers_and_picture(city, dual, tmp_path, load_to
     keys |= {f"utilization/{name}" for name in UTILIZATIONS}
     assert {f"{k}/{s}{end}" for k in keys for s in SCORES for end in ("", "/low", "/high")} <= flat.keys()
     assert (flat["n_tiles"], flat["n_calibration_tiles"], flat["draws"], flat["seed"]) == (3, 3, 20, 0)
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         load_tool("analyze_modalities").main(arguments)
 
 

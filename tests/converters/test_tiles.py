@@ -544,7 +544,7 @@ class TestBadInput:
     def test_output_exists(self, town, tmp_path):
         make_tiles(Recipe(**town), tmp_path / "out")
         before = (tmp_path / "out" / "annotations" / "train.json").stat().st_mtime_ns
-        with pytest.raises(InputError, match="already exists.*--overwrite"):
+        with pytest.raises(InputError, match="already exists.*overwrite"):
             make_tiles(Recipe(**{**town, "overlap": 5}), tmp_path / "out")
         with pytest.raises(InputError):  # a failing run leaves the old result alone
             make(town, tmp_path, height_field="x")

@@ -104,7 +104,7 @@ def test_an_error_inside_leaves_what_was_there(tmp_path, suffix, small_batches):
     with pytest.raises(InputError, match="no outline"), BuildingWriter(path, UTM, overwrite=True) as writer:
         writer.write([*houses(9), Building(shapely.Polygon())])
     assert [p.name for p in tmp_path.iterdir()] == [path.name] and len(read_buildings(path)[0]) == 2
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         BuildingWriter(path, UTM)
 
 

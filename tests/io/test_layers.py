@@ -271,7 +271,7 @@ def test_an_outline_without_area_is_refused_by_name(tmp_path, polygon):
 def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
     path = tmp_path / "a.gpkg"
     write_buildings(buildings(), UTM, path)
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         write_buildings([], UTM, path)
     assert len(read_buildings(path)[0]) == 3
     write_buildings([], UTM, path, overwrite=True)
@@ -282,7 +282,7 @@ def test_a_bad_target_is_found_before_the_work(tmp_path):
     with pytest.raises(InputError, match="not known"):
         check_output(tmp_path / "a.kml")
     (tmp_path / "a.gpkg").touch()
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         check_output(tmp_path / "a.gpkg")
     assert check_output(tmp_path / "a.gpkg", overwrite=True) is FORMATS[".gpkg"]
 

@@ -10,6 +10,8 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ["MPLBACKEND"] = "Agg"
 
+from fusiondet import cli  # noqa: E402
+
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -63,6 +65,7 @@ def load_tool():
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path):
-    """No test writes beside the sources: data sets and outputs default to the test's own folder."""
+    """No test writes beside the sources, data sets and outputs default to its own folder; no tool is running."""
+    monkeypatch.setattr(cli, "_tool", cli._Tool())
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))

@@ -223,7 +223,7 @@ def test_an_existing_directory_is_refused_and_kept_unless_overwrite(easy, tmp_pa
     out = tmp_path / "city"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         write_dataset(SMALL, {"train": 1}, out)
     with pytest.raises(InputError, match="not made by this tool"):
         write_dataset(SMALL, {"train": 1}, out, overwrite=True)

@@ -53,7 +53,7 @@ def test_instances_are_printed_and_written(files, tmp_path, capsys, load_tool):
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].split() == ["joint", "100.0", "100.0", "100.0"]
     assert "MAE 0.500 m" in "\n".join(lines) and lines[-1] == f"wrote {len(metrics)} numbers to {out}"
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         load_tool("evaluate").main(arguments)
     load_tool("evaluate").main([*arguments, "--overwrite", "--metrics", "joint"])
     assert "segm/AP" not in json.loads(out.read_text())

@@ -260,7 +260,7 @@ def test_tool_draws_predictions_beside_other_files_and_needs_overwrite(tool, ann
     with Image.open(out / "heights.png") as picture:
         picture.load()
         assert picture.size == (1224, 588)
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         tool.main(arguments)
     tool.main([*arguments, "--overwrite"])
 
