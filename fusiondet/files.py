@@ -97,9 +97,12 @@ def scratch_folder(path: Path):
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove hidden directories in `folder`, a `parts_folder`: what a run that was killed did not finish."""
+    """Remove what is hidden in `folder`, which is of one run alone: what an earlier one did not finish."""
     for left in folder.glob(".*"):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -156,16 +159,21 @@ def atomic_dir(path: Path):
     fresh.mkdir()
     try:
         yield fresh
-        if path.exists():
-            os.replace(path, holder / "replaced")
-        try:
-            os.replace(fresh, path)
-        except BaseException:
-            if (holder / "replaced").exists():
-                os.replace(holder / "replaced", path)
-            raise
+        replace_dir(fresh, path, holder / "replaced")
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def replace_dir(fresh: Path, path: Path, replaced: Path) -> None:
+    """Move the directory `fresh` to `path`; what is there goes to `replaced`, and comes back where that fails."""
+    if path.exists():
+        os.replace(path, replaced)
+    try:
+        os.replace(fresh, path)
+    except BaseException:
+        if replaced.exists():
+            os.replace(replaced, path)
+        raise
 
 
 def write_json(data, path: Path, indent: int | None = None) -> None:
