@@ -62,7 +62,7 @@ def _environment() -> int:
 
 def _data(args: argparse.Namespace) -> int:
     try:
-        from fusiondet.doctor import report_data
+        from fusiondet.doctor.examination import report_data
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         raise InputError(

@@ -1,25 +1,22 @@
-"""The data doctor: what is wrong with a data set, before a training finds out. `tools/doctor.py data DIR`.
+"""Checks of a data set before a training (`tools/doctor.py data DIR`), and of the environment (`tools/doctor.py`).
 
-    source.py        finds and reads the annotation files of a folder
-    annotations.py   counts, density, sizes, outlines: what the JSON alone says
-    ground.py        CRS, GSD, orientation, ground shared between splits
-    heights.py       heights or elevations, attributes and rasters
-    samples.py       tiles whose pixels are read
-    rasters.py       files, sizes, types, ranges, no data
-    colours.py       are red, green and blue what they are called
-    radar.py         is the SAR picture in dB, once
-    registration.py  outlines against the optical picture: turned, mirrored, shifted
-    echoes.py        the SAR picture against what a radar would see of the outlines
-    outlines.py      points along edges, correlation over shifts
-    copies.py        the same picture in two splits
-    findings.py      verdict, what was found, what to do
-    page.py          one HTML page with the worst tiles
-    examination.py   all of it in one go
+    split_source.py   finds and reads the annotation files of a folder
+    annotations.py    counts, density, sizes, outlines: everything the JSON alone shows
+    shared_ground.py  CRS, GSD, orientation, ground shared between splits
+    height_values.py  heights or elevations, attributes and rasters
+    samples.py        tiles whose pixels are read
+    pixel_values.py   files, sizes, types, ranges, no data
+    colours.py        order of red, green and blue
+    radar.py          SAR values in dB, converted once
+    registration.py   outlines against the optical image: turned, mirrored, shifted
+    echoes.py         the SAR image against what a radar would see of the outlines
+    edges.py          points along edges, correlation over shifts
+    copies.py         the same image in two splits
+    findings.py       the result of a check: verdict, detail, remedy
+    html_page.py      one HTML page with the worst tiles
+    examination.py    all checks of a data set in one call
+    environment.py    versions, device, small real operations
 
-Checks give a `Finding` each; none of them changes the data.
+Each check returns a `Finding`; none of them changes the data. Nothing is imported here: the check of the
+environment has to run where numpy, rasterio or torch is missing.
 """
-
-from fusiondet.doctor.examination import DEFAULT_SAMPLES, examine, report_data
-from fusiondet.doctor.findings import VERDICTS, Case, Finding, text, worst_first
-
-__all__ = ["DEFAULT_SAMPLES", "VERDICTS", "Case", "Finding", "examine", "report_data", "text", "worst_first"]

@@ -59,9 +59,15 @@ def test_failure_of_one_check_is_reported_and_the_next_runs(monkeypatch, error, 
 
 
 @pytest.mark.parametrize(
-    "missing, remedy", [("torch", "make setup"), ("detectron2", "tools/install_detectron2.py")]
+    "missing, remedy, still_works",
+    [
+        ("torch", "make setup", "GPKG"),
+        ("detectron2", "tools/install_detectron2.py", "GPKG"),
+        ("rasterio", "make setup", "nms"),
+        ("numpy", "make setup", "map projection"),
+    ],
 )
-def test_doctor_runs_without(missing, remedy):
+def test_doctor_runs_without(missing, remedy, still_works):
     code = (
         f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = ['doctor.py']; "
         f"runpy.run_path({str(DOCTOR)!r}, run_name='__main__')"
@@ -70,4 +76,12 @@ def test_doctor_runs_without(missing, remedy):
     assert result.returncode == 1
     failures = [line for line in result.stdout.splitlines() if line.startswith("FAIL")]
     assert any(missing in line for line in failures) and remedy in result.stdout
-    assert "ok    GPKG" in result.stdout and "Traceback" not in result.stdout + result.stderr
+    assert f"ok    {still_works}" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_the_package_and_the_check_of_the_environment_import_no_other_library():
+    heavy = {"numpy", "torch", "rasterio", "shapely", "pyproj", "cv2", "scipy", "matplotlib", "detectron2"}
+    code = f"import sys, fusiondet.doctor.environment; print(sorted({heavy} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
