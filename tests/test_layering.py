@@ -1,9 +1,12 @@
-"""Three layers: geo runs without torch, modeling without GDAL, and importing the package itself loads neither."""
+"""Imports run downwards through the package, without cycles; geo runs without torch, modeling without GDAL."""
 
 import ast
+import functools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -11,6 +14,77 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEARNING = ("torch", "torchvision", "detectron2", "fvcore")
 GEO = ("rasterio", "shapely", "geopandas", "pyogrio", "pyproj", "osgeo", "fiona")
+
+# From the bottom to the top. A module imports from its own row and from rows below it, never from one above.
+ORDER = [
+    ["fusiondet", "errors", "compat", "plugins"],
+    ["files", "cli"],
+    ["buildings"],
+    ["geometry"],
+    ["io"],
+    ["jobs"],
+    ["converters", "synthetic"],
+    ["config"],
+    ["modeling"],
+    ["config_loading"],
+    ["data"],
+    ["evaluation"],
+    ["engine"],
+    ["inference"],
+    ["analysis", "doctor", "visualization"],
+    ["projects"],
+]
+RANK = {room: rank for rank, row in enumerate(ORDER) for room in row}
+
+# Converters and the synthetic city write data sets; these read data sets and train. Neither side imports the other.
+WRITERS = {"converters", "synthetic"}
+TRAINING = {"config", "modeling", "config_loading", "data", "evaluation", "engine", "inference"}
+
+# Imports that still run upwards. It may only become shorter.
+UPWARD = {
+    # Projects bring their keys, networks, readers and trainers through hooks.
+    "fusiondet.config -> fusiondet.projects",
+    "fusiondet.config -> fusiondet.projects.hse_lcz.hse_lcz_net",
+    "fusiondet.data.catalog -> fusiondet.projects.hse_lcz.patches",
+    "fusiondet.engine.launch -> fusiondet.projects.hse_lcz.hse_lcz_net",
+    "fusiondet.engine.launch -> fusiondet.projects.hse_lcz.patch_trainer",
+    "fusiondet.inference.predictor -> fusiondet.projects.hse_lcz.hse_lcz_net",
+    "fusiondet.projects -> fusiondet.projects.dual_unet.dual_unet",
+    "fusiondet.projects -> fusiondet.projects.fusion_height_net.duc_hdc",
+    "fusiondet.projects -> fusiondet.projects.fusion_height_net.fusion_height_net",
+    "fusiondet.projects -> fusiondet.projects.fusion_height_net.segnet",
+    "fusiondet.projects -> fusiondet.projects.fusion_height_net.smp_nets",
+    "fusiondet.projects -> fusiondet.projects.hse_lcz.hse_lcz_net",
+    "fusiondet.projects -> fusiondet.projects.u_rec.u_rec",
+    # Loading and checking a config moves above the networks.
+    "fusiondet.config -> fusiondet.modeling",
+    "fusiondet.config -> fusiondet.modeling.dense_heads",
+    "fusiondet.config -> fusiondet.modeling.dense_nets",
+    "fusiondet.config -> fusiondet.modeling.fusion",
+    "fusiondet.config -> fusiondet.modeling.height_head",
+    "fusiondet.config -> fusiondet.modeling.sensor_geometry",
+    # Figures are handed in by the tools.
+    "fusiondet.engine.hooks -> fusiondet.visualization",
+    "fusiondet.evaluation.evaluator -> fusiondet.visualization",
+    "fusiondet.inference.scene -> fusiondet.visualization.report",
+    # Numbers of bands are parsed by the tools.
+    "fusiondet.cli -> fusiondet.io.bands",
+}
+
+# Imports inside functions that are still to move to the top of their files. It may only become shorter.
+IN_FUNCTIONS_FOR_NOW = UPWARD | {
+    "fusiondet.engine.hooks -> fusiondet.evaluation.evaluator",
+    "fusiondet.modeling.weights -> fusiondet.config",
+    "fusiondet.projects.hse_lcz.patch_trainer -> fusiondet.visualization",
+    "fusiondet.projects.hse_lcz.so2sat -> fusiondet.projects.hse_lcz.synthetic_patches",
+}
+
+# Imports of our own modules inside functions, "importer -> imported", each with the heavy library that it avoids.
+IN_FUNCTIONS = {
+    "fusiondet.doctor.environment -> fusiondet": "the check of the environment imports nothing until a check runs",
+    "fusiondet.doctor.environment -> fusiondet.compat": "torch: its absence is to be reported",
+    "fusiondet.synthetic -> fusiondet.synthetic.dataset": "OpenCV and rasterio: options are shown without them",
+}
 
 # Modules of doctor/ that look at data; the others look at the environment.
 DATA_CHECKS = sorted(
@@ -26,6 +100,7 @@ LAYERS = {
             "fusiondet.cli",
             "fusiondet.data",
             "fusiondet.analysis",
+            "fusiondet.doctor",
             "fusiondet.errors",
             "fusiondet.files",
             "fusiondet.jobs.*",
@@ -68,7 +143,6 @@ LAYERS = {
             "fusiondet.data.catalog",
             "fusiondet.data.mapper",
             "fusiondet.data.sampler",
-            "fusiondet.doctor",
             "fusiondet.doctor.environment",
             "fusiondet.engine.*",
             "fusiondet.evaluation.evaluator",
@@ -83,9 +157,9 @@ def modules() -> dict[str, Path]:
     """Name -> file of every module of the package."""
     found = {}
     for path in sorted((ROOT / "fusiondet").rglob("*.py")):
-        if "tests" in path.parts:
-            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
+        if "tests" in parts:
+            continue
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -118,6 +192,130 @@ sys.meta_path.insert(0, Block())
         text=True,
         timeout=300,
     )
+
+
+class Import(NamedTuple):
+    """One import of a module of the package by another."""
+
+    importer: str
+    imported: str
+    in_function: bool
+
+    def __str__(self):
+        return f"{self.importer} -> {self.imported}"
+
+
+@functools.cache
+def first_party_imports() -> list[Import]:
+    """Every import of ours in the package, at the top of files and inside functions."""
+    files = modules()
+    found = {
+        Import(name, _known_module(imported, files), in_function)
+        for name, path in files.items()
+        for imported, in_function in _imports(ast.parse(path.read_text(encoding="utf-8")))
+        if imported.partition(".")[0] == "fusiondet"
+    }
+    return sorted(found)
+
+
+def _imports(node: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bool]]:
+    """(dotted name, inside a function) of everything imported below `node`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, in_function) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from ((f"{child.module}.{alias.name}", in_function) for alias in child.names)
+        else:
+            inside = in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _imports(child, inside)
+
+
+def _known_module(name: str, files: dict[str, Path]) -> str:
+    """`fusiondet.files` for `fusiondet.files.read_json`."""
+    while name not in files:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def room(module: str) -> str:
+    """Package or top-level module below `fusiondet` that `module` belongs to; each project is a room of its own."""
+    parts = module.split(".")
+    if len(parts) > 2 and parts[1] == "projects":
+        return ".".join(parts[1:3])
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def rank(module: str) -> int:
+    """Row of `ORDER` that `module` belongs to."""
+    return RANK[room(module).partition(".")[0]]
+
+
+def cycles(edges) -> list[list[str]]:
+    """Groups of names that import each other, directly or by a detour."""
+    graph = {}
+    for importer, imported in edges:
+        if importer != imported:
+            graph.setdefault(importer, set()).add(imported)
+
+    def reachable(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            new = graph.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {name: reachable(name) for name in graph}
+    found = {frozenset(b for b in reach[a] if a in reach.get(b, ())) for a in graph if a in reach[a]}
+    return sorted(sorted(group) for group in found)
+
+
+def test_every_room_has_its_row():
+    rooms = {room(name).partition(".")[0] for name in modules()}
+    assert rooms - RANK.keys() == set(), "put these into ORDER"
+
+
+def test_imports_run_downwards():
+    upward = {str(i) for i in first_party_imports() if rank(i.imported) > rank(i.importer)}
+    assert upward - UPWARD == set()
+
+
+def test_data_set_writers_and_training_do_not_import_each_other():
+    across = {
+        str(i)
+        for i in first_party_imports()
+        if (room(i.importer) in TRAINING and room(i.imported) in WRITERS)
+        or (room(i.importer) in WRITERS and room(i.imported) in TRAINING)
+    }
+    assert across == set()
+
+
+def test_projects_are_not_imported_from_outside_nor_by_each_other():
+    wrong = {
+        str(i)
+        for i in first_party_imports()
+        if room(i.imported).startswith("projects.") and room(i.importer) != room(i.imported)
+    }
+    assert wrong - UPWARD == set()
+
+
+def test_no_cycle_between_files():
+    assert cycles((i.importer, i.imported) for i in first_party_imports() if str(i) not in UPWARD) == []
+
+
+def test_no_cycle_between_packages():
+    edges = ((room(i.importer), room(i.imported)) for i in first_party_imports() if str(i) not in UPWARD)
+    assert cycles(edges) == []
+
+
+def test_own_modules_are_imported_at_the_top_of_files():
+    inside = {str(i) for i in first_party_imports() if i.in_function}
+    assert inside - IN_FUNCTIONS.keys() - IN_FUNCTIONS_FOR_NOW == set()
+
+
+def test_cycles_are_found():
+    assert cycles([("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("e", "a")]) == [["a", "b", "c"]]
+    assert cycles([("a", "b"), ("a", "c"), ("b", "d"), ("c", "d"), ("d", "d")]) == []
 
 
 @pytest.mark.parametrize("name", modules())

@@ -17,8 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from fusiondet.cli import progress
 from fusiondet.errors import InputError
+from fusiondet.evaluation.dense import MAP_SCORE, painted
+from fusiondet.evaluation.instances import scored_images
 from fusiondet.files import atomic_path
+from fusiondet.io.rasters import open_raster
 
 import numpy as np
 
@@ -230,9 +234,6 @@ class PaintedSubmission:
         Raises:
             InputError: a record of an image that is not listed, or one that is broken, as in `evaluate_instances`.
         """
-        from fusiondet.evaluation.dense import MAP_SCORE
-        from fusiondet.evaluation.instances import scored_images
-
         self.findings = findings
         self._threshold = MAP_SCORE if score_threshold is None else score_threshold
         self._images = {
@@ -251,8 +252,6 @@ class PaintedSubmission:
 
     def read_height(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         """(H, W) float32 metres, 0 where no instance of known height is."""
-        from fusiondet.evaluation.dense import painted
-
         return painted(self._images[name].records, shape, self._threshold)[0]
 
 
@@ -264,8 +263,6 @@ def write_submission(
     Args:
         shapes: name of a height raster -> (H, W), of every image.
     """
-    from fusiondet.cli import progress
-
     records = json.dumps(submission.records, allow_nan=False).encode()
     with (
         atomic_path(path) as temporary,
@@ -287,8 +284,6 @@ def read_plain_raster(
         name: what messages call it.
         findings: where to say what is wrong, and return None; None: an InputError says it.
     """
-    from fusiondet.io.rasters import open_raster
-
     import rasterio
     from rasterio.errors import RasterioError
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from fusiondet.buildings import TALLEST_BUILDING_M, Building, Tile
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import safe_join
-from fusiondet.geometry.painting import footprint_label
+from fusiondet.geometry.painting import footprint_label, paint_heights
 from fusiondet.io.coco import Dataset
 from fusiondet.io.rasters import BandReader, PixelWindow
 
@@ -61,9 +61,6 @@ def height_label(
             known height.
     """
     if source == "instances":
-        # Drags in all that writes vector layers, which the workers of a loader otherwise do without.
-        from fusiondet.geometry.painting import paint_heights
-
         raster_m = paint_heights(buildings_px, footprint.shape)
     elif raster_m is None:
         raster_m = np.full(footprint.shape, np.nan, np.float32)
@@ -279,8 +276,6 @@ class _Look:
 
 
 def _look(tile: Tile, source: str, path: Path) -> _Look:
-    from fusiondet.geometry.painting import paint_heights
-
     raster_m = read_heights(path, (tile.height, tile.width), tile.transform, tile.crs)
     footprint, known = footprint_label(tile), np.isfinite(raster_m)
     painted_m = paint_heights(tile.buildings, raster_m.shape)

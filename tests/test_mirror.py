@@ -1,0 +1,122 @@
+"""Every module has a test file of its own where one looks for it, and every test file has a module."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Tests of several modules together. Everything else mirrors one module.
+END_TO_END = {
+    "tests/test_bad_fusion_input.py": "wrong inputs of fusion networks, from the config to the scene",
+    "tests/test_classes_end_to_end.py": "class rasters from the converter through a training to the scores",
+    "tests/test_configs.py": "every file in configs/ is loaded and its network built",
+    "tests/test_end_to_end.py": "a synthetic city is made, learned and predicted",
+    "tests/test_layering.py": "imports of all modules",
+    "tests/test_learning.py": "a small network learns",
+    "tests/test_mirror.py": "this file",
+}
+
+# Modules that have no test file yet. It may only become shorter.
+WITHOUT_TESTS: set[str] = {
+    "fusiondet/analysis/ablation/costs.py",
+    "fusiondet/analysis/ablation/examples.py",
+    "fusiondet/analysis/ablation/tables.py",
+    "fusiondet/analysis/utilization/measurement.py",
+    "fusiondet/analysis/utilization/summary.py",
+    "fusiondet/converters/reports.py",
+    "fusiondet/converters/shards.py",
+    "fusiondet/converters/source.py",
+    "fusiondet/errors.py",
+    "fusiondet/evaluation/dfc2023_submission.py",
+    "fusiondet/evaluation/matching.py",
+    "fusiondet/evaluation/regions.py",
+    "fusiondet/evaluation/table.py",
+    "fusiondet/geometry/painting.py",
+    "fusiondet/geometry/shadows.py",
+    "fusiondet/inference/parts.py",
+    "fusiondet/inference/pipeline.py",
+    "fusiondet/inference/plan.py",
+    "fusiondet/inference/scene.py",
+    "fusiondet/inference/strips.py",
+    "fusiondet/inference/windows.py",
+    "fusiondet/io/building_parts.py",
+    "fusiondet/io/crs.py",
+    "fusiondet/io/grids.py",
+    "fusiondet/io/terrain.py",
+    "fusiondet/io/threedbag_filters.py",
+    "fusiondet/io/tile_rasters.py",
+    "fusiondet/io/vector_records.py",
+    "fusiondet/modeling/poolers.py",
+    "fusiondet/modeling/roi_heads.py",
+    "fusiondet/modeling/unet.py",
+    "fusiondet/projects/fusion_height_net/duc_hdc.py",
+    "fusiondet/projects/fusion_height_net/segnet.py",
+    "fusiondet/projects/hse_lcz/synthetic_patches.py",
+    "fusiondet/projects/u_rec/vaihingen.py",
+    "fusiondet/synthetic/footprints.py",
+    "fusiondet/synthetic/presets.py",
+    "fusiondet/synthetic/procedural.py",
+    "fusiondet/visualization/canvas.py",
+    "fusiondet/visualization/marks.py",
+    "fusiondet/visualization/report/reading.py",
+}
+
+# Test files whose module was moved or split.
+WITHOUT_MODULE: set[str] = {
+    "tests/analysis/test_utilization.py",
+    "tests/engine/test_distributed.py",
+    "tests/engine/test_finetune.py",
+    "tests/engine/test_prediction_panel.py",
+    "tests/inference/test_class_raster.py",
+    "tests/inference/test_height_rasters_of_scenes.py",
+    "tests/inference/test_orientation.py",
+    "tests/inference/test_resume.py",
+    "tests/inference/test_scenes.py",
+    "tests/io/test_class_raster_writer.py",
+    "tests/test_checkpoint_of_0_5.py",
+    "tests/visualization/report/test_in_browser.py",
+}
+
+
+def mirror(module: Path) -> Path:
+    """Path of the test file of `module`, both relative to the root of the repository."""
+    parts = module.parts[1:]
+    if parts[0] == "projects" and len(parts) > 2:
+        return Path(*module.parts[:3], "tests", *parts[2:-1], f"test_{module.name}")
+    return Path("tests", *parts[:-1], f"test_{module.name}")
+
+
+def python_files(folder: str, pattern: str = "*.py") -> list[Path]:
+    """Files below `folder`, relative to the root of the repository."""
+    return sorted(path.relative_to(ROOT) for path in (ROOT / folder).rglob(pattern))
+
+
+MODULES = [
+    path for path in python_files("fusiondet") if path.name != "__init__.py" and "tests" not in path.parts
+]
+TEST_FILES = python_files("tests", "test_*.py") + python_files("fusiondet/projects", "test_*.py")
+# Code outside the package has its tests below tests/, too.
+SCRIPTS = {
+    Path("tests", *path.parts[:-1], f"test_{path.name}")
+    for path in python_files("tools") + python_files("benchmarks")
+}
+
+
+def test_every_module_has_a_test_file():
+    missing = {str(module) for module in MODULES if mirror(module) not in TEST_FILES}
+    unexpected = missing - WITHOUT_TESTS
+    assert unexpected == set(), f"write {[str(mirror(Path(module))) for module in sorted(unexpected)]}"
+    assert WITHOUT_TESTS - missing == set(), "take these out of WITHOUT_TESTS: they have tests, or are gone"
+
+
+def test_every_test_file_has_a_module():
+    known = {mirror(module) for module in MODULES} | SCRIPTS | {Path(name) for name in END_TO_END}
+    orphans = {str(path) for path in TEST_FILES if path not in known}
+    assert orphans - WITHOUT_MODULE == set(), "rename these after the module that they test"
+    assert WITHOUT_MODULE - orphans == set(), "take these out of WITHOUT_MODULE"
+
+
+@pytest.mark.parametrize("name", END_TO_END)
+def test_end_to_end_tests_exist(name):
+    assert (ROOT / name).is_file()
