@@ -9,7 +9,7 @@ from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import trainer_of
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.projects.hse_lcz.tests.patch_files import write_split as write_patches
-from tests.modeling.test_weights import caffe2_blobs
+from tests.support.detectors import caffe2_blobs
 from tests.support.tiny_city import ROOT, write_split
 
 import numpy as np

@@ -5,7 +5,7 @@ import re
 from fusiondet.engine import checkpoint
 from fusiondet.engine.checkpoint import FusionCheckpointer, load_model, network_differences, read_checkpoint
 from fusiondet.errors import InputError
-from tests.modeling.test_weights import config
+from tests.support.detectors import config
 
 import numpy as np
 import pytest

@@ -2,7 +2,7 @@
 
 from fusiondet.errors import InputError
 from fusiondet.visualization.gallery import Said, footprint_panel, gallery_figure
-from tests.visualization.test_tile_figures import texts, view
+from tests.support.figures import texts, view
 
 import numpy as np
 import pytest

@@ -1,42 +1,16 @@
 """Figures of tiles: which panels there are, what stands on them, and that odd tiles work."""
 
-from fusiondet.buildings import Building, SensorGeometry, Tile
+from fusiondet.buildings import Building, SensorGeometry
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
-from fusiondet.visualization import TileView, figure_array, overview_figure, tile_figure
+from fusiondet.visualization import figure_array, overview_figure, tile_figure
 from fusiondet.visualization.marks import image_direction
+from tests.support.figures import colourbars, headings, keys, texts, view
 
 import numpy as np
 import pytest
 from matplotlib.patches import FancyArrow
 from shapely.geometry import box
-
-RGB_SAR = BandSpec(sar=("VV",), sar_scale="db")
-
-
-def view(bands=RGB_SAR, size=(32, 48), sensor=None, buildings=(), **kwargs):
-    """A tile of noise, `size` (height, width)."""
-    image = np.random.default_rng(0).uniform(1, 200, (len(bands), *size)).astype(np.float32)
-    tile = Tile(
-        "rgb/a.tif", size[1], size[0], 0.5, sensor=sensor or SensorGeometry(), buildings=list(buildings)
-    )
-    return TileView(tile, image, bands, **kwargs)
-
-
-def headings(figure):
-    return [ax.get_title() for ax in figure.axes if ax.get_title()]
-
-
-def texts(figure):
-    return [t.get_text() for t in figure.texts]
-
-
-def keys(figure):
-    return [t.get_text() for legend in figure.legends for t in legend.get_texts()]
-
-
-def colourbars(figure):
-    return [ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()]
 
 
 def test_truth_only_has_optical_sar_and_buildings_with_a_scale_in_metres():

@@ -2,36 +2,10 @@
 
 import re
 
+from tests.support.ablation_cases import CONDITIONS, NARROW, ROWS
 from tests.support.tiny_city import tiny_config, write_split
 
 import pytest
-
-ROWS = """
-  rgb: {label: RGB only, overrides: {INPUT.MODALITIES: [optical]}}
-  early: {}
-"""
-CONDITIONS = """
-  clear: {dataset: TEST}
-  no_sar: {dataset: TEST, overrides: {MODEL.FUSION.DISABLED: sar}}
-"""
-NARROW = (
-    *(
-        "MODEL.RESNETS.DEPTH",
-        "50",
-        "MODEL.RESNETS.STEM_OUT_CHANNELS",
-        "8",
-        "MODEL.RESNETS.WIDTH_PER_GROUP",
-        "4",
-    ),
-    *(
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        "16",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "1",
-        "TEST.BEST_METRIC",
-        "segm/AP50",
-    ),
-)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from fusiondet.evaluation.instances import evaluate_instances
 from fusiondet.evaluation.resampling import TileScores
 from fusiondet.files import read_json, write_json
 from fusiondet.io.bands import BandSpec
-from tests.analysis.ablation.conftest import CONDITIONS, ROWS
+from tests.support.ablation_cases import CONDITIONS, ROWS
 from tests.support.tiny_city import ROOT, write_split
 
 import numpy as np

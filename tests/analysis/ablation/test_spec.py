@@ -6,7 +6,7 @@ from fusiondet.analysis.ablation import read_spec
 from fusiondet.config import flat, safe_yaml
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
-from tests.analysis.ablation.conftest import CONDITIONS, NARROW, ROWS
+from tests.support.ablation_cases import CONDITIONS, NARROW, ROWS
 from tests.support.tiny_city import ROOT, tiny_config, write_split
 
 import pytest

@@ -6,7 +6,7 @@ import sys
 
 from fusiondet.converters.prepare import prepare
 from fusiondet.files import read_json
-from tests.converters.test_class_rasters import replica
+from fusiondet.projects.u_rec.tests.vaihingen_replica import replica
 from tests.support.tiny_city import ROOT
 
 import pytest
