@@ -15,7 +15,6 @@ from fusiondet.buildings import SensorGeometry, clean_polygon
 import numpy as np
 import shapely
 import torch
-from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 from torch.nn.functional import interpolate
 
@@ -54,11 +53,24 @@ class Sample:
 
 def _moved(sample: Sample, arrays, matrix: Sequence[float], **facts) -> Sample:
     """`sample` with `arrays` applied to image and rasters, and outlines through matrix (a, b, d, e, xoff, yoff)."""
-    outlines = [None if o is None else affine_transform(o, matrix) for o in sample.outlines_px]
+    outlines = _transformed(sample.outlines_px, matrix)
     rasters = {name: arrays(raster[None])[0] for name, raster in sample.rasters.items()}
     return dataclasses.replace(
         sample, image=arrays(sample.image), outlines_px=outlines, rasters=rasters, **facts
     )
+
+
+def _transformed(
+    outlines_px: list[BaseGeometry | None], matrix: Sequence[float]
+) -> list[BaseGeometry | None]:
+    """All outlines through matrix (a, b, d, e, xoff, yoff) at once, computed as shapely's `affine_transform` does."""
+    a, b, d, e, xoff, yoff = matrix
+    moved = shapely.transform(
+        np.array(outlines_px, dtype=object),
+        lambda x, y: (a * x + b * y + xoff, d * x + e * y + yoff),
+        interleaved=False,
+    )
+    return moved.tolist()
 
 
 def crop(sample: Sample, x0: int, y0: int, width: int, height: int) -> Sample:
@@ -73,15 +85,11 @@ def crop_outlines(outlines_px: list[BaseGeometry | None], x0: int, y0: int, widt
     """Outlines cut at the border of a window, in its pixels; None where nothing is left."""
     frame = shapely.box(x0, y0, x0 + width, y0 + height)
     shapely.prepare(frame)
-
-    def cut(outline):
-        if outline is not None and not frame.covers(outline):
-            outline = clean_polygon(outline.intersection(frame))
-        if outline is None or (x0, y0) == (0, 0):
-            return outline
-        return affine_transform(outline, (1, 0, 0, 1, -x0, -y0))
-
-    return [cut(outline) for outline in outlines_px]
+    cut = [
+        outline if outline is None or inside else clean_polygon(outline.intersection(frame))
+        for outline, inside in zip(outlines_px, shapely.covers(frame, outlines_px))
+    ]
+    return cut if (x0, y0) == (0, 0) else _transformed(cut, (1, 0, 0, 1, -x0, -y0))
 
 
 def flip_horizontally(sample: Sample) -> Sample:

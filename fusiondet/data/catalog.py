@@ -56,7 +56,8 @@ def annotation_file(name: str) -> Path:
 def ensure_registered(name: str) -> str:
     """Make `name` known to Detectron2's catalogs and return it; a second call does nothing.
 
-    `DatasetCatalog.get(name)` is then a list of `record`s, and `MetadataCatalog.get(name)` has json_file, image_root
+    `DatasetCatalog.get(name)` is then a list of `record`s with annotations, which tools of Detectron2 read, and
+    `MetadataCatalog.get(name)` has json_file, image_root
     and thing_classes, once the file was read also bands (`BandSpec.to_dict()`).
 
     Raises:
@@ -81,7 +82,7 @@ def ensure_registered(name: str) -> str:
 def _load(name: str) -> list[dict]:
     dataset = load_split(name)
     MetadataCatalog.get(name).bands = dataset.bands.to_dict()
-    return records(dataset)
+    return [{**record, "annotations": annotations(record["tile"])} for record in records(dataset)]
 
 
 def load_split(name: str) -> Dataset:
@@ -118,29 +119,24 @@ def folder_name(name: str) -> str:
 
 
 def records(dataset: Dataset) -> list[dict]:
-    """Detectron2's dicts of `dataset`, one per tile, in order."""
-    classes = class_list(dataset)
-    return [_record(tile, dataset, classes) for tile in dataset.tiles]
-
-
-def record(tile: Tile, dataset: Dataset) -> dict:
-    """Detectron2's dict of one tile.
+    """What the mapper takes of each tile of `dataset`, in order.
 
     Returns:
-        file_name (absolute, the tile's first raster), optical_raster and sar_raster (`TileRaster`, None where there is
-        none), sar_file_name (absolute or None),
-        image_id, height, width, gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict(), azimuths in image axes),
-        bands (BandSpec of the files), nodata, class_raster (`TileRaster`, None where there is none) and classes
-        (`ClassList`, None where footprints tell the classes), building_height_file_name and ndsm_file_name (absolute or
-        None), crs and transform (as in `Tile`), and annotations: bbox in XYWH pixels, category_id 0, segmentation
-        (polygons, or RLE and then the exact outline_px too), height_m (metres or None).
+        tile (the `Tile` itself, with its buildings), file_name (absolute, the tile's first raster), optical_raster and
+        sar_raster (`TileRaster`, None where there is none), sar_file_name (absolute or None), image_id, height, width,
+        gsd_m (NaN when unknown), sensor (SensorGeometry.to_dict(), azimuths in image axes), bands (BandSpec of the
+        files), nodata, class_raster (`TileRaster`, None where there is none) and classes (`ClassList`, None where
+        footprints tell the classes), building_height_file_name and ndsm_file_name (absolute or None), crs and
+        transform (as in `Tile`).
     """
-    return _record(tile, dataset, class_list(dataset))
+    classes = class_list(dataset)
+    return [_record(tile, dataset, classes) for tile in dataset.tiles]
 
 
 def _record(tile: Tile, dataset: Dataset, classes: ClassList | None) -> dict:
     optical, sar = tile_rasters(dataset, tile)
     return {
+        "tile": tile,
         "file_name": _full(dataset, tile.file_name),
         "optical_raster": optical,
         "sar_raster": sar,
@@ -158,18 +154,20 @@ def _record(tile: Tile, dataset: Dataset, classes: ClassList | None) -> dict:
         "ndsm_file_name": _full(dataset, tile.ndsm_file_name),
         "crs": tile.crs,
         "transform": tile.transform,
-        "annotations": [_annotation(building, tile) for building in tile.buildings],
     }
 
 
-def _annotation(building, tile: Tile) -> dict:
-    stored = annotation_record(building, tile.height, tile.width)
-    kept = {
-        key: stored[key]
-        for key in ("bbox", "segmentation", "outline_px", "iscrowd", "height_m")
-        if key in stored
-    }
-    return {**kept, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+def annotations(tile: Tile) -> list[dict]:
+    """Detectron2's annotations of `tile`: bbox in XYWH pixels, bbox_mode, category_id 0, iscrowd 0, segmentation
+    (polygons, or RLE and then the exact outline_px too), height_m (metres or None).
+    """
+    found = []
+    for building in tile.buildings:
+        stored = annotation_record(building, tile.height, tile.width)
+        kept = ("bbox", "segmentation", "outline_px", "iscrowd", "height_m")
+        annotation = {key: stored[key] for key in kept if key in stored}
+        found.append({**annotation, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0})
+    return found
 
 
 def _full(dataset: Dataset, name: str | None) -> str | None:

@@ -5,10 +5,10 @@ from fusiondet.buildings import Building, SensorGeometry
 from fusiondet.config import pixel_tasks
 from fusiondet.data import augmentations as aug
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.geometry.painting import polygons_to_masks
 from fusiondet.io import labels
 from fusiondet.io.bands import BandSpec
-from fusiondet.io.coco import building_from_annotation
+from fusiondet.io.coco import stored_height_m, stored_outlines
 from fusiondet.io.pixel_classes import UNKNOWN, check_footprint_classes, read_classes
 from fusiondet.io.tile_rasters import read_tile_image
 
@@ -20,7 +20,7 @@ from shapely.geometry import MultiPolygon
 
 
 class FusionDatasetMapper:
-    """`mapper(record, counter)`: a dict of `fusiondet.data.catalog.record` -> the input dict of `FusionRCNN`.
+    """`mapper(record, counter)`: a dict of `fusiondet.data.catalog.records` -> the input dict of `FusionRCNN`.
 
     All that is random in it follows from (seed, counter). Tiles keep their own resolution: INPUT.MIN_SIZE_TRAIN and
     friends mean nothing here, because metres per pixel carry the height.
@@ -127,24 +127,23 @@ class FusionDatasetMapper:
         """
         rng = np.random.default_rng((self.seed, counter))
         labelled = record.get("labelled", True)
-        annotations = [a for a in record["annotations"] if labelled and not a.get("iscrowd")]
-        height, width = record["height"], record["width"]
-        buildings = [building_from_annotation(a, height, width) for a in annotations]
-        outlines = [None if building is None else building.polygon for building in buildings]
-        heights_m = np.array(
-            [np.nan if a.get("height_m") is None else a["height_m"] for a in annotations], np.float32
-        )
+        tile = record["tile"]
+        outlines = stored_outlines(tile) if labelled else []
+        heights = [stored_height_m(building.height_m) for building in tile.buildings] if labelled else []
+        heights_m = np.array([np.nan if height_m is None else height_m for height_m in heights], np.float32)
+
         sample = self._read(record, outlines, rng)
         if self.is_train:
             sample = self._photometry(self._geometry(sample, rng), rng)
-        masks = [_mask(outline, *sample.size) for outline in sample.outlines_px]
-        per_pixel = self._labels(sample, masks, heights_m, record) if self.is_train and labelled else {}
-        keep = [
-            i
-            for i, mask in enumerate(masks)
-            if not self.is_train or mask.sum() >= max(1, self.min_instance_area_px)
-        ]
-        outlines, masks = [sample.outlines_px[i] for i in keep], [masks[i] for i in keep]
+        outlines, masks = sample.outlines_px, polygons_to_masks(sample.outlines_px, *sample.size)
+        per_pixel = {}
+        if self.is_train and labelled:
+            per_pixel = self._labels(sample, masks, heights_m, record)
+        if self.is_train:
+            smallest_px = max(1, self.min_instance_area_px)
+            keep = [i for i, mask in enumerate(masks) if np.count_nonzero(mask) >= smallest_px]
+            if len(keep) < len(masks):
+                outlines, masks, heights_m = [outlines[i] for i in keep], masks[keep], heights_m[keep]
         return {
             **{key: record[key] for key in ("image_id", "file_name", "sar_file_name")},
             **({"labelled": labelled} if "labelled" in record else {}),
@@ -156,7 +155,7 @@ class FusionDatasetMapper:
             "sensor": {
                 k: float("nan") if v is None else float(v) for k, v in sample.sensor.to_dict().items()
             },
-            "instances": self._instances(outlines, masks, heights_m[keep], sample.size),
+            "instances": self._instances(outlines, masks, heights_m, sample.size),
         }
 
     def _read(self, record: dict, outlines: list, rng) -> aug.Sample:
@@ -209,10 +208,10 @@ class FusionDatasetMapper:
         numbers = read_classes(record["class_raster"], classes.in_order_of(self.class_names), size, window)
         return {"classes": np.where(numbers == UNKNOWN, np.float32(np.nan), numbers.astype(np.float32))}
 
-    def _labels(self, sample: aug.Sample, masks: list, heights_m: np.ndarray, record: dict) -> dict:
-        """Labels per pixel of a finished sample; `masks` of all its outlines."""
+    def _labels(self, sample: aug.Sample, masks: np.ndarray, heights_m: np.ndarray, record: dict) -> dict:
+        """Labels per pixel of a finished sample; (N, H, W) `masks` of all its outlines."""
         found = {}
-        footprint = np.logical_or.reduce(masks) if masks else np.zeros(sample.size, bool)
+        footprint = masks.any(axis=0)
         if self.height_labels:
             buildings = [
                 Building(outline, None if np.isnan(height_m) else float(height_m))
@@ -265,7 +264,7 @@ class FusionDatasetMapper:
         return aug.jitter_sar(sample, rng, self.sar_gain_db, self.sar_speckle_looks)
 
     def _instances(
-        self, outlines: list, masks: list, heights_m: np.ndarray, size: tuple[int, int]
+        self, outlines: list, masks: np.ndarray, heights_m: np.ndarray, size: tuple[int, int]
     ) -> Instances:
         instances = Instances(size)
         bounds = [(0.0, 0.0, 0.0, 0.0) if outline is None else outline.bounds for outline in outlines]
@@ -274,16 +273,11 @@ class FusionDatasetMapper:
         rings = None if self.mask_format == "bitmask" else [_rings(outline) for outline in outlines]
         # Rings alone would fill courtyards, so a tile that has one is rasterised in either format.
         if rings is None or any(ring is None for ring in rings):
-            stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
-            instances.gt_masks = BitMasks(torch.from_numpy(stacked))
+            instances.gt_masks = BitMasks(torch.from_numpy(masks))
         else:
             instances.gt_masks = PolygonMasks(rings)
-        instances.gt_heights = torch.from_numpy(heights_m.astype(np.float32))
+        instances.gt_heights = torch.from_numpy(heights_m)
         return instances
-
-
-def _mask(outline, height: int, width: int) -> np.ndarray:
-    return np.zeros((height, width), bool) if outline is None else polygon_to_mask(outline, height, width)
 
 
 def _rings(outline) -> list[np.ndarray] | None:

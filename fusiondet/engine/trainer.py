@@ -236,7 +236,7 @@ def _labelled_parts(cfg: CfgNode, train: list[Dataset]) -> list[Dataset]:
 
 
 def training_records(cfg: CfgNode) -> list[dict]:
-    """Records of all tiles of DATASETS.TRAIN; those that are not labelled have `labelled` False and no annotations.
+    """Records of all tiles of DATASETS.TRAIN; those that are not labelled have `labelled` False and no buildings.
 
     Raises:
         InputError: an unknown data set.
@@ -248,12 +248,12 @@ def training_records(cfg: CfgNode) -> list[dict]:
             "%d of %d training tiles are labelled: DATASETS.LABEL_SHARE %g, SEED %d",
             *(labelled.sum(), len(records), cfg.DATASETS.LABEL_SHARE, cfg.SEED),
         )
-    bare = {"annotations": [], "labelled": False}
-    records = [record if known else {**record, **bare} for record, known in zip(records, labelled)]
+    for i in np.flatnonzero(~labelled):
+        records[i] = {**records[i], "tile": replace(records[i]["tile"], buildings=[]), "labelled": False}
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         # A tile without buildings has other classes to learn.
         records = [
-            r for r in records if r["annotations"] or r.get("class_raster") or not r.get("labelled", True)
+            r for r in records if r["tile"].buildings or r["class_raster"] or not r.get("labelled", True)
         ]
     return records
 

@@ -56,6 +56,8 @@ MAX_SIDE_PX = 32768
 _RARE_KEYS = ("cloud_file_name", "class_file_name", "window", "sar_window", "indexes", "sar_indexes")
 _TUPLE_KEYS = ("transform", "window", "sar_window", "indexes", "sar_indexes")
 _TILE_KEYS = tuple(f.name for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor"))
+# Of a pixel's coordinates, in the rings of a file.
+_DECIMALS = 3
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
 
 
@@ -359,7 +361,7 @@ def annotation_record(building: Building, height: int, width: int) -> dict:
         "area": round(building.polygon.area, 3),
         "iscrowd": 0,
         "segmentation": segmentation_from_polygon(building.polygon, height, width),
-        "height_m": None if building.height_m is None else round(float(building.height_m), 4),
+        "height_m": stored_height_m(building.height_m),
         **{key: getattr(building, key) for key in _HEIGHT_TEXT_KEYS},
         "outline": building.outline,
         "source_id": building.id.item() if hasattr(building.id, "item") else building.id,
@@ -385,6 +387,32 @@ def building_from_annotation(annotation: dict, height: int, width: int) -> Build
     )
 
 
+def stored_outlines(tile: Tile) -> list[BaseGeometry | None]:
+    """Outlines of `tile` as `write_coco` and `read_coco` hand them on; None for one that then encloses no area.
+
+    Equal to those of `tile` if our own file was read: only coordinates of more than three decimals change. A network
+    learns the same from a file of other origin as from what `write_coco` makes of it.
+    """
+    outlines = [building.polygon for building in tile.buildings]
+    xy_px, owner = shapely.get_coordinates(outlines, return_index=True)
+    finer = {*owner[(xy_px != xy_px.round(_DECIMALS)).any(axis=1)].tolist()}
+    for i, outline in enumerate(outlines):
+        if isinstance(outline, MultiPolygon) or i in finer:
+            outlines[i] = _stored_outline(outline)
+    return outlines
+
+
+def _stored_outline(polygon_px: BaseGeometry) -> BaseGeometry | None:
+    if _has_holes(polygon_px):
+        return clean_polygon(polygon_px)
+    return _union_of_rings([_flat(part.exterior) for part in _parts(polygon_px)])
+
+
+def stored_height_m(height_m: float | None) -> float | None:
+    """`height_m` as the file holds it, in tenths of a millimetre."""
+    return None if height_m is None else round(float(height_m), 4)
+
+
 def segmentation_from_polygon(polygon_px: BaseGeometry, height: int, width: int) -> list | dict:
     """COCO segmentation: a list of flat rings, or compressed RLE where rings alone would fill a hole."""
     if _has_holes(polygon_px):
@@ -399,8 +427,11 @@ def polygon_from_segmentation(segmentation, height: int, width: int) -> BaseGeom
     """
     if isinstance(segmentation, dict):
         return mask_to_polygon(decode_rle(segmentation, height, width))
-    rings = [Polygon(np.reshape(ring, (-1, 2))) for ring in checked_rings(segmentation) if len(ring) >= 6]
-    parts = [clean_polygon(ring) for ring in rings]
+    return _union_of_rings(checked_rings(segmentation))
+
+
+def _union_of_rings(rings: list[list[float]]) -> BaseGeometry | None:
+    parts = [clean_polygon(Polygon(np.reshape(ring, (-1, 2)))) for ring in rings if len(ring) >= 6]
     return clean_polygon(shapely.unary_union([p for p in parts if p is not None])) if any(parts) else None
 
 
@@ -560,4 +591,4 @@ def _has_holes(polygon: BaseGeometry) -> bool:
 
 
 def _flat(ring) -> list[float]:
-    return shapely.get_coordinates(ring)[:-1].round(3).ravel().tolist()
+    return shapely.get_coordinates(ring)[:-1].round(_DECIMALS).ravel().tolist()

@@ -142,7 +142,8 @@ def test_a_plain_coco_file_has_unknown_heights_and_gsd(root):
     }
     document = {"images": [image], "annotations": [square], "categories": [{"id": 3, "name": "roof"}]}
     write_json(document, root / "plain.json")
-    (record,) = catalog.records(catalog.load_split(str(root / "plain.json")))
+    path = catalog.ensure_registered(str(root / "plain.json"))
+    (record,) = DatasetCatalog.get(path)
     assert math.isnan(record["gsd_m"]) and record["annotations"][0]["height_m"] is None
     assert record["annotations"][0]["category_id"] == 0, "there is one class, whatever its number in the file"
 

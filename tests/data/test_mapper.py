@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import fusiondet.compat  # noqa: F401
@@ -19,6 +20,7 @@ from tests.support.tiny_city import (
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, PolygonMasks
 from shapely.geometry import box
 
@@ -382,8 +384,38 @@ def test_dense_heads_decide_which_labels_are_read(tmp_path):
 
 
 def test_records_are_not_changed(record):
-    before = {k: v for k, v in record.items() if k != "annotations"}
-    annotations = [dict(a) for a in record["annotations"]]
+    before = copy.deepcopy(record)
     plain(True, dihedral=True, scale_range=(2.0, 2.0))(record, 3)
-    assert {k: v for k, v in record.items() if k != "annotations"} == before
-    assert record["annotations"] == annotations and dataclasses.is_dataclass(record["bands"])
+    assert record == before and dataclasses.is_dataclass(record["bands"])
+
+
+def test_a_plain_record_and_one_of_detectron2_give_the_same(tmp_path):
+    path = str(write_split(tmp_path, "train", (2, 1)))
+    catalog.ensure_registered(path)
+    own, others = catalog.records(catalog.load_split(path)), DatasetCatalog.get(path)
+    for ours, theirs in zip(own, others, strict=True):
+        assert theirs.keys() - ours.keys() == {"annotations"}
+        a, b = plain()(ours)["instances"], plain()(theirs)["instances"]
+        assert torch.equal(a.gt_masks.tensor, b.gt_masks.tensor) and torch.equal(a.gt_heights, b.gt_heights)
+
+
+def test_a_file_of_more_decimals_trains_as_its_copy_in_our_form(tmp_path):
+    """Also where outlines are of several parts, or vanish when they are rounded."""
+    image = np.ones((3, 16, 16), np.float32)
+    buildings = [
+        Building(box(1.23456, 2, 5.49999, 6.5000004), height_m=3.141592),
+        Building(box(1, 8, 3, 10).union(box(4, 8, 6, 10.00071))),
+        Building(box(8.0001, 8, 8.0002, 12), height_m=5),
+        Building(courtyard(8.00004, 2.0000001, 6, 2), height_m=4),
+    ]
+    record = one_record(tmp_path, image)
+    fine = {**record, "tile": dataclasses.replace(record["tile"], buildings=buildings)}
+    written = write_tiles(tmp_path / "copy", "train", [fine["tile"]])
+    kept = catalog.load_split(str(written)).tiles[0].buildings
+    coarse = {**record, "tile": dataclasses.replace(record["tile"], buildings=kept)}
+    fine, coarse = plain()(fine)["instances"], plain()(coarse)["instances"]
+    assert len(fine) == 4 and not fine.gt_masks.tensor[2].any() and len(coarse) == 3
+    rest = fine[[0, 1, 3]]
+    assert torch.equal(rest.gt_masks.tensor, coarse.gt_masks.tensor)
+    assert torch.equal(rest.gt_boxes.tensor, coarse.gt_boxes.tensor)
+    np.testing.assert_array_equal(rest.gt_heights.numpy(), coarse.gt_heights.numpy())

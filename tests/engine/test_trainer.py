@@ -249,7 +249,7 @@ def test_tiles_without_labels_show_no_building(ten_tiles, caplog):
     caplog.set_level("INFO")
     records = engine.training_records(few(ten_tiles, 0.3))
     assert len(records) == 10 and "3 of 10 training tiles are labelled" in caplog.text
-    assert [r["annotations"] for r in records if "labelled" in r] == [[]] * 7
+    assert [r["tile"].buildings for r in records if "labelled" in r] == [[]] * 7
     everything = engine.training_records(few(ten_tiles, 1.0))
     assert not any("labelled" in r for r in everything)
     assert [r for r in records if "labelled" not in r] == [
@@ -267,7 +267,7 @@ def test_the_seed_alone_chooses_and_smaller_shares_are_within_larger_ones(ten_ti
 def test_empty_tiles_are_filtered_among_labelled_ones_alone(ten_tiles):
     """Whether a tile without labels is empty, nobody knows."""
     filtered = engine.training_records(few(ten_tiles, 0.9, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"))
-    assert all(r["annotations"] for r in filtered if r.get("labelled", True))
+    assert all(r["tile"].buildings for r in filtered if r.get("labelled", True))
     assert sum("labelled" in r for r in filtered) == 1 and len(filtered) in (8, 9)
 
 
