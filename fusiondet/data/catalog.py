@@ -56,7 +56,7 @@ def annotation_file(name: str) -> Path:
 def ensure_registered(name: str) -> str:
     """Make `name` known to Detectron2's catalogs and return it; a second call does nothing.
 
-    `DatasetCatalog.get(name)` is then a list of `record`s with annotations, which tools of Detectron2 read, and
+    `DatasetCatalog.get(name)` is then a list of `records` with annotations, which tools of Detectron2 read, and
     `MetadataCatalog.get(name)` has json_file, image_root
     and thing_classes, once the file was read also bands (`BandSpec.to_dict()`).
 
