@@ -8,6 +8,7 @@ def main():
     from fusiondet.compat import launch
     from fusiondet.converters.prepare import source_options
     from fusiondet.engine.launch import parse_arguments, prepare, work
+    from fusiondet.visualization.training import FIGURES
 
     args = parse_arguments(others=source_options)
     cfg = prepare(args)
@@ -17,7 +18,7 @@ def main():
         args.num_machines,
         args.machine_rank,
         args.dist_url,
-        args=(cfg, args),
+        args=(cfg, args, FIGURES),
         device=cfg.MODEL.DEVICE,
     )
 

@@ -1,20 +1,20 @@
 """Between steps, besides Detectron2's own hooks: weigh tasks, calibrate intervals, keep the best checkpoint, draw."""
 
-import dataclasses
 import itertools
 import logging
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet.buildings import Building, SensorGeometry, Tile
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.evaluation import is_error
-from fusiondet.geometry.painting import mask_to_polygon
 from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.task_weighting import TaskWeighting
 
+import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
@@ -164,90 +164,40 @@ class BestCheckpoint(HookBase):
         self.checkpointer.save(self.name, tag=False, facts=facts, iteration=iteration)
 
 
-class PredictionPanel(HookBase):
-    """Every `period` steps, a picture of the latest batch's first tile in TensorBoard, whatever its bands.
+@dataclass(frozen=True)
+class TrainingFigures:
+    """Functions that draw while a network is trained and scored; `fusiondet.visualization.training` has them.
 
-    "predictions": optical and SAR panel, true outlines coloured by height, predicted ones, and which of them match.
-    "height_maps", where there are dense heads: true and predicted height per pixel, errors, and predicted footprints.
+    Attributes:
+        predictions: (inputs, output, bands) of one tile, the model's input and output dicts and the meaning of the
+            image's channels, to {name: (H, W, 3) uint8} images.
+        confusion: writes an image of (K, K) counts of true by predicted class: (counts, class names, title, path).
     """
 
-    def __init__(self, period: int, bands: BandSpec):
-        """`bands`: what the channels of the images are."""
-        self.period, self.bands = period, bands
+    predictions: Callable[[dict, dict, BandSpec], dict[str, np.ndarray]]
+    confusion: Callable[[np.ndarray, Sequence[str], str, Path], None]
+
+
+class PredictionPanel(HookBase):
+    """Every `period` steps, images of the latest batch's first labelled tile and its predictions in TensorBoard."""
+
+    def __init__(self, period: int, bands: BandSpec, draw: Callable[[dict, dict, BandSpec], dict]):
+        """`bands`: what the channels of the images are; `draw`: see `TrainingFigures.predictions`."""
+        self.period, self.bands, self.draw = period, bands, draw
 
     def after_step(self) -> None:
         """Draw when it is time."""
         if (self.trainer.iter + 1) % self.period == 0 and self.trainer._trainer.last_batch:
             batch = self.trainer._trainer.last_batch
             labelled = [x for x in batch if x.get("labelled", True)] or batch
-            for name, picture in self.draw(labelled[0]).items():
-                self.trainer.storage.put_image(name, picture)
+            for name, image in self.draw(labelled[0], self._predict(labelled[0]), self.bands).items():
+                self.trainer.storage.put_image(name, torch.from_numpy(image).permute(2, 0, 1))
 
-    def draw(self, inputs: dict) -> dict[str, torch.Tensor]:
-        """Name -> (3, H, W) uint8 pictures of one input of the model with what it predicts now."""
-        from fusiondet import visualization as vis
-
+    def _predict(self, inputs: dict) -> dict:
         model = getattr(self.trainer.model, "module", self.trainer.model)
         model.eval()
         try:
             with torch.no_grad():
-                output = model([inputs])[0]
+                return model([inputs])[0]
         finally:
             model.train()
-        view = vis.TileView(_tile_of(inputs), inputs["image"].cpu().numpy(), self.bands)
-        views = {
-            "predictions": _with_instances(view, inputs, output),
-            "height_maps": _with_maps(view, inputs, output),
-        }
-        pictures = {k: vis.figure_array(vis.tile_figure(v)) for k, v in views.items() if v}
-        return {name: torch.from_numpy(p).permute(2, 0, 1) for name, p in pictures.items()}
-
-
-def _with_instances(view, inputs: dict, output: dict):
-    """`view` with the buildings that the network found, and which of them match; None for one that finds none."""
-    from fusiondet import visualization as vis
-    from fusiondet.evaluation.evaluator import prediction_records
-
-    if "instances" not in output:
-        return None
-    tile, records = view.tile, prediction_records(inputs, output["instances"].to("cpu"))
-    predictions = [vis.building_from_prediction(r, tile.height, tile.width) for r in records]
-    kept = [i for i, building in enumerate(predictions) if building is not None]
-    matches = vis.match_tile(tile, [records[i] for i in kept])
-    return dataclasses.replace(view, predictions=[predictions[i] for i in kept], matches=matches)
-
-
-def _with_maps(view, inputs: dict, output: dict):
-    """`view` with the maps that the network predicts, and the true one where it was read; None without any."""
-    unseen = torch.isnan(inputs["image"]).all(dim=0).cpu()
-    maps = {n: output[n].float().cpu() for n in ("height_map_m", "footprint_map") if n in output}
-    maps = {name: m.masked_fill(unseen, math.nan).numpy() for name, m in maps.items()}
-    truth_m = inputs.get("building_height_m")
-    if "height_map_m" in maps and truth_m is not None:
-        maps["truth_map_m"] = torch.as_tensor(truth_m).numpy()
-    return dataclasses.replace(view, **maps) if maps else None
-
-
-def _tile_of(inputs: dict) -> Tile:
-    """The tile as the network saw it, augmented: outlines from its masks."""
-    instances = inputs["instances"]
-    height, width = instances.image_size
-    masks = instances.gt_masks.tensor.numpy() if hasattr(instances.gt_masks, "tensor") else None
-    if masks is None:
-        masks = [_polygon_mask(rings, height, width) for rings in instances.gt_masks.polygons]
-    buildings = []
-    for mask, height_m in zip(masks, instances.gt_heights.tolist(), strict=True):
-        polygon = mask_to_polygon(mask)
-        if polygon is not None:
-            buildings.append(Building(polygon.simplify(0.7), None if math.isnan(height_m) else height_m))
-    sensor = {k: None if math.isnan(v) else v for k, v in inputs["sensor"].items()}
-    name = Path(inputs["file_name"]).name
-    return Tile(
-        name, width, height, inputs["gsd_m"], sensor=SensorGeometry.from_dict(sensor), buildings=buildings
-    )
-
-
-def _polygon_mask(rings, height: int, width: int):
-    from detectron2.structures.masks import polygons_to_bitmask
-
-    return polygons_to_bitmask(rings, height, width)

@@ -9,6 +9,7 @@ from fusiondet import cli
 from fusiondet.config import load_config
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
+from fusiondet.engine.hooks import TrainingFigures
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.projects.hse_lcz import hse_lcz_net as hse_lcz
@@ -107,8 +108,15 @@ def _weights_to_continue(cfg: CfgNode, args: argparse.Namespace) -> Path | None:
     return Path(path) if path and is_own_checkpoint(path) else None
 
 
-def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
-    """Train or evaluate in this process; returns the last evaluation's {task: {metric: number}}."""
+def work(cfg: CfgNode, args: argparse.Namespace, figures: TrainingFigures | None = None) -> dict:
+    """Train or evaluate in this process.
+
+    Args:
+        figures: draws predictions and scores, e.g. `fusiondet.visualization.training.FIGURES`; None: nothing is drawn.
+
+    Returns:
+        {task: {metric: number}} of the last evaluation.
+    """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         catalog.ensure_registered(name)
     _setup(cfg, args)
@@ -116,8 +124,8 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> dict:
         model = trainer_of(cfg).build_model(cfg)
         # Strict, never adapted to other bands.
         FusionCheckpointer(model, config_yaml=cfg.dump()).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        return _verified(cfg, trainer_of(cfg).test(cfg, model))
-    trainer = trainer_of(cfg)(cfg)
+        return _verified(cfg, trainer_of(cfg).test(cfg, model, figures=figures))
+    trainer = trainer_of(cfg)(cfg, figures)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
     return _verified(cfg, trainer._last_eval_results)

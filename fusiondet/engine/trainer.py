@@ -30,7 +30,13 @@ from fusiondet.engine.checkpoint import (
     network_differences,
     stored_config,
 )
-from fusiondet.engine.hooks import BestCheckpoint, CalibrateHeights, PredictionPanel, WeighTasks
+from fusiondet.engine.hooks import (
+    BestCheckpoint,
+    CalibrateHeights,
+    PredictionPanel,
+    TrainingFigures,
+    WeighTasks,
+)
 from fusiondet.errors import InputError
 from fusiondet.evaluation.evaluator import BuildingEvaluator, table
 from fusiondet.io.bands import BandSpec
@@ -506,9 +512,15 @@ def _step_seed(*key: int) -> int:
 class FusionTrainer(DefaultTrainer):
     """DefaultTrainer with our data, optimizers, step, checkpoints and evaluation; on v0.5 and upstream main."""
 
-    def __init__(self, cfg: CfgNode):
-        """`cfg` must be complete, see `complete_config`. Builds everything and loads nothing."""
+    def __init__(self, cfg: CfgNode, figures: TrainingFigures | None = None):
+        """Build everything and load nothing.
+
+        Args:
+            cfg: complete, see `complete_config`.
+            figures: draws predictions and scores; None: nothing is drawn.
+        """
         TrainerBase.__init__(self)
+        self.figures = figures
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         torch.manual_seed(max(cfg.SEED, 0))
         model = self.build_model(cfg)
@@ -689,9 +701,18 @@ class FusionTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, model: nn.Module | None = None
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        model: nn.Module | None = None,
+        figures: TrainingFigures | None = None,
     ) -> BuildingEvaluator:
-        """`model`: also score its heights on true boxes, when the config asks for it."""
+        """The evaluator of a data set.
+
+        Args:
+            model: also score its heights on true boxes, when the config asks for it.
+            figures: draws scores; None: nothing is drawn.
+        """
         on_truth = cfg.MODEL.HEIGHT_ON and cfg.TEST.HEIGHTS_ON_TRUTH_BOXES and model is not None
         return BuildingEvaluator(
             dataset_name,
@@ -700,10 +721,11 @@ class FusionTrainer(DefaultTrainer):
             model=model if on_truth else None,
             height_labels=cfg.INPUT.HEIGHT_LABELS,
             class_names=cfg.MODEL.DENSE_NET.CLASSES if "classes" in pixel_tasks(cfg) else (),
+            draw_confusion=None if figures is None else figures.confusion,
         )
 
     def build_hooks(self) -> list:
-        """Detectron2's default hooks in their order, with our best checkpoint and our pictures."""
+        """Detectron2's default hooks in their order, with our best checkpoint and our images."""
         cfg = self.cfg
         made = [hooks.IterationTimer(), hooks.LRScheduler()]
         made += [WeighTasks(m) for m in self.checkpointer.model.modules() if isinstance(m, TaskWeighting)]
@@ -727,22 +749,24 @@ class FusionTrainer(DefaultTrainer):
             made.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
 
         def evaluate():
-            self._last_eval_results = self.test(cfg, self.model)
+            self._last_eval_results = self.test(cfg, self.model, figures=self.figures)
             return self._last_eval_results
 
         if len(cfg.DATASETS.TEST):
             made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
         if comm.is_main_process():
             made.append(BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC))
-            if cfg.VIS_PERIOD > 0:
+            if cfg.VIS_PERIOD > 0 and self.figures is not None:
                 bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
-                made.append(PredictionPanel(cfg.VIS_PERIOD, bands))
+                made.append(PredictionPanel(cfg.VIS_PERIOD, bands, self.figures.predictions))
             made.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return made
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
-        """Score `model` on every data set of DATASETS.TEST.
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators=None, figures: TrainingFigures | None = None
+    ) -> dict:
+        """Score `model` on every data set of DATASETS.TEST, by `evaluators` or those of `build_evaluator`.
 
         Returns:
             On the main process {task: {metric: number}}, e.g. ["segm"]["AP50"], per data set where there are several;
@@ -751,7 +775,7 @@ class FusionTrainer(DefaultTrainer):
         results = {}
         plain = model.module if isinstance(model, DistributedDataParallel) else model
         for i, name in enumerate(cfg.DATASETS.TEST):
-            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name, plain)
+            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name, plain, figures)
             results[name] = inference_on_dataset(plain, cls.build_test_loader(cfg, name), evaluator) or {}
             if comm.is_main_process():
                 _log.info("%s\n%s", name, table(results[name]))

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,8 @@ class BuildingEvaluator(DatasetEvaluator):
 
     Writes `predictions.json` (COCO results with heights; none from a network without instances), `metrics.json` (flat
     keys, null where not defined), where there are dense heads, `dense_scores.json` (`DenseScores`), and, of classes,
-    `confusion.json` (names, and counts of true by predicted class) and its picture `confusion.png` into `output_dir`.
+    `confusion.json` (names, and counts of true by predicted class) and, with `draw_confusion`, `confusion.png` into
+    `output_dir`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class BuildingEvaluator(DatasetEvaluator):
         model: nn.Module | None = None,
         height_labels: str = "auto",
         class_names: Sequence[str] = (),
+        draw_confusion: Callable[[np.ndarray, Sequence[str], str, Path], None] | None = None,
     ):
         """What to score, and how.
 
@@ -84,11 +86,13 @@ class BuildingEvaluator(DatasetEvaluator):
             model: score its `heights_on_truth` too; None: do not.
             height_labels: what maps are scored against, as INPUT.HEIGHT_LABELS.
             class_names: of the channels of `class_map`.
+            draw_confusion: writes confusion.png; see `fusiondet.visualization.training`. None: there is none.
         """
         self.dataset_name = catalog.ensure_registered(dataset_name)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.max_detections, self.metrics, self.model = max_detections, metrics, model
         self.height_labels, self.class_names = height_labels, list(class_names)
+        self.draw_confusion = draw_confusion
         self.reset()
 
     def reset(self) -> None:
@@ -158,15 +162,15 @@ class BuildingEvaluator(DatasetEvaluator):
             DenseScores(self.height_labels, has_instances, tiles).write(self.output_dir / DENSE_SCORES_FILE)
 
     def _write_confusion(self, matrix: ConfusionMatrix | None) -> None:
-        paths = [self.output_dir / name for name in ("confusion.json", "confusion.png")]
-        for path in paths:
-            path.unlink(missing_ok=True)
-        if matrix is not None:
-            from fusiondet.visualization import confusion_figure, save_figure
-
-            write_json({"classes": self.class_names, "counts": matrix.counts.tolist()}, paths[0])
+        numbers, image = self.output_dir / "confusion.json", self.output_dir / "confusion.png"
+        numbers.unlink(missing_ok=True)
+        image.unlink(missing_ok=True)
+        if matrix is None:
+            return
+        write_json({"classes": self.class_names, "counts": matrix.counts.tolist()}, numbers)
+        if self.draw_confusion is not None:
             title = f"{catalog.folder_name(self.dataset_name)}, pixels"
-            save_figure(confusion_figure(matrix.counts, self.class_names, title), paths[1])
+            self.draw_confusion(matrix.counts, self.class_names, title, image)
 
     def _limit(self, dataset) -> int | None:
         """Detections per image that count: never fewer than the densest tile has buildings."""

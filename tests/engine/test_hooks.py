@@ -1,7 +1,6 @@
 import math
 from types import SimpleNamespace
 
-from fusiondet.buildings import Building
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
@@ -14,12 +13,12 @@ from fusiondet.engine.hooks import (
 )
 from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.task_weighting import GradNormWeighting
+from fusiondet.visualization.training import draw_predictions
 from tests.support.tiny_city import write_split
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from shapely.geometry import box
 from torch import nn
 
 
@@ -159,7 +158,7 @@ def test_the_panel_takes_any_number_of_bands(tmp_path, bands, mask_format):
     inputs = FusionDatasetMapper(False, optical_bands=(), sar_bands=("HH",), mask_format=mask_format)(record)
     inputs["image"] = torch.rand(len(bands), 64, 64)
     inputs["image"][:, :8] = torch.nan
-    hook = PredictionPanel(2, bands)
+    hook = PredictionPanel(2, bands, draw_predictions)
     model = OneBox().train()
     drawn = {}
     hook.trainer = SimpleNamespace(
@@ -175,25 +174,6 @@ def test_the_panel_takes_any_number_of_bands(tmp_path, bands, mask_format):
     picture = drawn["predictions"]
     assert picture.dtype == torch.uint8 and picture.shape[0] == 3 and picture.float().std() > 10
     assert model.training, "training goes on"
-
-
-def test_the_panel_draws_the_truth_of_its_inputs():
-    from fusiondet.engine.hooks import _tile_of
-
-    from detectron2.structures import BitMasks, Instances
-
-    truth = Instances((64, 64))
-    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
-    mask[0, 4:12, 6:20] = mask[1, 30:40, 30:40] = True
-    truth.gt_masks, truth.gt_heights = BitMasks(mask), torch.tensor([7.0, math.nan])
-    sensor = {"sun_azimuth_deg": 10.0, "sun_elevation_deg": math.nan}
-    tile = _tile_of({"instances": truth, "sensor": sensor, "file_name": "a/b.tif", "gsd_m": 0.5})
-    assert [
-        b.polygon.equals(p)
-        for b, p in zip(tile.buildings, (box(6, 4, 20, 12), box(30, 30, 40, 40)), strict=True)
-    ]
-    assert [b.height_m for b in tile.buildings] == [7.0, None] and isinstance(tile.buildings[0], Building)
-    assert tile.sensor.sun_azimuth_deg == 10 and tile.sensor.sun_elevation_deg is None
 
 
 class Oracle(nn.Module):

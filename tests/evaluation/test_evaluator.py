@@ -13,6 +13,7 @@ from fusiondet.files import read_json
 from fusiondet.io.coco import decode_rle, read_predictions, write_coco
 from fusiondet.io.pixel_classes import ClassList
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
+from fusiondet.visualization.training import draw_confusion
 from tests.support.tiny_city import BANDS, write_raster, write_split
 
 import numpy as np
@@ -242,7 +243,10 @@ def test_classes_are_scored_against_footprints_where_there_is_no_raster(split, t
         said[:, :20] = 0
         np.add.at(counts, (truth, said), 1)
         outputs.append({"class_map": class_map(said, 2), "footprint_map": torch.as_tensor(said == 0).float()})
-    results = run(BuildingEvaluator(split, output_dir=tmp_path, class_names=names), inputs, outputs)
+    evaluator = BuildingEvaluator(
+        split, output_dir=tmp_path, class_names=names, draw_confusion=draw_confusion
+    )
+    results = run(evaluator, inputs, outputs)
     scores, total = results["classes"], counts.sum()
     assert scores["oa"] == pytest.approx(np.trace(counts) / total) and scores["n"] == total == 3 * 64 * 64
     f1 = 2 * counts[0, 0] / (counts[0].sum() + counts[:, 0].sum())

@@ -40,6 +40,7 @@ from fusiondet.errors import InputError
 from fusiondet.evaluation.regions import region_by_name
 from fusiondet.evaluation.resampling import TileScores, tile_scores
 from fusiondet.files import atomic_dir, atomic_path, read_json, write_json
+from fusiondet.visualization.training import FIGURES
 
 import numpy as np
 import torch
@@ -249,7 +250,7 @@ def _train(run: Run) -> None:
         write_json(run.depends_on, run.folder / "depends_on.json", indent=1)
     args = launch.parse_arguments(["--config-file", str(_config_file(run)), "--resume"])
     cfg = launch.prepare(args)
-    launch.work(cfg, args)
+    launch.work(cfg, args, FIGURES)
     facts = _keep_chosen_weights(run.folder, cfg)
     write_json({**facts, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}, run.trained_file, indent=1)
     # Checkpoints with the optimizer's state are three times the size, and nothing goes on from here.
@@ -293,7 +294,7 @@ def _score(run: Run, scoring: Scoring) -> None:
     with atomic_dir(run.folder / scoring.name) as folder:
         cfg, model = load_trained(run, [*scoring.overrides, "DATASETS.TEST", [scoring.dataset]])
         cfg.OUTPUT_DIR = str(folder)
-        FusionTrainer.test(cfg, model)
+        FusionTrainer.test(cfg, model, figures=FIGURES)
         written = folder / "inference" / catalog.folder_name(scoring.dataset)
         for path in written.iterdir():
             path.rename(folder / path.name)

@@ -11,6 +11,7 @@ from fusiondet.data import catalog
 from fusiondet.data.augmentations import allowed_dihedral
 from fusiondet.data.sampler import TileLoader, TrainingSampler
 from fusiondet.engine.checkpoint import is_own_checkpoint, network_differences, stored_config
+from fusiondet.engine.hooks import TrainingFigures
 from fusiondet.engine.trainer import FusionTrainer, rounded, take_over
 from fusiondet.errors import InputError
 from fusiondet.evaluation.classification import ConfusionMatrix, class_metrics
@@ -211,11 +212,18 @@ class PatchTrainer(FusionTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, model: nn.Module | None = None):
+    def build_evaluator(
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        model: nn.Module | None = None,
+        figures: TrainingFigures | None = None,
+    ):
         """Scores of patches, see `PatchEvaluator`."""
         return PatchEvaluator(
             catalog.load_patches(dataset_name),
             output_dir=f"{cfg.OUTPUT_DIR}/inference/{catalog.folder_name(dataset_name)}",
+            draw_confusion=None if figures is None else figures.confusion,
         )
 
 
@@ -223,11 +231,14 @@ class PatchEvaluator(DatasetEvaluator):
     """Settlement extents and zones of one split; keys are those of `fusiondet.evaluation`, hse/... and lcz/...
 
     Writes `metrics.json` (flat keys, null where not defined), `predictions.npz` (hse (N,) float32 and lcz (N, 17)
-    float32 probabilities, in the order of the split) and, of zones, `confusion.png` into `output_dir`.
+    float32 probabilities, in the order of the split) and, of zones, with `draw_confusion`, `confusion.png` into
+    `output_dir`.
     """
 
-    def __init__(self, split: PatchSplit, *, output_dir: str | Path | None = None):
+    def __init__(self, split: PatchSplit, *, output_dir: str | Path | None = None, draw_confusion=None):
+        """`draw_confusion`: as of `BuildingEvaluator`."""
         self.split, self.output_dir = split, None if output_dir is None else Path(output_dir)
+        self.draw_confusion = draw_confusion
         self.reset()
 
     def reset(self) -> None:
@@ -278,9 +289,7 @@ class PatchEvaluator(DatasetEvaluator):
         picture = self.output_dir / "confusion.png"
         # What another network left here would be taken for this one's.
         picture.unlink(missing_ok=True)
-        if matrix is not None:
-            from fusiondet.visualization import confusion_figure, save_figure
-
+        if matrix is not None and self.draw_confusion is not None:
             names = [name.replace("_", " ") for name in LCZ_CLASSES]
             title = f"{numbers['lcz/n']} patches, overall accuracy {numbers['lcz/oa']:.3f}"
-            save_figure(confusion_figure(matrix.counts, names, title), picture)
+            self.draw_confusion(matrix.counts, names, title, picture)

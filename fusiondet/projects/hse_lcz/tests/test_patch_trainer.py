@@ -22,6 +22,7 @@ from fusiondet.projects.hse_lcz.patch_trainer import (
 from fusiondet.projects.hse_lcz.patches import LCZ_CLASSES, OPTICAL_BANDS, SAR_BANDS, read_patches
 from fusiondet.projects.hse_lcz.synthetic_patches import write_patches
 from fusiondet.projects.hse_lcz.tests.patch_files import write_split
+from fusiondet.visualization.training import draw_confusion
 from tests.support.tiny_city import ROOT, tiny_config
 from tests.support.tiny_city import write_split as write_tiles
 
@@ -182,7 +183,7 @@ def test_training_turns_patches_by_the_counter_and_evaluation_does_not(root):
 
 def evaluated(root, outputs, out=None):
     split = read_patches(root / "annotations" / "val.json")
-    evaluator = PatchEvaluator(split, output_dir=out)
+    evaluator = PatchEvaluator(split, output_dir=out, draw_confusion=draw_confusion)
     for i in np.random.default_rng(0).permutation(len(outputs)).tolist():  # in whatever order they come
         evaluator.process([{"image_id": i}], [outputs[i]])
     return evaluator.evaluate()

@@ -1,15 +1,17 @@
-"""Pictures of maps during training: which are drawn of which network, and what of a tile they show."""
+"""Which figures of a tile are drawn for which network during training, and what they show."""
 
 import math
 from types import SimpleNamespace
 
-from fusiondet import visualization
+from fusiondet.buildings import Building
 from fusiondet.engine.hooks import PredictionPanel
 from fusiondet.io.bands import BandSpec
+from fusiondet.visualization import training
 
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
+from shapely.geometry import box
 from torch import nn
 
 SIDE = 32
@@ -41,15 +43,15 @@ def inputs(**labels):
 @pytest.fixture
 def views(monkeypatch):
     """What was drawn, last first."""
-    drawn, draw = [], visualization.tile_figure
-    monkeypatch.setattr(visualization, "tile_figure", lambda view: drawn.insert(0, view) or draw(view))
+    drawn, draw = [], training.tile_figure
+    monkeypatch.setattr(training, "tile_figure", lambda view: drawn.insert(0, view) or draw(view))
     return drawn
 
 
 def pictures(output, *batch):
     """Names of the pictures of the first step at which they are due."""
     shown = {}
-    hook = PredictionPanel(1, BandSpec(("pan",), ("HH",), "db"))
+    hook = PredictionPanel(1, BandSpec(("pan",), ("HH",), "db"), training.draw_predictions)
     storage = SimpleNamespace(put_image=shown.__setitem__)
     step = SimpleNamespace(last_batch=list(batch))
     hook.trainer = SimpleNamespace(model=Maps(**output).train(), iter=0, _trainer=step, storage=storage)
@@ -84,3 +86,18 @@ def test_a_tile_without_labels_is_not_drawn_beside_one_with(views):
     unlabelled = inputs(labelled=False, file_name="b.tif")
     assert pictures({"height_map_m": torch.zeros(SIDE, SIDE)}, unlabelled, inputs()) == ["height_maps"]
     assert views[0].tile.file_name == "a.tif"
+
+
+def test_the_truth_of_the_inputs_is_drawn():
+    truth = Instances((64, 64))
+    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    mask[0, 4:12, 6:20] = mask[1, 30:40, 30:40] = True
+    truth.gt_masks, truth.gt_heights = BitMasks(mask), torch.tensor([7.0, math.nan])
+    sensor = {"sun_azimuth_deg": 10.0, "sun_elevation_deg": math.nan}
+    tile = training._tile_of({"instances": truth, "sensor": sensor, "file_name": "a/b.tif", "gsd_m": 0.5})
+    assert [
+        b.polygon.equals(p)
+        for b, p in zip(tile.buildings, (box(6, 4, 20, 12), box(30, 30, 40, 40)), strict=True)
+    ]
+    assert [b.height_m for b in tile.buildings] == [7.0, None] and isinstance(tile.buildings[0], Building)
+    assert tile.sensor.sun_azimuth_deg == 10 and tile.sensor.sun_elevation_deg is None
