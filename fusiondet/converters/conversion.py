@@ -10,7 +10,6 @@ In memory there are the places of the tiles (about 2 KB each), never their label
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,9 @@ from fusiondet.errors import InputError
 from fusiondet.files import read_json, require_new_dir, write_json
 from fusiondet.io.coco import CocoWriter, Dataset, tile_from_records
 from fusiondet.io.grids import metric_crs
-from fusiondet.jobs.dask_cluster import ClusterError
+from fusiondet.jobs.executors import WorkerError, check_workers
+from fusiondet.jobs.hashing import file_state, sha256
+from fusiondet.jobs.store import Store, clear_published
 
 import numpy as np
 import shapely
@@ -122,23 +123,21 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
         recipe: what the user asked the source for, plain values; another recipe is another data set.
 
     Raises:
-        ClusterError: something is wrong with the cluster; what is finished stays in the hidden folder.
+        WorkerError: the processes or the cluster failed; what is finished stays in the hidden folder.
         InputError: a source refuses; a problem, where `strict`; unusable tiles, unless `skip_invalid`; no tile is left
             or a split gets none; `out` exists, was made in another way and is not to be overwritten, or holds what is
             converted.
     """
     out = Path(out)
     if options.block_m is not None and not 1 <= options.block_m <= 1e7:
-        raise InputError(f"--block-m {options.block_m}: expected 1 to 1e7 metres.")
-    if options.scheduler and options.workers > 1:
-        raise InputError(
-            "--workers are processes of this machine, --scheduler is a cluster: pass one of them."
-        )
+        raise InputError(f"`block_m` is {options.block_m}, expected 1 to 1e7 metres.")
+    check_workers(options.workers, options.scheduler)
     parse_split(options.split)
     problems = Problems(options.strict)
     recipe = _plain({**recipe, **{k: v for k, v in vars(options).items() if k not in NOT_IN_RECIPE}})
-    print_ = _fingerprint(source, recipe)
-    if not options.overwrite and (known := _finished(out, print_, recipe)) is not None:
+    fingerprint = _fingerprint(source, recipe)
+    clear_published(out)
+    if not options.overwrite and (known := _finished(out, fingerprint, recipe)) is not None:
         return known
     require_new_dir(out, RECORD_FILE, options.overwrite)
     _refuse_inside(out, source)
@@ -149,23 +148,28 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
     _refuse_unusable(problems, options)
     if not places:
         raise InputError("no tile is found in the data.")
-    work = _begin(place, print_)
-    try:
-        report = _convert(source, work, options, places, problems)
-    except ClusterError:
-        raise
-    except InputError:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    record = {"fingerprint": print_, "recipe": recipe, "report": _plain(vars(report))}
-    write_json(record, work / "made" / RECORD_FILE, indent=1)
-    _take_place(work, place)
+
+    # Version 0.5 kept there what a stopped run had finished, which cannot be taken up.
+    shutil.rmtree(place.with_name(f".{place.name}.unfinished"), ignore_errors=True)
+    with Store(out, {"fingerprint": fingerprint}) as store:
+        try:
+            report = _convert(source, store, options, places, problems)
+        except WorkerError:
+            raise
+        except InputError:
+            store.remove()
+            raise
+        record = {"fingerprint": fingerprint, "recipe": recipe, "report": _plain(vars(report))}
+        write_json(record, store.made / RECORD_FILE, indent=1)
+        store.publish()
     return report
 
 
-def _convert(source: Source, work: Path, options: Options, places: list[Place], problems: Problems) -> Report:
-    shards = Shards(work / "shards", places, options.workers, options.scheduler)
-    shards.make(source, work / "made", options.strict)
+def _convert(
+    source: Source, store: Store, options: Options, places: list[Place], problems: Problems
+) -> Report:
+    shards = Shards(store, places, options.workers, options.scheduler)
+    shards.make(source, options.strict)
     report = Report()
     kept, named = [], set()
     for line in shards.lines():
@@ -179,14 +183,14 @@ def _convert(source: Source, work: Path, options: Options, places: list[Place], 
     _refuse_unusable(problems, options)
     if not kept:
         raise InputError(
-            f"no tile is left of {len(places)} tiles ({_why(shards) or 'unusable'}). See --max-nodata, where there "
-            "is one."
+            f"no tile is left of {len(places)} tiles ({_why(shards) or 'unusable'}). See `max_nodata`, "
+            "where there is one."
         )
     names, split, smaller = _splits([places[i] for i in kept], options)
     replaced = {kept[k]: place for k, place in smaller.items()}
-    shards.remake(source, work / "made", options.strict, replaced)
+    shards.remake(source, options.strict, replaced)
     split = dict(zip(kept, split.tolist(), strict=True))
-    _merge(source, shards, names, split, places, work / "made", problems, report)
+    _merge(source, shards, names, split, places, store.made, problems, report)
     return report
 
 
@@ -203,10 +207,10 @@ def _refuse_unusable(problems: Problems, options: Options) -> None:
         if problems.counts[UNUSABLE] == 1:
             raise InputError(found[0])
         bad = "\n  ".join(found)
-        raise InputError(f"{problems.counts[UNUSABLE]} images cannot be used (see --skip-invalid):\n  {bad}")
+        raise InputError(f"{problems.counts[UNUSABLE]} images cannot be used (see `skip_invalid`):\n  {bad}")
 
 
-# ---- The hidden folder -----------------------------------------------------------------------------------
+# ---- What a result follows from -----------------------------------------------------------------------------------
 
 
 def _plain(value):
@@ -223,17 +227,17 @@ def _text(value):
 
 def _fingerprint(source: Source, recipe: dict) -> str:
     """Changes with the recipe, with any input file, and with the version of this package."""
-    digest = hashlib.sha256(json.dumps([__version__, recipe], sort_keys=True).encode())
-    for path in source.files():
-        try:
-            state = path.stat()
-            digest.update(f"{path.absolute()} {state.st_size} {state.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{path.absolute()} missing\n".encode())
-    return digest.hexdigest()
+
+    def parts():
+        yield json.dumps([__version__, recipe], sort_keys=True).encode()
+        for path in source.files():
+            state = file_state(path)
+            yield f"{' '.join(map(str, state or (path.absolute(), 'missing')))}\n".encode()
+
+    return sha256(parts())
 
 
-def _finished(out: Path, print_: str, recipe: dict) -> Report | None:
+def _finished(out: Path, fingerprint: str, recipe: dict) -> Report | None:
     """The report of a conversion that is there already and would come out the same; None where none is there.
 
     Raises:
@@ -245,7 +249,7 @@ def _finished(out: Path, print_: str, recipe: dict) -> Report | None:
     old = record.get("recipe") if isinstance(record, dict) else None
     if not isinstance(old, dict):
         return None
-    if record.get("fingerprint") != print_:
+    if record.get("fingerprint") != fingerprint:
         absent = object()
         differing = [k for k in {**old, **recipe} if old.get(k, absent) != recipe.get(k, absent)]
         why = (
@@ -254,25 +258,13 @@ def _finished(out: Path, print_: str, recipe: dict) -> Report | None:
             else "and its files or this program changed"
         )
         raise InputError(
-            f"{out}: already exists, {why}. Choose another name, or pass --overwrite to replace it."
+            f"{out}: already exists, {why}. Choose another name, or pass `overwrite=True` to replace it."
         )
     report = Report(**record["report"])
     for name in ("tiles", "labels", "heights", "unknown_heights", "problems"):
         setattr(report, name, Counter(getattr(report, name)))
     report.unchanged = True
     return report
-
-
-def _begin(out: Path, print_: str) -> Path:
-    """The hidden folder of a conversion to `out`: that of a stopped run of the same, else an empty one."""
-    work = out.with_name(f".{out.name}.unfinished")
-    mark = work / "fingerprint"
-    if not (mark.is_file() and mark.read_text(encoding="ascii") == print_):
-        shutil.rmtree(work, ignore_errors=True)
-        for name in ("shards", "made"):
-            (work / name).mkdir(parents=True)
-        mark.write_text(print_, encoding="ascii")
-    return work
 
 
 def _refuse_inside(out: Path, source: Source) -> None:
@@ -283,21 +275,8 @@ def _refuse_inside(out: Path, source: Source) -> None:
     held = next((path for path in source.files() if path.resolve().is_relative_to(folder)), None)
     if held is not None:
         raise InputError(
-            f"{out}: holds {held}, which is to be converted, so it is not replaced. Choose another folder for --out."
+            f"{out}: holds {held}, which is to be converted, so it is not replaced. Choose another folder for `out`."
         )
-
-
-def _take_place(work: Path, out: Path) -> None:
-    """Move the finished data set to `out`, in the place of what may be there."""
-    if out.exists():
-        os.replace(out, work / "replaced")
-    try:
-        os.replace(work / "made", out)
-    except BaseException:
-        if (work / "replaced").exists():
-            os.replace(work / "replaced", out)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
 
 
 # ---- Splits ----------------------------------------------------------------------------------------------
@@ -312,7 +291,7 @@ def _splits(places: list[Place], options: Options) -> tuple[list[str], np.ndarra
     prescribed = [place.split for place in places]
     if any(prescribed):
         if options.split:
-            raise InputError("--split: these data prescribe their splits. Leave it out.")
+            raise InputError("`split`: these data prescribe their splits. Leave it out.")
         names = list(dict.fromkeys(name for name in prescribed if name))
         return names, np.array([names.index(name) if name else -1 for name in prescribed]), {}
     shares = parse_split(options.split)
@@ -337,7 +316,7 @@ def _splits(places: list[Place], options: Options) -> tuple[list[str], np.ndarra
         if not (split == index).any():
             raise InputError(
                 f"split {name!r} gets no tile ({len(places)} tiles in all). Use fewer splits, smaller tiles, less "
-                "--overlap or another --block-m."
+                "`overlap` or another `block_m`."
             )
     return names, split, smaller
 

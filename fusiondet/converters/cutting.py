@@ -14,6 +14,7 @@ from fusiondet.converters.reports import COMPARED, UNUSABLE, Problems, Report
 from fusiondet.converters.source import Made, Place, link
 from fusiondet.converters.zonal_heights import HeightRaster, statistic
 from fusiondet.errors import InputError
+from fusiondet.files import atomic_path
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
@@ -534,7 +535,6 @@ def _write(path: Path, pixels: np.ndarray, valid, nodata, names, transform, crs,
         valid: (H, W) bool; None when nothing has to be marked as no data.
         packed: compress.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if pixels.dtype.kind == "f":
         nodata = math.nan
     else:
@@ -556,8 +556,10 @@ def _write(path: Path, pixels: np.ndarray, valid, nodata, names, transform, crs,
         **({"compress": "deflate", "predictor": 3 if nodata is math.nan else 2} if packed else {}),
         "photometric": "RGB" if names == ("red", "green", "blue") else "MINISBLACK",
     }
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as target:
-        target.write(pixels)
-        target.descriptions = names
-        if nodata is None and not whole:
-            target.write_mask(valid)
+    # Whole or not at all: GDAL replaces no file that a killed process left half-written.
+    with atomic_path(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        with rasterio.open(temporary, "w", **profile) as target:
+            target.write(pixels)
+            target.descriptions = names
+            if nodata is None and not whole:
+                target.write_mask(valid)

@@ -1,14 +1,11 @@
-"""Finished tiles of a conversion on disk: made by several processes, and not made again after a stop."""
+"""Tiles of a conversion as pieces of its store: made by any executor, and not made again after a stop."""
 
 import contextlib
-import functools
 import json
 import os
 import socket
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from fusiondet import cli
@@ -16,49 +13,47 @@ from fusiondet.converters.reports import Problems
 from fusiondet.converters.source import Place, Source
 from fusiondet.errors import InputError
 from fusiondet.io.coco import tile_records
-from fusiondet.jobs.dask_cluster import ClusterError, run_on_workers
+from fusiondet.jobs.executors import WorkerError, completed, open_executor
+from fusiondet.jobs.store import Store
 
-# Tiles that a process makes at a time; what a stopped run loses.
+# Tiles of a piece: what a worker makes at a time, and what a stopped run loses.
 CHUNK = 16
 
 
 class Shards:
-    """Finished tiles on disk, in files of `CHUNK` tiles in the order of their places.
+    """Finished tiles in pieces of `CHUNK` tiles, in the order of their places; their rasters are in `store.made`.
 
-    A line of a file is JSON: i (number of the place), and either unusable (message), or image (record, null when the
+    A line of a piece is JSON: i (number of the place), and either unusable (message), or image (record, null when the
     tile was left out), annotations, counts, problems [[kind, message]], notes.
     """
 
-    def __init__(self, folder: Path, places: list[Place], workers: int = 1, scheduler: str | None = None):
-        """Settle who makes them.
-
-        Args:
-            folder: may hold what a stopped run has finished.
-            workers: processes of this machine. scheduler: of dask.distributed, whose workers are used instead.
-        """
-        self.folder, self.places = folder, places
+    def __init__(self, store: Store, places: list[Place], workers: int = 1, scheduler: str | None = None):
+        """Settle who makes them; for `workers` and `scheduler` see `open_executor`."""
+        self._store, self._places = store, places
         self._workers, self._scheduler = workers, scheduler
         self._names: list[str] = []
         self._remade: list[str] = []
 
-    def make(self, source: Source, out: Path, strict: bool) -> None:
+    def make(self, source: Source, strict: bool) -> None:
         """Make what is not there yet."""
         jobs = {
-            f"{first:09d}": [(i, self.places[i]) for i in range(first, min(first + CHUNK, len(self.places)))]
-            for first in range(0, len(self.places), CHUNK)
+            f"{first:09d}.jsonl": [
+                (i, self._places[i]) for i in range(first, min(first + CHUNK, len(self._places)))
+            ]
+            for first in range(0, len(self._places), CHUNK)
         }
         self._names = list(jobs)
-        self._run(source, out, strict, jobs, "tiles")
+        self._run(source, strict, jobs, "tiles")
 
-    def remake(self, source: Source, out: Path, strict: bool, replaced: dict[int, Place]) -> None:
+    def remake(self, source: Source, strict: bool, replaced: dict[int, Place]) -> None:
         """Make tiles anew at smaller places; what they had written before is removed."""
         for line in self.lines():
             if line["i"] in replaced:
-                remove_own(out, line["image"])
+                remove_own(self._store.made, line["image"])
         pairs = sorted(replaced.items())
-        jobs = {f"remade{k:09d}": pairs[k : k + CHUNK] for k in range(0, len(pairs), CHUNK)}
+        jobs = {f"remade{k:09d}.jsonl": pairs[k : k + CHUNK] for k in range(0, len(pairs), CHUNK)}
         self._remade = list(jobs)
-        self._run(source, out, strict, jobs, "tiles at splits")
+        self._run(source, strict, jobs, "tiles at splits")
 
     def lines(self) -> Iterator[dict]:
         """Every tile as it was made first."""
@@ -69,102 +64,69 @@ class Shards:
         return (line for name in self._remade for line in self._read(name))
 
     def _read(self, name: str) -> Iterator[dict]:
-        with open(self.folder / f"{name}.jsonl", encoding="utf-8") as f:
-            yield from map(json.loads, f)
+        return map(json.loads, self._store.load(name).splitlines())
 
-    def _run(self, source: Source, out: Path, strict: bool, jobs: dict, label: str) -> None:
-        left = [
-            (self.folder / f"{name}.jsonl", job, out, strict)
-            for name, job in jobs.items()
-            if not (self.folder / f"{name}.jsonl").exists()
-        ]
-        bar = functools.partial(cli.progress, total=len(left), label=label, unit=f"{CHUNK} tiles")
-        if self._scheduler:
-            for _ in bar(self._run_on_cluster(source, left) if left else ()):
-                pass
+    def _run(self, source: Source, strict: bool, jobs: dict[str, list], label: str) -> None:
+        # Loaded, not only looked up: damaged ones are made again.
+        there = {name for name in self._store.finished() & jobs.keys() if self._store.load(name) is not None}
+        left = [(name, job) for name, job in jobs.items() if name not in there]
+        if not left:
             return
-        workers = min(self._workers, len(left))
-        if workers <= 1:
-            for work in bar(left):
-                _make_shard(source, *work)
-            return
-        # A fork would inherit open files and threads of GDAL.
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _hold, (source,))
-        try:
-            for _ in bar(pool.map(_make_shard_here, left)):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def _run_on_cluster(self, source: Source, left: list[tuple]) -> Iterator[None]:
-        """Rasters are written by the workers, and so lie in a folder that all see; lines come back and are kept here.
+        function, common = _make_piece, (source, self._store.made, strict)
+        with contextlib.ExitStack() as opened:
+            if self._scheduler:
+                mark = opened.enter_context(self._mark())
+                function, common = _make_piece_on_cluster, (Path.cwd(), mark, *common)
+            executor = opened.enter_context(
+                open_executor(
+                    self._workers,
+                    self._scheduler,
+                    preload=[__name__, type(source).__module__],
+                    lighter="use smaller tiles",
+                    again="repeat the command",
+                )
+            )
+            pieces = completed(executor, function, common, left)
+            for name, content in cli.progress(pieces, total=len(left), label=label, unit=f"{CHUNK} tiles"):
+                self._store.save(name, content)
 
-        So a worker that is taken for lost, and still works, disturbs no file of lines.
-        """
+    @contextlib.contextmanager
+    def _mark(self):
+        """Have a file in the store, by which workers of a cluster find out that they see it."""
         # A name that nobody looked for before: network file systems remember what was not there.
-        mark = self.folder / f"{uuid.uuid4().hex}.mark"
+        mark = self._store.folder / f"{uuid.uuid4().hex}.mark"
         mark.touch()
-        results = run_on_workers(
-            self._scheduler,
-            _make_shard_there,
-            (source, Path.cwd(), mark),
-            left,
-            lighter="use smaller tiles",
-            again="repeat the command",
-        )
         try:
-            with contextlib.closing(results):
-                for path, text in results:
-                    _save(path, text)
-                    yield
+            yield mark
         finally:
             mark.unlink(missing_ok=True)
 
 
-_held: Source | None = None
+def _make_piece(source: Source, made: Path, strict: bool, name: str, job: list) -> tuple[str, bytes]:
+    """Return the name and the content of a piece; its rasters are written to `made`."""
+    lines = [{"i": i, **_make_line(source, place, made, strict)} for i, place in job]
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    return name, text.encode()
 
 
-def _hold(source: Source) -> None:
-    global _held
-    _held = source
+def _make_piece_on_cluster(folder: Path, mark: Path, source: Source, made: Path, *arguments):
+    """`_make_piece` on a worker of a cluster, where `folder` is what relative paths start from.
 
-
-def _make_shard_here(work) -> None:
-    _make_shard(_held, *work)
-
-
-def _make_shard_there(source: Source, folder: Path, mark: Path, path: Path, job, out: Path, strict: bool):
-    """(path, text) of a shard, on a worker of a cluster, where `folder` is what relative paths start from."""
+    A worker that is taken for lost may still work: it writes the same rasters, and its piece is not kept.
+    """
     if not mark.exists():
-        raise ClusterError(
-            f"{out.parent}: a worker on {socket.gethostname()} does not see this folder, beside --out. With "
-            "--scheduler, the data and --out have to be on a file system that all workers share under the same paths."
+        raise WorkerError(
+            f"{made.parent}: a worker on {socket.gethostname()} does not see this folder, beside `out`. With "
+            "`scheduler`, the data and `out` have to be on a file system that all workers share under the same paths."
         )
     before = Path.cwd()
     try:
         # Not absolute paths instead: messages name files as the user did, whoever makes the tiles.
         os.chdir(folder)
-        return path, _shard_text(source, job, out, strict)
+        return _make_piece(source, made, *arguments)
     finally:
         os.chdir(before)
-
-
-def _make_shard(source: Source, path: Path, job: list[tuple[int, Place]], out: Path, strict: bool) -> None:
-    _save(path, _shard_text(source, job, out, strict))
-
-
-def _shard_text(source: Source, job: list[tuple[int, Place]], out: Path, strict: bool) -> str:
-    return "".join(
-        json.dumps({"i": i, **_make_line(source, place, out, strict)}, allow_nan=False) + "\n"
-        for i, place in job
-    )
-
-
-def _save(path: Path, text: str) -> None:
-    # In a hidden folder of its own, so that a name serves where `atomic_path` would make a folder.
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _make_line(source: Source, place: Place, out: Path, strict: bool) -> dict:

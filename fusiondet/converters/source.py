@@ -140,7 +140,7 @@ def link(out: Path, name: str, target: Path) -> str:
         pass
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be made a link to {target} ({error.strerror}). Copy the pixels instead: --cut."
+            f"{path}: cannot be made a link to {target} ({error.strerror}). Copy the pixels instead: `cut=True`."
         ) from None
     return name
 

@@ -151,7 +151,12 @@ class Store:
         return None
 
     def publish(self) -> None:
-        """Move the folder `made` to the output, in the place of what may be there, and remove the store."""
+        """Move the folder `made` to the output, in the place of what may be there, and remove the store.
+
+        What is hidden in it goes: processes that were killed have left it.
+        """
+        for folder, _, _ in os.walk(self.made):
+            remove_half_written(Path(folder))
         replace_dir(self.made, self.out, self.folder / ".replaced")
         self.remove()
 
@@ -200,6 +205,13 @@ class Store:
                 if not path.name.startswith("."):
                     found[f"{path.stem.rpartition('-')[0]}{path.suffix}"] = path
         return found
+
+
+def clear_published(out: Path) -> None:
+    """Remove the store of an output that had just got its place when its run was killed."""
+    folder = parts_folder(Path(os.path.abspath(out)))
+    if (folder / "pieces").is_dir() and not (folder / "made").is_dir():
+        Store(out, {}, overwrite=True).remove()
 
 
 def changes(old: dict, new: dict) -> list[str]:

@@ -183,12 +183,12 @@ class TestKilled:
         code = (DYING if workers == 1 else "") + "from fusiondet.converters.prepare import prepare\nprepare()"
         command = [sys.executable, "-W", "ignore", "-c", code, *words, killed, "--workers", workers]
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, start_new_session=True)
-        work = tmp_path / ".killed.unfinished"
+        work = tmp_path / ".killed.parts"
         if workers > 1:
-            self.kill(process, lambda: len(list((work / "shards").glob("*.jsonl"))) >= 3)
+            self.kill(process, lambda: len(list((work / "pieces").glob("*.jsonl"))) >= 3)
         process.communicate()
         assert process.returncode == -signal.SIGKILL and not killed.exists()
-        lines = [line for p in (work / "shards").glob("*.jsonl") for line in p.read_text().splitlines()]
+        lines = [line for p in (work / "pieces").glob("*.jsonl") for line in p.read_text().splitlines()]
         assert len(lines) == 64 if workers == 1 else 48 <= len(lines) < 400
         names = [json.loads(line)["image"]["file_name"] for line in lines]
         done = {name: (work / "made" / name).stat().st_mtime_ns for name in names}

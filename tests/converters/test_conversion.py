@@ -1,5 +1,6 @@
 """The engine of all converters: processes, resuming, splits, problems, and that nothing is half-written."""
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -18,8 +19,10 @@ from fusiondet.converters.source import Made, Place
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import read_coco
-from fusiondet.jobs.dask_cluster import REQUIREMENT
+from fusiondet.jobs.executors import REQUIREMENT
+from fusiondet.jobs.store import Store
 from tests.support.dask_workers import start_workers
+from tests.support.processes import kill, start_program, wait_for, workers_of
 
 import pytest
 import shapely
@@ -196,7 +199,7 @@ class TestCluster:
         grid = SlowGrid(200, columns=20, step=90, log=Path("labels.json"), bad=(5,), empty=(7,))
         options = {"split": ["train=60", "val=40"], "skip_invalid": True}
         run(tmp_path, grid, out="one", **options)
-        real, killed = shards._save, []
+        real, killed = Store.save, []
 
         def kill_a_worker(*args):
             real(*args)
@@ -207,25 +210,25 @@ class TestCluster:
                 killed.append(pids[busy[0]])
                 os.kill(killed[0], signal.SIGKILL)
 
-        monkeypatch.setattr(shards, "_save", kill_a_worker)
+        monkeypatch.setattr(Store, "save", kill_a_worker)
         report = run(tmp_path, grid, out="two", scheduler=two_workers.scheduler_address, **options)
         assert killed and report.tiles["written"] > 100 and report.tiles["cut back at another split"] > 5
         assert contents(tmp_path / "two") == contents(tmp_path / "one") and leftovers(tmp_path) == []
 
     def test_a_scheduler_that_goes_away_costs_nothing_that_is_finished(self, start, tmp_path, monkeypatch):
-        monkeypatch.setattr("fusiondet.jobs.dask_cluster._CONNECT_S", 2)
-        running, real = start(), shards._save
+        monkeypatch.setattr("fusiondet.jobs.executors._CONNECT_S", 2)
+        running, real = start(), Store.save
 
         def close_the_cluster(*args):
             real(*args)
             running.close()
 
-        monkeypatch.setattr(shards, "_save", close_the_cluster)
+        monkeypatch.setattr(Store, "save", close_the_cluster)
         address = running.scheduler_address
         for message in ("is gone .*repeat the command", "no scheduler of dask.distributed answers"):
-            with pytest.raises(InputError, match=f"--scheduler {address}: {message}"):
+            with pytest.raises(InputError, match=f"`scheduler` {address}: {message}"):
                 run(tmp_path, SlowGrid(100), scheduler=address)
-            assert len(list((tmp_path / ".out.unfinished" / "shards").glob("*.jsonl"))) == 1
+            assert len(list((tmp_path / ".out.parts" / "pieces").glob("*.jsonl"))) == 1
         monkeypatch.undo()
         assert run(tmp_path, SlowGrid(100)).tiles == {"written": 100}
         assert leftovers(tmp_path) == []
@@ -244,12 +247,12 @@ class TestCluster:
 
     def test_a_worker_that_does_not_see_the_folder(self, tmp_path):
         job = [(0, Grid(1).places(None)[0])]
-        away = tmp_path / "elsewhere" / ".out.unfinished"
+        away = tmp_path / "elsewhere" / ".out.parts"
         with pytest.raises(
             InputError, match="elsewhere.*does not see this folder.*share under the same paths"
         ):
-            shards._make_shard_there(
-                Grid(), tmp_path, away / "shards" / "a.mark", away / "a.jsonl", job, away / "made", False
+            shards._make_piece_on_cluster(
+                tmp_path, away / "a.mark", Grid(), away / "made", False, "a.jsonl", job
             )
         assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +267,7 @@ class TestSecondRun:
 
     def test_other_options_are_another_data_set(self, tmp_path):
         run(tmp_path)
-        with pytest.raises(InputError, match="already exists, made with another seed.*--overwrite"):
+        with pytest.raises(InputError, match="already exists, made with another seed.*`overwrite=True`"):
             run(tmp_path, seed=1)
         assert not run(tmp_path, seed=1, overwrite=True).unchanged
 
@@ -309,14 +312,14 @@ class TestSecondRun:
 
 class TestStopped:
     def made(self, tmp_path):
-        return Counter((tmp_path / ".out.unfinished" / "made.log").read_text().split())
+        return Counter((tmp_path / ".out.parts" / "made.log").read_text().split())
 
     def test_goes_on_where_it_was(self, tmp_path):
         source = Grid(stop_at=35)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, source)
         assert not (tmp_path / "out").exists() and len(self.made(tmp_path)) == 35
-        (tmp_path / ".out.unfinished" / "go").touch()
+        (tmp_path / ".out.parts" / "go").touch()
         made = []
         source.finish = lambda sample, report: made.append(self.made(tmp_path))
         run(tmp_path, source)
@@ -347,6 +350,83 @@ class TestStopped:
         assert len(names(tmp_path)) == 5 and leftovers(tmp_path) == []
 
 
+# Two processes make 25 pieces of tiles, in about a second.
+KILLED = """
+import sys
+from pathlib import Path
+from tests.converters.test_conversion import SlowGrid, run
+run(Path(sys.argv[1]), SlowGrid(400, columns=20, step=90), split=["train=60", "val=40"], workers=2)
+"""
+
+
+class TestKilled:
+    @pytest.fixture
+    def program(self, tmp_path):
+        """A conversion that has finished some pieces, and its two processes."""
+        program = start_program(KILLED, tmp_path)
+        pieces = tmp_path / ".out.parts" / "pieces"
+        wait_for(lambda: len(list(pieces.glob("*.jsonl"))) >= 3 or program.poll() is not None)
+        yield program, wait_for(lambda: workers_of(program.pid))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+
+    @pytest.fixture(scope="class")
+    def straight(self, tmp_path_factory):
+        """The files of one that nobody disturbs."""
+        folder = tmp_path_factory.mktemp("straight")
+        run(folder, Grid(400, columns=20, step=90), split=["train=60", "val=40"])
+        return contents(folder / "out")
+
+    def test_a_worker(self, program, straight, tmp_path):
+        process, workers = program
+        os.kill(workers[0], signal.SIGKILL)
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, errors
+        assert contents(tmp_path / "out") == straight and leftovers(tmp_path) == []
+
+    @pytest.mark.parametrize("with_worker", [False, True])
+    def test_the_program_and_a_worker(self, program, straight, tmp_path, with_worker):
+        process, workers = program
+        kill(process, *workers[:with_worker])
+        finished = len(list((tmp_path / ".out.parts" / "pieces").glob("*.jsonl")))
+        half = tmp_path / ".out.parts" / "made" / "rgb" / ".t399_100x100.txt.left"
+        half.mkdir()
+        assert 3 <= finished < 25 and not (tmp_path / "out").exists()
+        run(tmp_path, Grid(400, columns=20, step=90), split=["train=60", "val=40"])
+        assert contents(tmp_path / "out") == straight and leftovers(tmp_path) == []
+
+    def test_as_the_result_got_its_place(self, tmp_path):
+        """The folder of the store is left, whose work is done."""
+        run(tmp_path)
+        with Store(tmp_path / "out", {}) as store:
+            store.save("000000000.jsonl", b"")
+            store.made.rmdir()
+        assert leftovers(tmp_path) == [".out.parts"]
+        assert run(tmp_path).unchanged and leftovers(tmp_path) == []
+
+    def test_a_damaged_piece_is_made_again(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Grid(stop_at=35))
+        first, second = sorted((tmp_path / ".out.parts" / "pieces").glob("*.jsonl"))
+        first.write_text("")
+        second.write_bytes(second.read_bytes()[:-50])
+        run(tmp_path, Grid())
+        run(tmp_path, Grid(), out="straight")
+        assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+
+    def test_what_version_0_5_had_finished_is_removed(self, tmp_path):
+        old = tmp_path / ".out.unfinished"
+        (old / "shards").mkdir(parents=True)
+        (old / "fingerprint").write_text("0")
+        run(tmp_path)
+        assert leftovers(tmp_path) == []
+
+    def test_a_second_run_meanwhile_is_refused(self, program, tmp_path):
+        process, _ = program
+        with pytest.raises(InputError, match=f"out: another run .*{process.pid}"):
+            run(tmp_path)
+
+
 class TestProblems:
     def test_counted_and_named(self, tmp_path):
         report = run(tmp_path)
@@ -361,7 +441,7 @@ class TestProblems:
         assert list(tmp_path.iterdir()) == []
 
     def test_unusable_images_stop_all_of_them_named(self, tmp_path):
-        with pytest.raises(InputError, match=r"(?s)2 images .*--skip-invalid.*t001: damaged.*t020: damaged"):
+        with pytest.raises(InputError, match=r"(?s)2 images .*`skip_invalid`.*t001: damaged.*t020: damaged"):
             run(tmp_path, Grid(bad=(1, 20)))
         with pytest.raises(InputError, match="^t020: damaged.$"):
             run(tmp_path, Grid(bad=(20,)))
@@ -416,7 +496,7 @@ class TestSplits:
 
     @pytest.mark.parametrize("block_m", [0.0, math.nan])
     def test_blocks_have_a_size(self, tmp_path, block_m):
-        with pytest.raises(InputError, match="--block-m"):
+        with pytest.raises(InputError, match="`block_m`"):
             run(tmp_path, block_m=block_m)
 
 
