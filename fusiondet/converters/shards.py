@@ -67,9 +67,8 @@ class Shards:
         return map(json.loads, self._store.load(name).splitlines())
 
     def _run(self, source: Source, strict: bool, jobs: dict[str, list], label: str) -> None:
-        # Loaded, not only looked up: damaged ones are made again.
-        there = {name for name in self._store.finished() & jobs.keys() if self._store.load(name) is not None}
-        left = [(name, job) for name, job in jobs.items() if name not in there]
+        lacking = self._store.lacking(jobs)
+        left = [(name, job) for name, job in jobs.items() if name in lacking]
         if not left:
             return
 

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from fusiondet.errors import InputError
@@ -109,6 +110,11 @@ class Store:
         """Return the names of the pieces that are there."""
         self._paths = self._found()
         return set(self._paths)
+
+    def lacking(self, names: Iterable[str]) -> set[str]:
+        """Return those of `names` whose piece is not there, or damaged."""
+        there = self.finished()
+        return {name for name in names if name not in there or self.load(name) is None}
 
     def save(self, name: str, content: bytes) -> None:
         """Keep a piece, in the place of what may be there under its name.

@@ -6,19 +6,22 @@ neither on the number of processes nor on the other splits' sizes.
 """
 
 import itertools
+import json
 import math
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from multiprocessing import get_context
 from pathlib import Path
 
+from fusiondet import __version__
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel
 from fusiondet.cli import progress
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_dir, require_new_dir
+from fusiondet.files import atomic_path, require_new_dir
 from fusiondet.io.bands import BandSpec
-from fusiondet.io.coco import Dataset, write_coco
+from fusiondet.io.coco import CocoWriter, tile_records
+from fusiondet.jobs.executors import completed, open_executor
+from fusiondet.jobs.hashing import file_state
+from fusiondet.jobs.store import Store, clear_published
 from fusiondet.synthetic.city import HEIGHT_STAT, City, CityBuilding, roof_outline
 from fusiondet.synthetic.clouds import CloudLayer, cloud_cover, draw_layer, share_of
 from fusiondet.synthetic.footprints import dressed, read_city, spatial_split
@@ -127,12 +130,15 @@ def write_dataset(
 ) -> dict:
     """Write a data set with `tiles` = {split: number of tiles} to the directory `out`, whole or not at all.
 
+    A run that was stopped is resumed by the same call.
+
     Returns:
         {split: (tiles, buildings)}.
 
     Raises:
-        InputError: see `require_new_dir`; or angles are to be shuffled within a single acquisition.
+        InputError: see `require_new_dir` and `Store`; or angles are to be shuffled within a single acquisition.
     """
+    clear_published(out)
     require_new_dir(out, "annotations", overwrite)
     few = [split for split, count in tiles.items() if count <= recipe.strip_tiles]
     if recipe.shuffled_angles and few:
@@ -141,39 +147,73 @@ def write_dataset(
             "are no other angles to shuffle it with. Make it larger."
         )
     strips = _plan(recipe, tiles)
-    counts = {}
-    with atomic_dir(out) as root:
+    with Store(out, _fingerprint(recipe, tiles)) as store:
+        _render(recipe, strips, store, workers)
+        counts = {}
         for split in tiles:
-            for kind in ("rgb", "sar", "ndsm", "building_height", *(["cloud"] if recipe.clouds else [])):
-                (root / split / kind).mkdir(parents=True)
-        done: dict[str, list[Tile]] = {split: [] for split in tiles}
-        jobs = [(recipe, strip, root) for strip in strips]
-        bar = progress(_run(jobs, workers), total=len(jobs), label="synthetic city", unit="strip")
-        for strip, rendered in zip(strips, bar, strict=True):
-            done[strip.split] += rendered
-        if recipe.faults.shuffled_heights:
-            _shuffle_heights(done.get("train", []), recipe.rng(_LABELS, "train"))
-        if recipe.shuffled_angles:
-            for split, records in done.items():
-                _shuffle_angles(records, recipe.strip_tiles, recipe.rng(_GEOMETRY, split))
-        for split, records in done.items():
-            info = _info(recipe, split, records)
-            write_coco(Dataset(records, BANDS, info), root / "annotations" / f"{split}.json")
-            counts[split] = (len(records), sum(len(t.buildings) for t in records))
+            pieces = (store.load(_piece_name(strip)) for strip in strips if strip.split == split)
+            records = [tuple(json.loads(line)) for piece in pieces for line in piece.splitlines()]
+            counts[split] = _write_split(recipe, split, records, store.made)
+        store.publish()
     return counts
 
 
-def _run(jobs: list, workers: int) -> Iterable[list[Tile]]:
-    """Results in the order of `jobs`, whatever the number of processes."""
-    if workers <= 1 or len(jobs) == 1:
-        yield from map(_render_strip, jobs)
-        return
-    # A fork would inherit OpenCV's thread pool, without its threads, and wait for them for ever.
-    with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-        yield from pool.map(_render_strip, jobs)
+def _fingerprint(recipe: Recipe, tiles: dict[str, int]) -> dict:
+    """What the rasters and labels follow from, as plain values."""
+    footprints = None if recipe.footprints is None else file_state(recipe.footprints)
+    return {
+        "fusiondet": __version__,
+        **asdict(replace(recipe, footprints=None)),
+        "footprints": footprints,
+        "tiles": tiles,
+    }
 
 
-def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
+def _render(recipe: Recipe, strips: list[Strip], store: Store, workers: int) -> None:
+    """Make the strips that are not in the store yet."""
+    kinds = ("rgb", "sar", "ndsm", "building_height", *(["cloud"] if recipe.clouds else []))
+    for split in {strip.split for strip in strips}:
+        for kind in kinds:
+            (store.made / split / kind).mkdir(parents=True, exist_ok=True)
+    lacking = store.lacking([_piece_name(strip) for strip in strips])
+    left = [(name, strip) for strip in strips if (name := _piece_name(strip)) in lacking]
+    # Threads of OpenCV beside as many processes only get in each other's way.
+    settings = {"initializer": cv2.setNumThreads, "initargs": (1,), "preload": [__name__]}
+    with open_executor(min(workers, len(left)), lighter="make smaller tiles", **settings) as executor:
+        pieces = completed(executor, _render_piece, (recipe, store.made), left, unit="strip")
+        for name, content in progress(pieces, total=len(left), label="synthetic city", unit="strip"):
+            store.save(name, content)
+
+
+def _piece_name(strip: Strip) -> str:
+    return f"{strip.split}-{strip.index:06d}.jsonl"
+
+
+def _render_piece(recipe: Recipe, root: Path, name: str, strip: Strip) -> tuple[str, bytes]:
+    """Return the name and the records of a strip, a tile per line; its rasters are written below `root`."""
+    lines = [json.dumps(tile_records(tile), allow_nan=False) for tile in _render_strip(recipe, strip, root)]
+    return name, "\n".join(lines).encode()
+
+
+def _write_split(recipe: Recipe, split: str, records: list, root: Path) -> tuple[int, int]:
+    """Write the annotation file of a split; returns how many tiles and buildings it has.
+
+    Args:
+        records: (image, annotations) of each tile, as `tile_records` returns them.
+    """
+    if recipe.faults.shuffled_heights and split == "train":
+        _shuffle_heights(records, recipe.rng(_LABELS, "train"))
+    if recipe.shuffled_angles:
+        _shuffle_angles(records, recipe.strip_tiles, recipe.rng(_GEOMETRY, split))
+    buildings = sum(len(annotations) for _, annotations in records)
+    path = root / "annotations" / f"{split}.json"
+    with CocoWriter(path, BANDS, _info(recipe, split, buildings)) as writer:
+        for image, annotations in records:
+            writer.add(image, annotations)
+    return len(records), buildings
+
+
+def _info(recipe: Recipe, split: str, buildings: int) -> dict:
     defaults = {f.name: f.default for f in fields(recipe) if f.name in _OPTIONAL}
     options = {
         k: v
@@ -189,7 +229,7 @@ def _info(recipe: Recipe, split: str, tiles: list[Tile]) -> dict:
         "footprints": None if recipe.footprints is None else recipe.footprints.name,
         "height_stat": f"{HEIGHT_STAT}: area-weighted 70th percentile of the roof's height above ground",
         "label_faults_in_this_split": split == "train",
-        "buildings": sum(len(t.buildings) for t in tiles),
+        "buildings": buildings,
     }
 
 
@@ -287,9 +327,8 @@ def _padded(bounds, sensor: SensorGeometry, tallest_m: float) -> tuple[float, fl
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
-def _render_strip(job: tuple[Recipe, Strip, Path]) -> list[Tile]:
-    """Render and write the rasters of one strip; returns its tiles. A unit of work for a process."""
-    recipe, strip, root = job
+def _render_strip(recipe: Recipe, strip: Strip, root: Path) -> list[Tile]:
+    """Render and write the rasters of one strip; returns its tiles."""
     rng = recipe.rng(_GEOMETRY, strip.split, strip.index)
     sensor = draw_sensor(recipe.preset, rng)
     sensor = _with_view(sensor, recipe, recipe.rng(_VIEW, strip.split, strip.index))
@@ -399,7 +438,8 @@ def _write_raster(path: Path, raster: np.ndarray, crs: str, transform: Affine) -
         predictor=2 if raster.dtype == np.uint8 else 3,
         photometric="RGB" if len(bands) == 3 else "MINISBLACK",
     )
-    with rasterio.open(path, "w", **profile) as file:
+    # Whole or not at all: GDAL replaces no file that a killed process left half-written.
+    with atomic_path(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
         file.write(bands)
 
 
@@ -442,20 +482,20 @@ def _label(polygon, height_m: float, identifier, outline: str) -> Building:
     )
 
 
-def _shuffle_heights(tiles: list[Tile], rng: np.random.Generator) -> None:
-    buildings = [b for tile in tiles for b in tile.buildings]
-    heights_m = [b.height_m for b in buildings]
-    for building, i in zip(buildings, rng.permutation(len(buildings)), strict=True):
-        building.height_m = heights_m[i]
+def _shuffle_heights(records: list, rng: np.random.Generator) -> None:
+    annotations = [annotation for _, of_tile in records for annotation in of_tile]
+    heights_m = [annotation["height_m"] for annotation in annotations]
+    for annotation, i in zip(annotations, rng.permutation(len(annotations)), strict=True):
+        annotation["height_m"] = heights_m[i]
 
 
-def _shuffle_angles(tiles: list[Tile], strip_tiles: int, rng: np.random.Generator) -> None:
+def _shuffle_angles(records: list, strip_tiles: int, rng: np.random.Generator) -> None:
     """No acquisition keeps its own, where there are two."""
-    sensors = [tile.sensor for tile in tiles[::strip_tiles]]
+    sensors = [image["sensor"] for image, _ in records[::strip_tiles]]
     order = rng.permutation(len(sensors))
     given = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    for i, tile in enumerate(tiles):
-        tile.sensor = sensors[given[i // strip_tiles]]
+    for i, (image, _) in enumerate(records):
+        image["sensor"] = sensors[given[i // strip_tiles]]
 
 
 def _spoil(labels: list[Building], recipe: Recipe, offset_m, rng: np.random.Generator) -> list[Building]:

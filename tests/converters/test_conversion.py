@@ -359,6 +359,14 @@ run(Path(sys.argv[1]), SlowGrid(400, columns=20, step=90), split=["train=60", "v
 """
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The files of one that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(folder, Grid(400, columns=20, step=90), split=["train=60", "val=40"])
+    return contents(folder / "out")
+
+
 class TestKilled:
     @pytest.fixture
     def program(self, tmp_path):
@@ -369,13 +377,6 @@ class TestKilled:
         yield program, wait_for(lambda: workers_of(program.pid))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
-
-    @pytest.fixture(scope="class")
-    def straight(self, tmp_path_factory):
-        """The files of one that nobody disturbs."""
-        folder = tmp_path_factory.mktemp("straight")
-        run(folder, Grid(400, columns=20, step=90), split=["train=60", "val=40"])
-        return contents(folder / "out")
 
     def test_a_worker(self, program, straight, tmp_path):
         process, workers = program

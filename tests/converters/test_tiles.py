@@ -517,7 +517,7 @@ class TestBadInput:
             ({"gsd": 0.0}, "--gsd 0.0: expected 0.01 to 1000"),
             ({"max_nodata": 7.0}, "--max-nodata 7.0: expected 0 to 1"),
             ({"min_area_m2": -3.0}, "--min-area-m2 -3.0"),
-            ({"block_m": 0.0}, "--block-m 0.0"),
+            ({"block_m": 0.0}, "block_m. is 0.0"),
             ({"nodata": math.nan}, "--nodata nan: expected a finite number"),
             ({"footprints_crs": "EPSG:nonsense"}, "--footprints-crs 'EPSG:nonsense' is not a CRS"),
         ],

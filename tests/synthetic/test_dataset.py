@@ -1,15 +1,20 @@
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import math
+import os
+import signal
 import time
 
 from fusiondet import synthetic
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.coco import read_coco
+from fusiondet.synthetic import dataset
 from fusiondet.synthetic.dataset import Faults, Recipe, draw_sensor, write_dataset
 from fusiondet.synthetic.presets import PRESETS, preset
+from tests.support.processes import kill, start_program, wait_for, workers_of
 
 import cv2
 import numpy as np
@@ -242,8 +247,6 @@ def test_angles_that_are_none_are_refused(tmp_path, option):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    from fusiondet.synthetic import dataset
-
     monkeypatch.setattr(dataset, "render_sar", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_dataset(SMALL, {"train": 1}, tmp_path / "city")
@@ -516,3 +519,65 @@ def test_bad_options_are_named_and_nothing_is_written(load_tool, monkeypatch, tm
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         call(load_tool, monkeypatch, "--out", tmp_path / "city", *arguments)
     assert not (tmp_path / "city").exists()
+
+
+# Two processes render 12 strips.
+LONG = Recipe(preset("easy"), size_px=64, seed=3, strip_tiles=1)
+KILLED = """
+import sys
+from pathlib import Path
+from fusiondet.synthetic.dataset import write_dataset
+from tests.synthetic.test_dataset import LONG
+write_dataset(LONG, {"train": 9, "val": 3}, Path(sys.argv[1]), workers=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The files of a data set that nobody disturbs."""
+    out = tmp_path_factory.mktemp("straight") / "city"
+    write_dataset(LONG, {"train": 9, "val": 3}, out)
+    return files_of(out)
+
+
+class TestKilled:
+    @pytest.fixture
+    def program(self, tmp_path):
+        """A program that has finished some strips, and its two processes."""
+        program = start_program(KILLED, tmp_path / "city")
+        wait_for(lambda: len(self.pieces(tmp_path)) >= 2 or program.poll() is not None)
+        yield program, wait_for(lambda: workers_of(program.pid))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+
+    def pieces(self, folder):
+        return [
+            (path, path.stat().st_mtime_ns) for path in (folder / ".city.parts" / "pieces").glob("*.jsonl")
+        ]
+
+    def test_a_worker(self, program, straight, tmp_path):
+        process, workers = program
+        os.kill(workers[0], signal.SIGKILL)
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
+        assert files_of(tmp_path / "city") == straight and [p.name for p in tmp_path.iterdir()] == ["city"]
+
+    @pytest.mark.parametrize("with_worker", [False, True])
+    def test_the_program_and_a_worker(self, program, straight, tmp_path, monkeypatch, with_worker):
+        process, workers = program
+        with pytest.raises(InputError, match=f"city: another run .*{process.pid}"):
+            write_dataset(LONG, {"train": 9, "val": 3}, tmp_path / "city")
+        kill(process, *workers[:with_worker])
+        finished = len(self.pieces(tmp_path))
+        assert 2 <= finished < 12 and not (tmp_path / "city").exists()
+        made, render = [], dataset._render_strip
+        monkeypatch.setattr(dataset, "_render_strip", lambda *args: made.append(args) or render(*args))
+        write_dataset(LONG, {"train": 9, "val": 3}, tmp_path / "city")
+        assert len(made) == 12 - finished, "what is finished is not made again"
+        assert files_of(tmp_path / "city") == straight and [p.name for p in tmp_path.iterdir()] == ["city"]
+
+    def test_another_recipe_begins_again(self, program, straight, tmp_path):
+        kill(program[0])
+        write_dataset(dataclasses.replace(LONG, seed=4), {"train": 1}, tmp_path / "city")
+        assert files_of(tmp_path / "city").keys() < straight.keys()
+        assert [p.name for p in tmp_path.iterdir()] == ["city"]
