@@ -6,21 +6,12 @@ from collections import Counter
 from fusiondet.buildings import Building
 from fusiondet.converters.merging import merge_layers
 from fusiondet.errors import InputError
-from fusiondet.io.building_parts import combine_parts, join_buildings
 from fusiondet.io.vectors import UNKNOWN_HEIGHT, Layer, read_layer
+from tests.support.vector_cases import house
 
 import geopandas
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from shapely.geometry import box
-
-
-def house(name, x0, x1, height_m=None, stat="p70", y1=10):
-    attributes = {} if height_m else {UNKNOWN_HEIGHT: "missing"}
-    return Building(
-        box(x0, 0, x1, y1), height_m, height_stat=stat if height_m else None, id=name, attributes=attributes
-    )
 
 
 def layer(*buildings, crs="EPSG:28992", id_field="identificatie", **more):
@@ -30,44 +21,6 @@ def layer(*buildings, crs="EPSG:28992", id_field="identificatie", **more):
 
 def ids(merged):
     return [b.id for b in merged.buildings]
-
-
-class TestParts:
-    def test_union_and_mean_by_area(self):
-        joined = join_buildings([house("a", 0, 20, 6.0), house("a", 20, 30, 9.0)])
-        assert joined.polygon.equals(box(0, 0, 30, 10)) and joined.height_m == 7.0
-        assert (joined.id, joined.height_stat, joined.attributes) == ("a", "p70", {})
-
-    @pytest.mark.parametrize(("stat", "height_m"), [("max", 9.0), ("min", 6.0), ("p50", 7.0), (None, 7.0)])
-    def test_the_highest_of_maxima_and_the_lowest_of_minima(self, stat, height_m):
-        assert combine_parts([6.0, 9.0], [20, 10], stat) == height_m
-
-    def test_parts_apart_are_one_building(self):
-        joined = join_buildings([house("a", 0, 10, 6.0), house("a", 50, 60, 6.0)])
-        assert joined.polygon.geom_type == "MultiPolygon" and joined.polygon.area == 200
-
-    def test_unknown_parts(self):
-        little = join_buildings([house("a", 0, 20, 6.0), house("a", 20, 30)])
-        assert little.height_m == 6.0 and little.attributes == {}
-        most = join_buildings([house("a", 0, 10, 6.0), house("a", 10, 30)])
-        assert most.height_m is None and most.attributes == {UNKNOWN_HEIGHT: "missing"}
-        assert most.height_stat is None
-        assert combine_parts([None], [1], "p70") is None and combine_parts([], [], None) is None
-
-    @given(
-        st.lists(st.tuples(st.integers(1, 30), st.floats(0.5, 100)), min_size=1, max_size=6),
-        st.randoms(use_true_random=False),
-    )
-    def test_volume_and_area_are_kept_in_any_order(self, widths_and_heights, random):
-        parts, x = [], 0
-        for width, height_m in widths_and_heights:
-            parts.append(house("a", x, x + width, height_m))
-            x += width
-        random.shuffle(parts)
-        joined = join_buildings(parts)
-        assert joined.polygon.area == pytest.approx(10 * x)
-        volume = sum(p.polygon.area * p.height_m for p in parts)
-        assert joined.polygon.area * joined.height_m == pytest.approx(volume)
 
 
 class TestMerge:

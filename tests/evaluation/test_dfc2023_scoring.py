@@ -9,44 +9,16 @@ from fusiondet.errors import InputError
 from fusiondet.evaluation.dfc2023_scoring import (
     contest_heights,
     dfc2023_table,
-    evaluate_dfc2023,
     read_truth,
     scores_txt,
 )
-from fusiondet.evaluation.dfc2023_submission import (
-    FINDINGS,
-    Findings,
-    PaintedSubmission,
-    ZippedSubmission,
-    write_submission,
-)
-from fusiondet.io.coco import encode_rle
 from tests.support.contest_cases import CASES, SIZE, Contest, contest, result, write_tif
+from tests.support.contest_zips import POLYGON, record_changed, scored, zipped
 
 import numpy as np
 import pytest
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_scores.json").read_text())["dfc2023"]["cases"]
-
-
-def zipped(folder: Path, path: Path, rename=lambda name: name) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            archive.write(file, rename(file.relative_to(folder).as_posix()))
-    return path
-
-
-def scored(truth, path: Path, strict: bool = False) -> tuple[dict, Findings]:
-    findings = Findings(path.name, strict)
-    with ZippedSubmission(path, findings) as submission:
-        return evaluate_dfc2023(truth, submission), findings
-
-
-@pytest.fixture
-def small(tmp_path):
-    """(truth, folder of a submission without fault) of `Contest(3)`."""
-    Contest(3).write(tmp_path)
-    return read_truth(tmp_path / "ref/buildings_only_val.json", tmp_path / "ref/height"), tmp_path / "res"
 
 
 # ---- The published program -------------------------------------------------------------------------------
@@ -175,98 +147,8 @@ def test_strict_ap50_finds_the_annotation_of_id_0(tmp_path):
 # ---- Zips ------------------------------------------------------------------------------------------------
 
 
-def results_of(folder: Path) -> list[dict]:
-    return json.loads((folder / "seg_results.json").read_text())
-
-
-def _unlink(folder):
-    (folder / "height/P_0002.tif").unlink()
-
-
 def _misnamed(folder):
     (folder / "height/P_0002.tif").rename(folder / "height/P_0002.tiff")
-
-
-def _of_shape(*shape):
-    return lambda folder: write_tif(folder / "height/P_0002.tif", np.zeros(shape, np.float32))
-
-
-def _with_nan(folder):
-    write_tif(folder / "height/P_0002.tif", np.full((SIZE, SIZE), np.nan, np.float32))
-
-
-def _truncated(folder):
-    data = (folder / "height/P_0002.tif").read_bytes()
-    (folder / "height/P_0002.tif").write_bytes(data[: len(data) // 3])
-
-
-def _vrt(folder):
-    other = folder.parent / "ref/height/P_0002.tif"
-    text = (
-        f'<VRTDataset rasterXSize="{SIZE}" rasterYSize="{SIZE}"><VRTRasterBand dataType="Float32" band="1"><Simple'
-        f"Source><SourceFilename>{other}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
-    )
-    (folder / "height/P_0002.tif").write_text(text)
-
-
-def _changed(**changes):
-    def change(folder):
-        records = results_of(folder)
-        records[0].update({key: value for key, value in changes.items() if value is not ...})
-        for key in [key for key, value in changes.items() if value is ...]:
-            del records[0][key]
-        (folder / "seg_results.json").write_text(json.dumps(records))
-
-    return change
-
-
-def _as_text(text):
-    return lambda folder: (folder / "seg_results.json").write_text(text)
-
-
-POLYGON = [[2, 2, 9, 2, 9, 9, 2, 9]]
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "named"),
-    [
-        (_unlink, "missing_tile", "P_0002.tif"),
-        (_of_shape(SIZE, SIZE + 1), "wrong_shape", "P_0002.tif (1 x 40 x 41"),
-        (_with_nan, "nan_height", "P_0002.tif (1600 px)"),
-        (_truncated, "unreadable_tile", "P_0002.tif"),
-        (_vrt, "unreadable_tile", "P_0002.tif"),
-        (lambda f: (f / "seg_results.json").unlink(), "no_instances", "seg_results.json is missing"),
-        (_as_text("[]"), "no_instances", "seg_results.json is empty"),
-        (_as_text('{"a": 1}'), "no_instances", "holds dict, not a list"),
-        (_as_text("[{"), "no_instances", "not valid JSON"),
-        (_as_text("[" * 100_000), "no_instances", "not valid JSON"),
-        (_changed(image_id=99), "unknown_image", "record 0 (image 99)"),
-        (_changed(image_id=[1]), "broken_record", "record 0"),
-        (_changed(score=...), "broken_record", "record 0"),
-        (_changed(score="high"), "broken_record", "record 0"),
-        (_changed(score=10**4000), "broken_record", "record 0"),
-        (_changed(category_id=3), "other_category", "record 0 (category 3)"),
-        (_changed(segmentation=POLYGON), "uncompressed_mask", "record 0"),
-        (_changed(segmentation={"size": [SIZE, SIZE], "counts": "zzz"}), "broken_mask", "record 0"),
-        (_changed(segmentation={"size": [SIZE, SIZE], "counts": [5, 3]}), "broken_mask", "record 0"),
-        (_changed(segmentation={"size": [9, 9], "counts": "Q3"}), "mask_size", "record 0 ([9, 9], expected"),
-        (_changed(segmentation={"size": 9, "counts": "Q3"}), "mask_size", "record 0 (9, expected"),
-        (lambda f: (f / "notes.txt").write_text("hi"), "unexpected_member", "notes.txt"),
-        (lambda f: (f / "height/.DS_Store").write_text("x"), "unknown_tile", ".DS_Store"),
-    ],
-)
-def test_what_is_wrong_is_counted_named_and_with_strict_refused(small, change, kind, named):
-    truth, folder = small
-    change(folder)
-    path = zipped(folder, folder.parent / "s.zip")
-    numbers, findings = scored(truth, path)
-    assert findings.counts[kind] >= 1 and numbers[f"dfc2023/found_{kind}"] == findings.counts[kind]
-    (line,) = [line for line in findings.lines() if FINDINGS[kind][0] in line]
-    assert named in line and ("scorer stops" in line) == FINDINGS[kind][1]
-    assert named in dfc2023_table(numbers, findings)
-    assert 0 <= numbers["dfc2023_strict/score"] <= 1
-    with pytest.raises(InputError, match="s.zip: .*Without --strict"):
-        scored(truth, path, strict=True)
 
 
 def test_a_submission_without_fault_has_no_findings(small):
@@ -286,9 +168,9 @@ def test_a_wrong_name_is_both_an_unknown_and_a_missing_tile(small):
 
 def test_breaking_a_mask_does_not_raise_the_score(small):
     truth, folder = small
-    _changed(segmentation=POLYGON, score=1.0, image_id=1)(folder)
+    record_changed(segmentation=POLYGON, score=1.0, image_id=1)(folder)
     as_polygon, _ = scored(truth, zipped(folder, folder.parent / "a.zip"))
-    _changed(segmentation={"size": [SIZE, SIZE], "counts": "zzz"})(folder)
+    record_changed(segmentation={"size": [SIZE, SIZE], "counts": "zzz"})(folder)
     broken, _ = scored(truth, zipped(folder, folder.parent / "b.zip"))
     assert broken["dfc2023/n_instances"] == as_polygon["dfc2023/n_instances"]
     assert broken["dfc2023_strict/ap50"] <= as_polygon["dfc2023_strict/ap50"]
@@ -391,29 +273,6 @@ def test_an_encrypted_member_is_named(small):
     assert findings.counts == {"unreadable_tile": 1} and "encrypted" in findings.lines()[0]
 
 
-def _of_version_20_8(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("seg_results.json", "[]")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2") + 6] = 208
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "is a directory; expected a zip"),
-        (lambda path: path.write_text("no"), "not a zip"),
-        (_of_version_20_8, "not a zip, or a damaged one.*version 20.8"),
-    ],
-)
-def test_what_is_no_zip_is_refused(small, tmp_path, make, message):
-    make(tmp_path / "s.zip")
-    with pytest.raises(InputError, match=message):
-        scored(small[0], tmp_path / "s.zip")
-
-
 # ---- Truth -----------------------------------------------------------------------------------------------
 
 
@@ -506,62 +365,3 @@ def test_names_keep_their_coordinates(tmp_path):
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------
-
-
-def predictions() -> list[dict]:
-    """Three houses of the first tile, two of which overlap, and one of the last."""
-    return [
-        {**result(1, (2, 2, 10, 10), 0.6), "height_m": 5.0},
-        {**result(1, (8, 2, 10, 10), 0.9), "height_m": 7.25},
-        {**result(1, (30, 30, 5, 5), 0.9), "height_m": None},
-        {**result(4, (0, 0, 4, 4), 0.2), "height_m": 3.0},
-    ]
-
-
-def test_a_written_submission_reads_back_as_painted(small, tmp_path):
-    truth, _ = small
-    painted = PaintedSubmission(truth.document, predictions(), truth.names, Findings("p"), category_id=1)
-    assert painted.without_height == 1
-    for path in (tmp_path / "a.zip", tmp_path / "b.zip"):
-        write_submission(painted, truth.shapes, path)
-    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    expected = np.zeros((SIZE, SIZE), np.float32)
-    expected[2:12, 2:12] = 5
-    expected[2:12, 8:18] = 7.25  # the better score is on top
-    with ZippedSubmission(tmp_path / "a.zip", Findings("a", strict=True)) as read:
-        assert read.height_names == ["P_0001.tif", "P_0002.tif", "P_0003.tif", "P_0004.tif"]
-        first = read.read_height("P_0001.tif", (SIZE, SIZE))
-        np.testing.assert_array_equal(first, expected)
-        assert first.dtype == np.float32
-        assert not read.read_height(
-            "P_0004.tif", (SIZE, SIZE)
-        ).any()  # listed, but below the score of the map
-        assert [r["image_id"] for r in read.records] == [1, 1, 1, 4]
-        assert read.records[0]["segmentation"] == encode_rle(
-            np.pad(np.ones((10, 10), bool), ((2, 28), (8, 22)))
-        )
-    numbers, findings = scored(truth, tmp_path / "a.zip", strict=True)
-    assert numbers == evaluate_dfc2023(truth, painted) and not findings.lines()
-
-
-def test_ids_and_category_are_those_of_the_contest(tmp_path):
-    images = [{"id": 417, "file_name": "P_0417.tif", "width": SIZE, "height": SIZE}]
-    document = {"images": images, "categories": [{"id": 5, "name": "building"}]}
-    (tmp_path / "test.json").write_text(json.dumps(document))
-    truth = read_truth(tmp_path / "test.json", scored=False)
-    records = [{**result(417, (0, 0, 4, 4), 0.9), "height_m": 3.0}]
-    painted = PaintedSubmission(
-        truth.document, records, truth.names, Findings("p"), truth.category_ids[0], score_threshold=0.95
-    )
-    write_submission(painted, truth.shapes, tmp_path / "s.zip")
-    with ZippedSubmission(tmp_path / "s.zip", Findings("s", strict=True)) as read:
-        assert (read.records[0]["image_id"], read.records[0]["category_id"]) == (417, 5)
-        assert read.height_names == ["P_0417.tif"]
-        assert not read.read_height("P_0417.tif", (SIZE, SIZE)).any()
-
-
-def test_predictions_of_other_images_are_refused_and_nothing_is_written(small, tmp_path):
-    truth, _ = small
-    with pytest.raises(InputError, match="belongs to image 9"):
-        PaintedSubmission(truth.document, [result(9, (0, 0, 4, 4), 0.9)], truth.names, Findings("p"))
-    assert not list(tmp_path.glob("*.zip"))

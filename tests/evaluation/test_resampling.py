@@ -6,7 +6,7 @@ from fusiondet.buildings import Building, Tile
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import DenseCounts, DenseScores
 from fusiondet.evaluation.instances import evaluate_instances
-from fusiondet.evaluation.regions import Region, in_the_clear, under_cloud
+from fusiondet.evaluation.regions import Region
 from fusiondet.evaluation.resampling import (
     MAP_SCORES,
     TileScores,
@@ -18,18 +18,15 @@ from fusiondet.evaluation.resampling import (
     tile_scores,
 )
 from fusiondet.files import write_json
-from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.bands import BandSpec
-from fusiondet.io.coco import Dataset, encode_rle, prediction_record
-from tests.support.tiny_city import write_raster
+from fusiondet.io.coco import Dataset
+from tests.support.square_houses import LEFT, RIGHT, SIZE, city, found, record
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
-
-SIZE = 48
 
 
 def random_city(seed, n_tiles=5, digits=1):
@@ -63,12 +60,6 @@ def random_city(seed, n_tiles=5, digits=1):
     return Dataset(tiles, BandSpec()), records
 
 
-def record(image_id, score, shape, heights_m):
-    return prediction_record(
-        image_id, score, shape.bounds, encode_rle(polygon_to_mask(shape, SIZE, SIZE)), heights_m
-    )
-
-
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
 def test_counts_of_tiles_give_the_scores_of_the_whole(seed):
@@ -92,17 +83,6 @@ def test_a_weight_of_two_is_the_tile_twice(seed):
         if "_norm" in key or "normalizer" in key:
             continue  # a fact of all tiles: that of those that weigh nothing, too
         assert weighted[key] == (None if value is None else pytest.approx(value, abs=1e-9)), key
-
-
-def city(*houses):
-    return Dataset([Tile("a.tif", SIZE, SIZE, 0.5, buildings=list(houses), id=1)], BandSpec())
-
-
-def found(shape, score=0.9, height_m=6.0):
-    return record(1, score, shape, (height_m - 1, height_m, height_m + 1))
-
-
-LEFT, RIGHT = box(2, 2, 12, 12), box(30, 2, 40, 12)
 
 
 def inside_left_half(_):
@@ -142,43 +122,6 @@ def test_a_false_alarm_inside_the_region_punishes():
 def test_a_region_without_buildings_has_no_scores():
     scores = summarize(tile_scores(city(Building(RIGHT, 6.0)), [found(RIGHT)], region=left_half))
     assert scores["segm/AP50"] is scores["joint/AP50"] is scores["pixel/f1"] is scores["height/mae_m"] is None
-
-
-def with_clouds(tmp_path):
-    """Clouds over the right half; the house in the middle is half covered."""
-    cloud = np.zeros((1, SIZE, SIZE), np.uint8)
-    cloud[:, :, SIZE // 2 :] = 128
-    write_raster(tmp_path / "clouds" / "a.tif", cloud)
-    dataset = city(Building(LEFT, 6.0), Building(box(19, 20, 29, 30), 6.0), Building(RIGHT, 9.0))
-    dataset.tiles[0].cloud_file_name = "clouds/a.tif"
-    return dataset
-
-
-def test_a_building_is_under_cloud_when_half_of_it_is(tmp_path):
-    dataset = with_clouds(tmp_path)
-    hidden = summarize(tile_scores(dataset, [found(LEFT)], region=under_cloud(tmp_path)))
-    assert (hidden["match/n_truth"], hidden["match/recall"], hidden["pixel/precision"]) == (2, 0, None)
-    dataset.tiles[0].buildings[1].polygon = box(18, 20, 28, 30)
-    clear = summarize(tile_scores(dataset, [found(LEFT)], region=in_the_clear(tmp_path)))
-    assert (clear["match/n_truth"], clear["match/recall"], clear["match/precision"]) == (2, 0.5, 1)
-
-
-def test_a_tile_without_cloud_raster_is_clear(tmp_path):
-    dataset = city(Building(LEFT, 6.0))
-    assert summarize(tile_scores(dataset, [], region=under_cloud(tmp_path)))["match/n_truth"] == 0
-    assert summarize(tile_scores(dataset, [], region=in_the_clear(tmp_path)))["match/n_truth"] == 1
-
-
-def test_a_missing_cloud_raster_is_named(tmp_path):
-    dataset = with_clouds(tmp_path)
-    (tmp_path / "clouds" / "a.tif").unlink()
-    with pytest.raises(InputError, match="a.tif: no such file"):
-        tile_scores(dataset, [], region=under_cloud(tmp_path))
-
-
-def test_a_region_of_another_size_is_refused():
-    with pytest.raises(InputError, match=r"region of \(5, 4\) px in a tile of \(48, 48\)"):
-        tile_scores(city(), [], region=Region("odd", lambda _: np.ones((4, 5), bool)))
 
 
 def test_only_predictions_of_the_map_make_pixels_and_matches():

@@ -1,3 +1,5 @@
+"""A rendered data set on disk: labels, splits, faults, seeds, and options that are refused."""
+
 import argparse
 import contextlib
 import dataclasses

@@ -9,7 +9,6 @@ from pathlib import Path
 from fusiondet.buildings import Building, Tile
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import DenseCounts, DenseScores
-from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import write_json
 from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.bands import BandSpec
@@ -113,15 +112,6 @@ def test_an_unknown_column_lists_the_right_ones(tmp_path, load_tool):
         load_tool("evaluate").main(
             ["vectors", *both, "--truth-height", "hight_m", "--prediction-height", "height_m"]
         )
-
-
-def test_undefined_numbers_are_printed_as_a_dash():
-    from fusiondet.evaluation.instances import evaluate_instances
-
-    metrics = evaluate_instances(Dataset([Tile("a.tif", 64, 64, 0.5)], BandSpec()), [])
-    text = metrics_table(metrics)
-    assert text.splitlines()[1].split() == ["bbox", "-", "-", "-"]
-    assert "MAE - m" in text and "None" not in text
 
 
 def arguments_of(files, *more):

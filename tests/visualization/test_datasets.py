@@ -17,9 +17,7 @@ from fusiondet.visualization import (
     figure_array,
     match_tile,
     prediction_overview,
-    save_figure,
 )
-from fusiondet.visualization.canvas import new_figure, round_down, round_up
 from fusiondet.visualization.datasets import choose_tiles, find_tile
 from fusiondet.visualization.panels import NODATA_GREYS
 
@@ -202,20 +200,6 @@ def test_a_tile_is_found_by_any_form_of_its_name(annotations):
     assert {find_tile(dataset, name).id for name in ("rgb/1.tif", "1.tif", "1")} == {2}
     with pytest.raises(InputError, match=r"'7.tif' is not in the annotations \(3 images\). Similar: rgb/"):
         find_tile(dataset, "7.tif")
-
-
-def test_saved_pictures_are_whole_png_files_of_the_figure_s_size_and_repeat_to_the_byte(tmp_path):
-    for name in ("a.png", "b.png"):
-        save_figure(new_figure(2, 1), tmp_path / name)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert (picture.format, picture.size) == ("PNG", (240, 120))
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}
-
-
-def test_round_numbers():
-    assert [round_up(v) for v in (0.0, 3.0, 3.1, 12.0, 30.0, 99.0, 101.0)] == [3, 3, 4, 15, 30, 100, 150]
-    assert [round_down(v) for v in (0.3, 1.0, 7.0, 42.0, 500.0)] == pytest.approx([0.2, 1, 5, 20, 500])
 
 
 # ---- the tool ----

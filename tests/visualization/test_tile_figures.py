@@ -4,7 +4,6 @@ from fusiondet.buildings import Building, SensorGeometry
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.visualization import figure_array, overview_figure, tile_figure
-from fusiondet.visualization.marks import image_direction
 from tests.support.figures import colourbars, headings, keys, texts, view
 
 import numpy as np
@@ -142,20 +141,6 @@ def test_unknown_directions_have_no_arrow():
     figure = tile_figure(view())
     assert arrow(figure, "sun") is None and arrow(figure, "look") is None
     assert not any(text.startswith("arrows") for text in texts(figure))
-
-
-@pytest.mark.parametrize(
-    ("azimuth", "transform", "expected"),
-    [
-        (0, None, (0, -1)),
-        (90, (0.5, 0, 1000, 0, -0.5, 2000), (1, 0)),
-        (0, (0.5, 0, 1000, 0, 0.5, 2000), (0, 1)),  # south up
-        (0, (0, -0.5, 0, 0.5, 0, 0), (1, 0)),  # turned: columns run north, rows run west
-        (45, (4.48e-6, 0, -43.0, 0, -4.0e-6, -22.0), (0.5**0.5, -(0.5**0.5))),  # degrees
-    ],
-)
-def test_direction_in_the_image(azimuth, transform, expected):
-    np.testing.assert_allclose(image_direction(azimuth, transform), expected, atol=1e-9)
 
 
 def test_the_scale_bar_has_a_round_length():

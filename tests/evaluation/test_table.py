@@ -1,0 +1,15 @@
+"""The numbers of an evaluation as text."""
+
+from fusiondet.buildings import Tile
+from fusiondet.evaluation.table import metrics_table
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset
+
+
+def test_undefined_numbers_are_printed_as_a_dash():
+    from fusiondet.evaluation.instances import evaluate_instances
+
+    metrics = evaluate_instances(Dataset([Tile("a.tif", 64, 64, 0.5)], BandSpec()), [])
+    text = metrics_table(metrics)
+    assert text.splitlines()[1].split() == ["bbox", "-", "-", "-"]
+    assert "MAE - m" in text and "None" not in text
