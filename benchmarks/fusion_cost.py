@@ -29,7 +29,7 @@ from fusiondet.analysis.timing import (
     tame,
     verdict,
 )
-from fusiondet.config import check_fusion, check_names, check_values
+from fusiondet.config_loading import check_fusion, check_names, check_values
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY, MODALITIES
 
 import torch

@@ -21,7 +21,7 @@ from fusiondet.analysis.timing import (
     tame,
     verdict,
 )
-from fusiondet.config import flat
+from fusiondet.config_text import flat
 
 import numpy as np
 import torch

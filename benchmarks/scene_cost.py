@@ -24,7 +24,7 @@ from benchmarks.conversion_cost import run_fresh, write_mosaic
 from benchmarks.plain_prediction import slice_and_unite
 from fusiondet.analysis.timing import paired_ratio, verdict
 from fusiondet.cli import progress
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.files import write_json

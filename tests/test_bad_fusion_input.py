@@ -75,7 +75,7 @@ def weights(tmp_path_factory):
         ((*RGB, *INTERMEDIATE), ["needs both modalities", "build_early_fusion_resnet_fpn_backbone"]),
         ((*RGB, HEAD + "GEOMETRY", "['gsd', 'incidence']"), ["incidence", "shows nothing of it", "['gsd']"]),
         # What goes together
-        (LATE, ["LateFusionRCNN", PYRAMIDS[1]]),
+        ((*LATE, BACKBONE, "build_early_fusion_resnet_fpn_backbone"), ["LateFusionRCNN", PYRAMIDS[1]]),
         (PYRAMIDS, ["LateFusionRCNN", PYRAMIDS[1]]),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, tuple) else "",

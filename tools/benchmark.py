@@ -199,7 +199,7 @@ def _measure_networks(args) -> tuple[dict, str]:
     from benchmarks import fusion_cost as fusion
     from benchmarks import joint_cost as joint
     from benchmarks import training_cost as training
-    from fusiondet.config import load_config
+    from fusiondet.config_loading import load_config
 
     import torch
 

@@ -6,10 +6,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from fusiondet import cli
+from fusiondet import cli, plugins
 from fusiondet.errors import InputError
 
-# name -> module with add_arguments(parser) and main(args), and what it makes.
+# name -> module with add_arguments(parser) and main(args), and what it makes; projects have more.
 SOURCES = {
     "synthetic": ("fusiondet.synthetic", "physically rendered city, exact outlines and heights"),
     "tiles": (
@@ -36,19 +36,17 @@ SOURCES = {
         "fusiondet.converters.class_rasters",
         "images with a class per pixel, in colours or codes",
     ),
-    "vaihingen": (
-        "fusiondet.projects.u_rec.vaihingen",
-        "ISPRS Vaihingen: near infrared, red, green, and six classes",
-    ),
-    "sen12gum": (
-        "fusiondet.projects.dual_unet.sen12gum",
-        "SEN12 Global Urban Mapping: Sentinel-1, Sentinel-2, built-up areas",
-    ),
-    "so2sat": (
-        "fusiondet.projects.hse_lcz.so2sat",
-        "So2Sat LCZ42: patches with local climate zones, and settlement extents; or invented ones",
-    ),
 }
+
+
+def sources_by_name() -> dict[str, tuple[str, str]]:
+    """Return name -> (module, what it makes) of all sources, those of projects last."""
+    return {**SOURCES, **plugins.merged("converters")}
+
+
+def _module(name: str):
+    """Import the module of source `name`; InputError when a library that it needs is not installed."""
+    return plugins.load("converters", name, "prepare_dataset.py") or importlib.import_module(SOURCES[name][0])
 
 
 def prepare(
@@ -60,10 +58,10 @@ def prepare(
     words = sys.argv[1:] if words is None else words
     # No option before it takes a value. The other sources are not imported, only to be left alone.
     chosen = next((word for word in words if not word.startswith("-")), None)
-    for name, (module, text) in SOURCES.items():
+    for name, (_, text) in sources_by_name().items():
         source = sources.add_parser(name, help=text, description=text)
         if name == chosen:
-            chosen_module = importlib.import_module(module)
+            chosen_module = _module(name)
             chosen_module.add_arguments(source)
     with cli.own_options():
         args = cli.parse(top, words)
@@ -74,9 +72,12 @@ def prepare(
 def source_options() -> dict[str, cli.Option]:
     """Return parameter -> option of all sources: for tools whose messages ask to convert the data in another way."""
     options = {}
-    for module, _ in SOURCES.values():
+    for name in sources_by_name():
         parser = argparse.ArgumentParser()
-        importlib.import_module(module).add_arguments(parser)
+        try:
+            _module(name).add_arguments(parser)
+        except InputError:  # of a project whose libraries are not installed
+            continue
         options = cli.options_of(parser) | options
     return options
 

@@ -16,7 +16,6 @@ from fusiondet.files import safe_join
 from fusiondet.io.coco import Dataset, annotation_record, image_root, read_coco
 from fusiondet.io.pixel_classes import ClassList, class_list, class_raster
 from fusiondet.io.tile_rasters import tile_rasters
-from fusiondet.projects.hse_lcz.patches import PatchSplit, read_patches
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -91,23 +90,22 @@ def load_split(name: str) -> Dataset:
     Raises:
         InputError: see `annotation_file` and `fusiondet.io.coco.read_coco`.
     """
+    return load_annotations(name, read_coco)
+
+
+def load_annotations(name: str, read: Callable):
+    """What `read` makes of the annotation file of data set `name`, read once per version of the file.
+
+    Raises:
+        InputError: see `annotation_file`, and what `read` raises.
+    """
     path = annotation_file(name)
-    return _read(path, path.stat().st_mtime_ns, read_coco)
+    return _read(path, path.stat().st_mtime_ns, read)
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, version: int, read: Callable):
     return read(path)
-
-
-def load_patches(name: str) -> PatchSplit:
-    """The split of patches `name`, found as one of tiles is, read once per version of its file. Read-only.
-
-    Raises:
-        InputError: see `annotation_file` and `fusiondet.projects.hse_lcz.patches.read_patches`.
-    """
-    path = annotation_file(name)
-    return _read(path, path.stat().st_mtime_ns, read_patches)
 
 
 def folder_name(name: str) -> str:

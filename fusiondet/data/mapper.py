@@ -2,7 +2,6 @@
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, SensorGeometry
-from fusiondet.config import pixel_tasks
 from fusiondet.data import augmentations as aug
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.geometry.painting import polygons_to_masks
@@ -11,6 +10,7 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import stored_height_m, stored_outlines
 from fusiondet.io.pixel_classes import UNKNOWN, check_footprint_classes, read_classes
 from fusiondet.io.tile_rasters import read_tile_image
+from fusiondet.modeling.architecture import architecture_of
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class FusionDatasetMapper:
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         """The only reader of config keys."""
         crop = (cfg.INPUT.CROP.TYPE, tuple(cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else None
-        tasks = pixel_tasks(cfg)
+        tasks = architecture_of(cfg).pixel_tasks(cfg)
         return {
             "is_train": is_train,
             "optical_bands": cfg.INPUT.OPTICAL_BANDS if "optical" in cfg.INPUT.MODALITIES else [],

@@ -9,6 +9,7 @@ import math
 from contextlib import ExitStack
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet import plugins
 from fusiondet.errors import InputError
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, listen, valid_mean
 from fusiondet.modeling.meta_arch import FusionRCNN
@@ -45,10 +46,11 @@ class BalanceModalities(HookBase):
             InputError: the network has no exchanges, or no branches.
         """
         if not getattr(model, "has_branches", False) or not exchanges(model):
+            networks = " or ".join(plugins.listed("networks_with_branches"))
             raise InputError(
                 "MODEL.FUSION.BALANCE.WINDOW is set, but balancing needs two branches that tell each other: "
                 "MODEL.META_ARCHITECTURE LateFusionRCNN or LateFusionDense with a MODEL.FUSION.EXCHANGE, or "
-                "MODEL.DENSE_NET.NAME DualUNet. Set it to 0 otherwise."
+                f"a MODEL.DENSE_NET.NAME with branches ({networks or 'none is there'}). Set it to 0 otherwise."
             )
         if getattr(getattr(model.backbone, "bottom_up", None), "shares_stages", False):
             raise InputError(

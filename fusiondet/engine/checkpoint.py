@@ -15,7 +15,9 @@ from pathlib import Path
 
 import fusiondet
 import fusiondet.compat
-from fusiondet.config import config_from_yaml_text, flat
+from fusiondet import plugins
+from fusiondet.config_loading import config_from_yaml_text
+from fusiondet.config_text import flat
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path
 from fusiondet.modeling.weights import read_torch_file
@@ -125,7 +127,7 @@ def stored_config(path: str | os.PathLike):
     """The complete config that a checkpoint was trained with.
 
     Raises:
-        InputError: see `read_checkpoint` and `fusiondet.config.config_from_yaml_text`.
+        InputError: see `read_checkpoint` and `fusiondet.config_loading.config_from_yaml_text`.
     """
     return config_from_yaml_text(read_checkpoint(path)["config_yaml"], str(path))
 
@@ -173,7 +175,7 @@ def load_model(
         )
 
 
-# Keys and sections that decide which tensors a network has. MODEL.FUSION.DISABLED, thresholds, losses do not.
+# Keys and sections of the core that decide which tensors a network has. FUSION.DISABLED, thresholds, losses do not.
 _SHAPING = """
     INPUT.MODALITIES INPUT.OPTICAL_BANDS INPUT.SAR_BANDS MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.MASK_ON
     MODEL.HEIGHT_ON MODEL.RESNETS MODEL.FPN MODEL.FUSION.OPTICAL_CHANNELS MODEL.FUSION.EXCHANGE MODEL.FUSION.JOIN
@@ -184,14 +186,12 @@ _SHAPING = """
     MODEL.ROI_HEIGHT_HEAD.IN_FEATURES MODEL.ROI_HEIGHT_HEAD.POOLER_RESOLUTION MODEL.ROI_HEIGHT_HEAD.CONTEXT_RESOLUTION
     MODEL.ROI_HEIGHT_HEAD.NUM_CONV MODEL.ROI_HEIGHT_HEAD.CONV_DIM MODEL.ROI_HEIGHT_HEAD.NUM_FC
     MODEL.ROI_HEIGHT_HEAD.FC_DIM MODEL.ROI_HEIGHT_HEAD.NORM MODEL.ROI_HEIGHT_HEAD.GEOMETRY
-    MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR MODEL.DENSE_HEADS.NAMES MODEL.DENSE_HEADS.IN_FEATURES MODEL.DENSE_HEADS.DIM
+    MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR MODEL.DENSE_HEADS.NAMES MODEL.DENSE_HEADS.IN_FEATURES
+    MODEL.DENSE_HEADS.CONV_DIM
     MODEL.DENSE_HEADS.SKIPS MODEL.DENSE_HEADS.UPSAMPLE MODEL.DENSE_HEADS.NORM MODEL.DENSE_HEADS.SHARED_STEPS
     MODEL.DENSE_HEADS.HEIGHT.REFINE MODEL.DENSE_HEADS.HEIGHT.FROM_FOOTPRINT MODEL.TASK_ATTENTION
-    MODEL.TASK_WEIGHTING.NAME MODEL.DENSE_NET.NAME MODEL.DENSE_NET.TASKS MODEL.DENSE_NET.WIDTH MODEL.DENSE_NET.REFINE
-    MODEL.DENSE_NET.HEIGHT_SCALE_M MODEL.DENSE_NET.DUAL_UNET.MULTIPLES
-    MODEL.DENSE_NET.CLASSES MODEL.DENSE_NET.U_REC.W1
-    MODEL.DENSE_NET.FUSION_HEIGHT_NET MODEL.DENSE_NET.SMP
-    MODEL.HSE_LCZ.TASKS MODEL.HSE_LCZ.WIDTHS MODEL.HSE_LCZ.CONVS MODEL.HSE_LCZ.HEAD_DIM MODEL.HSE_LCZ.PRIOR
+    MODEL.TASK_WEIGHTING.NAME MODEL.DENSE_NET.NAME MODEL.DENSE_NET.TASKS MODEL.DENSE_NET.WIDTH
+    MODEL.DENSE_NET.HEIGHT.REFINE MODEL.DENSE_NET.HEIGHT_SCALE_M MODEL.DENSE_NET.CLASSES
 """.split()
 
 
@@ -202,7 +202,8 @@ def network_differences(stored: CfgNode, now: CfgNode) -> list[str]:
 
 
 def _shaping_values(cfg: CfgNode) -> dict:
-    return {k: v for k, v in flat(cfg).items() if any(f"{k}.".startswith(f"{part}.") for part in _SHAPING)}
+    parts = (*_SHAPING, *plugins.listed("shaping_keys"))
+    return {k: v for k, v in flat(cfg).items() if any(f"{k}.".startswith(f"{part}.") for part in parts)}
 
 
 def _plain(value):

@@ -5,15 +5,14 @@ import logging
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet import cli
-from fusiondet.config import load_config
+from fusiondet import cli, plugins
+from fusiondet.config import find_config
+from fusiondet.config_loading import load_config
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
 from fusiondet.engine.hooks import TrainingFigures
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
-from fusiondet.projects.hse_lcz import hse_lcz_net as hse_lcz
-from fusiondet.projects.hse_lcz.patch_trainer import PatchTrainer
 
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 _EPILOG = """
-KEY VALUE pairs at the end change the config; fusiondet/config.py describes every key that is not Detectron2's own.
+KEY VALUE pairs at the end change the config; fusiondet/config.py describes every key of ours, projects have their own.
 OUTPUT_DIR gets config.yaml (complete), metrics.json, TensorBoard events, checkpoints with last_checkpoint,
 model_best.pth, and inference/<data set>/{predictions,metrics}.json.
 
@@ -49,8 +48,12 @@ def parse_arguments(argv: list[str] | None = None, others=dict) -> argparse.Name
 
 
 def trainer_of(cfg: CfgNode) -> type[FusionTrainer]:
-    """The trainer of the network of `cfg`: that of patches for `HseLczNet`, else that of tiles."""
-    return PatchTrainer if cfg.MODEL.META_ARCHITECTURE == hse_lcz.ARCHITECTURE else FusionTrainer
+    """Return the trainer of the network of `cfg`: its project's, where that has one, else the one of tiles.
+
+    Raises:
+        InputError: a library that the project needs is not installed.
+    """
+    return plugins.load("trainers", cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE") or FusionTrainer
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -62,6 +65,8 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     if not args.config_file:
         raise InputError("`config_file` is missing, e.g. configs/synthetic/fusion_r18_small.yaml.")
     cfg = load_config(args.config_file, args.opts or [])
+    # A name is a file from here on: Detectron2 prints it.
+    args.config_file = str(find_config(args.config_file))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.FUSION.DISABLED:

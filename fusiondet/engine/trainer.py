@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
-from fusiondet.config import DENSE_ALONE, pixel_tasks
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import (
@@ -44,6 +43,7 @@ from fusiondet.io.coco import Dataset
 from fusiondet.io.labels import check_height_labels, tallest_label_m
 from fusiondet.io.pixel_classes import absent_classes, class_list, class_names
 from fusiondet.io.tile_rasters import band_statistics
+from fusiondet.modeling.architecture import architecture_of
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import DEFAULT_CONTEXT_M, DEFAULT_LOG_SCALE, DEFAULT_MEDIAN_M
 from fusiondet.modeling.sensor_geometry import FACTS
@@ -90,7 +90,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
     # Of tiles whose labels are not used, no building may be known here either.
     labelled = _labelled_parts(cfg, train)
-    if "height" in pixel_tasks(cfg):
+    if "height" in architecture_of(cfg).pixel_tasks(cfg):
         for note in check_height_labels(dict(zip(cfg.DATASETS.TRAIN, labelled)), cfg.INPUT.HEIGHT_LABELS):
             _log.warning(note)
     if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
@@ -113,9 +113,9 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     known = [tile for dataset in (labelled or test) for tile in dataset.tiles]
     _complete_geometry(cfg, tiles, known)
     _complete_height_prior(cfg, known)
-    if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet" and "height" in pixel_tasks(cfg):
+    if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet" and "height" in architecture_of(cfg).pixel_tasks(cfg):
         _complete_height_scale(cfg, labelled or test)
-    if "classes" in pixel_tasks(cfg):
+    if "classes" in architecture_of(cfg).pixel_tasks(cfg):
         _complete_classes(cfg, train, labelled, test)
     _raise_detection_limit(cfg, [tile for dataset in (*labelled, *test) for tile in dataset.tiles])
 
@@ -529,7 +529,7 @@ class FusionTrainer(DefaultTrainer):
         self.sampler = loader.sampler
         self._samples_per_step = loader.batch_size * comm.get_world_size() * cfg.SOLVER.ACCUMULATE_STEPS
         # Dense heads alone may read some levels of the pyramid only, and other processes would wait for the rest.
-        unread = cfg.MODEL.META_ARCHITECTURE in DENSE_ALONE
+        unread = architecture_of(cfg).may_skip_parameters
         parallel = defaults.create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread)
         self._trainer = StepTrainer(
             parallel,
@@ -720,7 +720,9 @@ class FusionTrainer(DefaultTrainer):
             max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             model=model if on_truth else None,
             height_labels=cfg.INPUT.HEIGHT_LABELS,
-            class_names=cfg.MODEL.DENSE_NET.CLASSES if "classes" in pixel_tasks(cfg) else (),
+            class_names=cfg.MODEL.DENSE_NET.CLASSES
+            if "classes" in architecture_of(cfg).pixel_tasks(cfg)
+            else (),
             draw_confusion=None if figures is None else figures.confusion,
         )
 

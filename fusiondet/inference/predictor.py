@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, clean_polygon
-from fusiondet.config import config_from_yaml_text, finds_instances, pixel_tasks
+from fusiondet.config_loading import config_from_yaml_text
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.evaluation.evaluator import FOOTPRINT_LIMIT
@@ -17,8 +17,8 @@ from fusiondet.geometry.painting import mask_to_polygon
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.height_rasters import HEIGHT_BANDS, NO_CLASS
 from fusiondet.io.pixel_classes import FOOTPRINT_CLASSES
+from fusiondet.modeling.architecture import architecture_of
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
-from fusiondet.projects.hse_lcz import hse_lcz_net as hse_lcz
 
 import numpy as np
 import shapely
@@ -85,7 +85,8 @@ class Predictor:
         """
         checkpoint = read_checkpoint(weights)
         cfg = config_from_yaml_text(checkpoint["config_yaml"], str(weights))
-        if cfg.MODEL.META_ARCHITECTURE == hse_lcz.ARCHITECTURE:
+        architecture = architecture_of(cfg)
+        if not architecture.predicts_scenes:
             raise InputError(
                 f"{weights}: is a network of patches ({cfg.MODEL.META_ARCHITECTURE}), and draws no buildings or "
                 "maps. Its predictions of a split are written by tools/train_net.py --eval-only."
@@ -102,13 +103,13 @@ class Predictor:
         optical = len(self.bands.optical)
         self.channels = {"optical": slice(0, optical), "sar": slice(optical, None)}
         self.gsd_range_m = tuple(cfg.INPUT.GSD_RANGE_M)
-        self.has_instances = finds_instances(cfg)
+        self.has_instances = architecture.finds_instances
         has = {
-            "dense": "height" in pixel_tasks(cfg),
+            "dense": "height" in architecture.pixel_tasks(cfg),
             "instances": self.has_instances and cfg.MODEL.HEIGHT_ON,
         }
         self.height_sources = tuple(source for source in HEIGHT_BANDS if has[source])
-        tasks = pixel_tasks(cfg)
+        tasks = architecture.pixel_tasks(cfg)
         self.class_names = FOOTPRINT_CLASSES if "footprint" in tasks else ()
         if "classes" in tasks:
             self.class_names = tuple(cfg.MODEL.DENSE_NET.CLASSES)
@@ -148,7 +149,7 @@ class Predictor:
 
     def nothing(self, shape: tuple[int, int]) -> ImagePrediction:
         """What is said about an image of (H, W) pixels none of which has data."""
-        tasks, unknown = pixel_tasks(self.cfg), np.full(shape, np.nan, np.float32)
+        tasks, unknown = architecture_of(self.cfg).pixel_tasks(self.cfg), np.full(shape, np.nan, np.float32)
         classes = np.full(shape, NO_CLASS, np.uint8) if self.class_names else None
         maps = (unknown if task in tasks else None for task in ("height", "footprint"))
         return ImagePrediction([], *maps, classes)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 
+from fusiondet import plugins
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path, read_json, safe_join
@@ -240,13 +241,14 @@ def validate_coco(document: dict, path: Path) -> None:
     Raises:
         InputError: names the file, the record and the key; also for names that leave the image root, duplicated ids,
             annotations of unknown images or without outline, sizes that are not pixels, and heights that are neither
-            null nor in (0, 1000] m; for a split of patches (`fusiondet.projects.hse_lcz.patches`).
+            null nor in (0, 1000] m; for files of another kind, that a project reads.
     """
     info = document.get("info") if isinstance(document, dict) else None
-    if isinstance(info, dict) and info.get("kind") == "patches":
+    kind = info.get("kind") if isinstance(info, dict) else None
+    other_kinds = plugins.merged("annotation_kinds")
+    if isinstance(kind, str) and kind in other_kinds:
         raise InputError(
-            f"{path}: holds patches with one label each, expected tiles with buildings. Networks of patches are those "
-            "of configs/so2sat; take another data set for this one."
+            f"{path}: expected tiles with buildings, but it holds {other_kinds[kind]}. Take another data set."
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):

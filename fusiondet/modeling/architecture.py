@@ -1,5 +1,7 @@
 """What a network architecture declares about itself, so that nobody has to know architectures by their names."""
 
+from fusiondet import plugins
+
 from detectron2.modeling import META_ARCH_REGISTRY
 
 
@@ -40,9 +42,31 @@ class Architecture:
         """Return the tasks of the network of `cfg`, by the names that their losses are weighted under."""
         return ["instances"]
 
+    @classmethod
+    def score_groups(cls, cfg) -> tuple[str, ...]:
+        """Return the groups of scores that TEST.BEST_METRIC may be of, e.g. "dense"; () if that depends on the data."""
+        if cls.finds_instances:
+            return ()
+        return ("dense", "classes") if "classes" in cls.pixel_tasks(cfg) else ("dense",)
+
+    @classmethod
+    def best_metric(cls, cfg) -> str:
+        """Return the score that decides which checkpoint is the best one, where the config names none."""
+        if cls.finds_instances:
+            instances = "segm/AP50" if cfg.MODEL.MASK_ON else "bbox/AP50"
+            return "joint/AP50" if cfg.MODEL.HEIGHT_ON else instances
+        tasks = cls.pixel_tasks(cfg)
+        if "classes" in tasks:
+            return "classes/oa"
+        return "dense/delta1_building" if "height" in tasks else "dense/dice"
+
 
 def architecture_of(cfg) -> type[Architecture]:
-    """Return the class that MODEL.META_ARCHITECTURE names; `Architecture` itself for one of Detectron2's own."""
+    """Return the class that MODEL.META_ARCHITECTURE names; `Architecture` itself for one of Detectron2's own.
+
+    The architecture of a project is imported first; InputError when a library that it needs is not installed.
+    """
+    plugins.load("architectures", cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     named = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     # Detectron2's registry holds classes, but accepts functions, too.
     return named if isinstance(named, type) and issubclass(named, Architecture) else Architecture

@@ -532,11 +532,11 @@ def build_dense_heads(cfg, input_shape: dict[str, ShapeSpec], image_channels: in
 
     def decoder(skips: bool, part: range) -> DenseDecoder:
         return DenseDecoder(
-            input_shape, list(keys.IN_FEATURES), image_channels, keys.DIM, skips, keys.UPSAMPLE, keys.NORM, part,
+            input_shape, list(keys.IN_FEATURES), image_channels, keys.CONV_DIM, skips, keys.UPSAMPLE, keys.NORM, part,
             cfg.MODEL.TASK_ATTENTION,
         )  # fmt: skip
 
-    width = decoder_channels(keys.DIM, 1)
+    width = decoder_channels(keys.CONV_DIM, 1)
     heads = [DENSE_HEAD_REGISTRY.get(name)(cfg, width, image_channels) for name in keys.NAMES]
     decoders = [
         decoder(keys.SKIPS, range(shared, steps)) if head.sees_details else decoder(False, range(steps))
@@ -560,9 +560,9 @@ def check_dense_heads(cfg) -> None:
     for key, value, known in (("UPSAMPLE", keys.UPSAMPLE, UPSAMPLINGS), ("NORM", keys.NORM, NORMS)):
         if value not in known:
             raise unknown_name(f"MODEL.DENSE_HEADS.{key}", value, [name for name in known if name])
-    if keys.DIM < 4 or keys.DIM % 4:
+    if keys.CONV_DIM < 4 or keys.CONV_DIM % 4:
         raise InputError(
-            f"MODEL.DENSE_HEADS.DIM is {keys.DIM}, expected a multiple of 4: a quarter of it at stride 1."
+            f"MODEL.DENSE_HEADS.CONV_DIM is {keys.CONV_DIM}, expected a multiple of 4: a quarter of it at stride 1."
         )
     if keys.SHARED_STEPS < 0:
         raise InputError(f"MODEL.DENSE_HEADS.SHARED_STEPS is {keys.SHARED_STEPS}, expected 0 or more.")

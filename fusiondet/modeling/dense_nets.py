@@ -8,6 +8,7 @@ Legend: N images, C bands (C_opt optical, then C_sar SAR), H x W pixels of the p
 
 from dataclasses import dataclass
 
+from fusiondet import plugins
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
 from fusiondet.modeling.fusion import MODALITIES, StandIn
@@ -26,6 +27,21 @@ DENSE_NET_REGISTRY.__doc__ = """
 Whole networks named in MODEL.DENSE_NET.NAME: subclasses of `DenseNet`. Built as obj(cfg, optical_channels: int,
 sar_channels: int); one of the two may be 0, never both.
 """
+
+
+def known_dense_nets() -> list[str]:
+    """Return the names that MODEL.DENSE_NET.NAME can have."""
+    return sorted({name for name, _ in DENSE_NET_REGISTRY} | {*plugins.merged("dense_networks")})
+
+
+def dense_net_named(name: str) -> type["DenseNet"]:
+    """Return the class of a whole network; that of a project is imported first.
+
+    Raises:
+        InputError: a library that it needs is not installed.
+    """
+    plugins.load("dense_networks", name, "MODEL.DENSE_NET.NAME")
+    return DENSE_NET_REGISTRY.get(name)
 
 
 @dataclass
@@ -147,20 +163,20 @@ class FusionDenseNet(FusionDense):
         check_dense_net(cfg)
         arguments = cls.fusion_arguments(cfg)
         optical, bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS, len(cfg.MODEL.PIXEL_MEAN)
-        net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)(cfg, optical, bands - optical)
+        net = dense_net_named(cfg.MODEL.DENSE_NET.NAME)(cfg, optical, bands - optical)
         learned = any(cfg.MODEL.FUSION.MODALITY_DROPOUT.values())
         return {**arguments, "backbone": _Whole(net, optical, bands, learned), **NO_INSTANCES}
 
     @classmethod
     def pixel_tasks(cls, cfg) -> tuple[str, ...]:
         """See Architecture."""
-        net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
+        net = dense_net_named(cfg.MODEL.DENSE_NET.NAME)
         return (*cfg.MODEL.DENSE_NET.TASKS, *(["reconstruction"] if net.teaches_unlabelled(cfg) else []))
 
     @classmethod
     def tasks(cls, cfg) -> list[str]:
         """As FusionRCNN.tasks: what the maps are weighted under."""
-        net = DENSE_NET_REGISTRY.get(cfg.MODEL.DENSE_NET.NAME)
+        net = dense_net_named(cfg.MODEL.DENSE_NET.NAME)
         losses = {"footprint": "loss_footprint", "height": "loss_dense_height", "classes": "loss_classes"}
         names = [task_of(losses[task]) for task in cfg.MODEL.DENSE_NET.TASKS]
         return names + (["reconstruction"] if net.teaches_unlabelled(cfg) else [])
@@ -236,10 +252,10 @@ def check_dense_net(cfg) -> None:
                 "has no use for it. Take FusionDenseNet, or leave MODEL.DENSE_NET.NAME empty."
             )
         return
-    known = [name for name, _ in DENSE_NET_REGISTRY]
+    known = known_dense_nets()
     if keys.NAME not in known:
         raise unknown_name("MODEL.DENSE_NET.NAME", keys.NAME, known)
-    net = DENSE_NET_REGISTRY.get(keys.NAME)
+    net = dense_net_named(keys.NAME)
     if not len(keys.TASKS) or len(set(keys.TASKS)) != len(keys.TASKS):
         raise InputError(f"MODEL.DENSE_NET.TASKS is {list(keys.TASKS)}, expected names, each once.")
     for task in keys.TASKS:
@@ -260,7 +276,11 @@ def check_dense_net(cfg) -> None:
             "MODEL.TASK_WEIGHTING.NAME is gradnorm, but FusionDenseNet has no feature maps that all its tasks share. "
             "Take fixed or uncertainty."
         )
-    for key in ("FOOTPRINT_WEIGHT", "HEIGHT_WEIGHT", "HEIGHT_SCALE_M"):
-        if not keys[key] >= 0:
-            raise InputError(f"MODEL.DENSE_NET.{key} is {keys[key]}, expected 0 or more.")
+    for key, value in (
+        ("FOOTPRINT.LOSS_WEIGHT", keys.FOOTPRINT.LOSS_WEIGHT),
+        ("HEIGHT.LOSS_WEIGHT", keys.HEIGHT.LOSS_WEIGHT),
+        ("HEIGHT_SCALE_M", keys.HEIGHT_SCALE_M),
+    ):
+        if not value >= 0:
+            raise InputError(f"MODEL.DENSE_NET.{key} is {value}, expected 0 or more.")
     net.check(cfg)

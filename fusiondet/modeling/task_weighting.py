@@ -20,12 +20,15 @@ _TASK_OF = {
     "loss_footprint": "footprint",
     "loss_reconstruction": "reconstruction",
     "loss_classes": "classes",
-    "loss_hse": "hse",
-    "loss_lcz": "lcz",
 }
 # Their loss is a negative log-likelihood, |error| / b + log b with b predicted: it falls below 0, and has a learned
 # scale already.
 _LIKELIHOODS = ("height",)
+
+
+def register_loss(name: str, task: str) -> None:
+    """Make the loss `name` a task of its own, for networks outside the core."""
+    _TASK_OF[name] = task
 
 
 def task_of(loss_name: str) -> str:

@@ -43,6 +43,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.config_text import parse_stored
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.fusion import MODALITIES
 
@@ -289,9 +290,7 @@ def _conventions(content: Mapping, raw: Mapping, layout: str, path) -> Layout:
 
 
 def _conventions_of_checkpoint(content: Mapping, path) -> Layout:
-    from fusiondet.config import config_from_yaml_text
-
-    cfg = config_from_yaml_text(content["config_yaml"], str(path))
+    cfg, _ = parse_stored(content["config_yaml"], str(path))
     of = {"optical": cfg.INPUT.OPTICAL_BANDS, "sar": cfg.INPUT.SAR_BANDS}
     bands = tuple(name for modality in of if modality in cfg.INPUT.MODALITIES for name in of[modality])
     mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)

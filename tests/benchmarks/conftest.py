@@ -28,6 +28,6 @@ def small_yaml(tmp_path):
 
 @pytest.fixture
 def cfg(small_yaml):
-    from fusiondet.config import load_config
+    from fusiondet.config_loading import load_config
 
     return load_config(small_yaml)

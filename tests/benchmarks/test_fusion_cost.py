@@ -5,7 +5,7 @@ import json
 import fusiondet.compat  # noqa: F401
 from benchmarks import Settings
 from benchmarks import fusion_cost as fusion
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY
 
 import pytest

@@ -5,7 +5,7 @@ import json
 import fusiondet.compat  # noqa: F401
 from benchmarks import Settings
 from benchmarks import joint_cost as joint
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TINY = Settings(size_px=64, batch=1, rounds=1, warmup=0, buildings=3)
 
 @pytest.fixture
 def cfg(small_yaml):
-    return load_config(small_yaml, ["MODEL.DENSE_HEADS.DIM", "16"])
+    return load_config(small_yaml, ["MODEL.DENSE_HEADS.CONV_DIM", "16"])
 
 
 def test_all_networks_find_and_map_the_same(cfg):
@@ -72,7 +72,7 @@ def test_the_config_says_how_the_dense_heads_are_built(cfg):
 def test_tool_prints_ratios_and_writes_json(load_tool, small_yaml, tmp_path, capsys):
     out = tmp_path / "joint.json"
     words = ["joint", "--config-file", str(small_yaml), "--size", "64", "--steps", "1", "--warmup", "0"]
-    words += ["--buildings", "2", "--out", str(out), "MODEL.DENSE_HEADS.DIM", "16"]
+    words += ["--buildings", "2", "--out", str(out), "MODEL.DENSE_HEADS.CONV_DIM", "16"]
     load_tool("benchmark").main(words)
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     control, two, one = result["rows"]

@@ -6,7 +6,6 @@ from fusiondet.data import catalog
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import polygon_from_segmentation
-from fusiondet.projects.hse_lcz.tests.patch_files import write_split as write_patches
 from tests.support.tiny_city import BANDS, SENSOR, courtyard, write_split, write_tiles
 
 import pytest
@@ -146,12 +145,3 @@ def test_a_plain_coco_file_has_unknown_heights_and_gsd(root):
     (record,) = DatasetCatalog.get(path)
     assert math.isnan(record["gsd_m"]) and record["annotations"][0]["height_m"] is None
     assert record["annotations"][0]["category_id"] == 0, "there is one class, whatever its number in the file"
-
-
-def test_patches_have_names_as_tiles_have(tmp_path):
-    path = write_patches(tmp_path / "datasets" / "so2sat", "train")
-    assert "so2sat_train" in catalog.known_names()
-    split = catalog.load_patches("so2sat_train")
-    assert len(split) == 4 and split is catalog.load_patches(str(path)), "read once"
-    with pytest.raises(InputError, match=r"train.json: holds patches"):
-        catalog.load_split("so2sat_train")

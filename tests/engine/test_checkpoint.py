@@ -142,7 +142,7 @@ def test_tensors_that_fit_another_network_are_said(tmp_path, caplog):
 
 def joint(cfg, *names):
     cfg = cfg.clone()
-    cfg.MODEL.DENSE_HEADS.NAMES, cfg.MODEL.DENSE_HEADS.DIM = list(names), 8
+    cfg.MODEL.DENSE_HEADS.NAMES, cfg.MODEL.DENSE_HEADS.CONV_DIM = list(names), 8
     return cfg
 
 

@@ -64,7 +64,7 @@ def _dense_alone(folder) -> list[float]:
 def joint_config(root):
     return config(
         root,
-        *("MODEL.DENSE_HEADS.NAMES", "['Footprint', 'Reconstruction']", "MODEL.DENSE_HEADS.DIM", "8"),
+        *("MODEL.DENSE_HEADS.NAMES", "['Footprint', 'Reconstruction']", "MODEL.DENSE_HEADS.CONV_DIM", "8"),
         *("MODEL.TASK_WEIGHTING.NAME", "gradnorm", "DATASETS.LABEL_SHARE", "0.7"),
         *("DATALOADER.UNLABELLED_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(root / "joint")),
         train="few",
@@ -76,7 +76,7 @@ def dense_config(root):
     return config(
         root,
         *("MODEL.META_ARCHITECTURE", "FusionDense", "MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False"),
-        *("MODEL.DENSE_HEADS.NAMES", "['Footprint']", "MODEL.DENSE_HEADS.DIM", "8"),
+        *("MODEL.DENSE_HEADS.NAMES", "['Footprint']", "MODEL.DENSE_HEADS.CONV_DIM", "8"),
         *("MODEL.DENSE_HEADS.SKIPS", "False", "TEST.BEST_METRIC", "dense/dice", "SOLVER.MAX_ITER", "2"),
         *("SOLVER.ACCUMULATE_STEPS", "2", "OUTPUT_DIR", str(root / "dense")),
         train="few",

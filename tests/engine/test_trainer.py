@@ -6,7 +6,7 @@ import statistics
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, SensorGeometry, Tile
-from fusiondet.config import config_from_yaml_text
+from fusiondet.config_loading import config_from_yaml_text
 from fusiondet.engine import trainer as engine
 from fusiondet.engine.checkpoint import load_model, network_differences, read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, StepTrainer, complete_config, context_m
@@ -228,7 +228,7 @@ def test_the_context_reaches_as_far_as_shadow_and_layover():
 
 # ---- few labels ----
 
-PAINTED = ("MODEL.DENSE_HEADS.NAMES", "['Reconstruction']", "MODEL.DENSE_HEADS.DIM", "8")
+PAINTED = ("MODEL.DENSE_HEADS.NAMES", "['Reconstruction']", "MODEL.DENSE_HEADS.CONV_DIM", "8")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Scenes whose bright blocks are buildings, and a stand-in network that finds them."""
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.inference import Predictor
 from tests.inference.test_predictor import raw_output

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import SensorGeometry
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene

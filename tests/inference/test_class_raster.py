@@ -4,7 +4,7 @@ import errno
 import os
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.files import parts_folder, write_json

@@ -1,7 +1,7 @@
 """Rasters of heights of whole scenes, from a stand-in network whose maps tell which pixels it was shown."""
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene, predict_to_file
@@ -16,7 +16,7 @@ from affine import Affine
 from detectron2.modeling import build_model
 
 SMALL = [
-    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.DENSE_HEADS.DIM", "8"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.DENSE_HEADS.CONV_DIM", "8"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
 ]
 

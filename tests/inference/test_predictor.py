@@ -132,7 +132,7 @@ def oracle(small_checkpoint):
 def small_checkpoint(tmp_path_factory):
     """A real checkpoint of an untrained, shrunken RGB network for 0.4 to 0.6 m."""
     import fusiondet.compat  # noqa: F401
-    from fusiondet.config import load_config
+    from fusiondet.config_loading import load_config
     from fusiondet.engine.checkpoint import FusionCheckpointer
 
     from detectron2.modeling import build_model

@@ -5,7 +5,7 @@ import logging
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, Tile
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.trainer import complete_config, training_records

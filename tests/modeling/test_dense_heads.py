@@ -32,7 +32,7 @@ NAN = math.nan
 @pytest.fixture
 def cfg(small_cfg):
     small_cfg.MODEL.DENSE_HEADS.NAMES = ["DenseHeight", "Footprint", "Reconstruction"]
-    small_cfg.MODEL.DENSE_HEADS.DIM = 16
+    small_cfg.MODEL.DENSE_HEADS.CONV_DIM = 16
     return small_cfg
 
 

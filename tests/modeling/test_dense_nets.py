@@ -4,7 +4,8 @@ import math
 
 import fusiondet.compat  # noqa: F401
 from benchmarks import count_flops
-from fusiondet.config import check_tasks
+from fusiondet.config_loading import check_tasks
+from fusiondet.config_text import set_key
 from fusiondet.engine.checkpoint import FusionCheckpointer, network_differences
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene
@@ -200,7 +201,7 @@ def test_what_shapes_a_network_is_told_apart(dense_cfg):
     narrow(dense_cfg, "FusionHeightNet")
     stored, now = dense_cfg, dense_cfg.clone()
     now.MODEL.DENSE_NET.FUSION_HEIGHT_NET.DEPTH, now.MODEL.DENSE_NET.SMP.ENCODER = 3, "resnet34"
-    now.MODEL.DENSE_NET.HEIGHT_WEIGHT = 3.0
+    now.MODEL.DENSE_NET.HEIGHT.LOSS_WEIGHT = 3.0
     (depth, encoder) = network_differences(stored, now)
     assert depth == "MODEL.DENSE_NET.FUSION_HEIGHT_NET.DEPTH (stored 1, now 3)"
     assert encoder.startswith("MODEL.DENSE_NET.SMP.ENCODER")
@@ -213,14 +214,14 @@ def test_what_shapes_a_network_is_told_apart(dense_cfg):
     ("key", "value", "message"),
     [
         ("DENSE_NET.NAME", "SegNett", "DENSE_NET.NAME 'SegNett'.*Did you mean 'SegNet'"),
-        ("DENSE_NET.SMP.ENCODER", "resnet34", "SMP is .*, but SegNet does not read it"),
-        ("DENSE_NET.FUSION_HEIGHT_NET.DEPTH", 2, "FUSION_HEIGHT_NET is .*, but SegNet does not read it"),
+        ("DENSE_NET.SMP.ENCODER", "resnet34", "SMP.ENCODER is resnet34, but SegNet does not read it"),
+        ("DENSE_NET.FUSION_HEIGHT_NET.DEPTH", 2, "FUSION_HEIGHT_NET.DEPTH is 2, but SegNet does not read it"),
         ("FUSION.JOIN", "ConcatJoin", "FUSION.JOIN is ConcatJoin, but"),
         ("DENSE_NET.TASKS", [], r"TASKS is \[\], expected names"),
         ("DENSE_NET.TASKS", ["height", "height"], "expected names, each once"),
         ("DENSE_NET.TASKS", ["classes"], "TASKS entry of SegNet 'classes'.*Known: footprint, height"),
-        ("DENSE_NET.HEIGHT_WEIGHT", -1.0, "HEIGHT_WEIGHT is -1.0, expected 0 or more"),
-        ("DENSE_NET.FOOTPRINT_WEIGHT", NAN, "FOOTPRINT_WEIGHT is nan, expected 0 or more"),
+        ("DENSE_NET.HEIGHT.LOSS_WEIGHT", -1.0, "HEIGHT.LOSS_WEIGHT is -1.0, expected 0 or more"),
+        ("DENSE_NET.FOOTPRINT.LOSS_WEIGHT", NAN, "FOOTPRINT.LOSS_WEIGHT is nan, expected 0 or more"),
         ("DENSE_HEADS.NAMES", ["Footprint"], "FusionDenseNet has the heads of its own"),
         ("TASK_WEIGHTING.NAME", "gradnorm", "no feature maps that all its tasks share"),
         ("TASK_ATTENTION", True, "TASK_ATTENTION is True, but .* no feature maps that all its tasks share"),
@@ -232,10 +233,7 @@ def test_what_shapes_a_network_is_told_apart(dense_cfg):
 def test_keys_that_mean_nothing(dense_cfg, key, value, message):
     narrow(dense_cfg, "SegNet")
     check_tasks(dense_cfg)
-    node, *last = dense_cfg.MODEL, *key.split(".")
-    for part in last[:-1]:
-        node = node[part]
-    node[last[-1]] = value
+    set_key(dense_cfg.MODEL, key, value)
     with pytest.raises(InputError, match=message):
         check_tasks(dense_cfg)
 
@@ -245,17 +243,17 @@ def test_keys_that_mean_nothing(dense_cfg, key, value, message):
     [
         (
             ["footprint"],
-            "HEIGHT_WEIGHT",
+            "HEIGHT.LOSS_WEIGHT",
             2.0,
-            r"HEIGHT_WEIGHT is 2.0, but .*TASKS is \['footprint'\].* add height",
+            r"HEIGHT.LOSS_WEIGHT is 2.0, but .*TASKS is \['footprint'\].* add height",
         ),
-        (["height"], "FOOTPRINT_WEIGHT", 2.0, "Leave it at 1.0, or add footprint"),
-        (["height"], "REFINE", False, "REFINE is False, but .* add footprint"),
+        (["height"], "FOOTPRINT.LOSS_WEIGHT", 2.0, "Leave it at 1.0, or add footprint"),
+        (["height"], "HEIGHT.REFINE", False, "REFINE is False, but .* add footprint"),
     ],
 )
 def test_keys_of_a_task_that_it_does_not_have(dense_cfg, tasks, key, value, message):
     narrow(dense_cfg, "SegNet")
-    dense_cfg.MODEL.DENSE_NET[key] = value
+    set_key(dense_cfg.MODEL.DENSE_NET, key, value)
     check_tasks(dense_cfg)
     dense_cfg.MODEL.DENSE_NET.TASKS = tasks
     with pytest.raises(InputError, match=message):

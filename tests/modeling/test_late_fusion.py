@@ -3,7 +3,7 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import check_fusion, check_tasks
+from fusiondet.config_loading import check_fusion, check_tasks
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
@@ -402,7 +402,7 @@ DENSE = {"loss_dense_height", "loss_footprint", "loss_reconstruction"}
 @pytest.fixture
 def dense_cfg(late_cfg):
     late_cfg.MODEL.DENSE_HEADS.NAMES = ["Footprint", "DenseHeight", "Reconstruction"]
-    late_cfg.MODEL.DENSE_HEADS.DIM = 8
+    late_cfg.MODEL.DENSE_HEADS.CONV_DIM = 8
     return late_cfg
 
 
@@ -599,7 +599,7 @@ def test_configs_of_two_networks_for_maps(dense_cfg, changes, message):
 def test_heights_of_four_tiles_are_learned_by_heart(dense_cfg, tmp_path, capsys, fusion):
     maps_alone(dense_cfg)
     model_cfg = dense_cfg.MODEL
-    model_cfg.DENSE_HEADS.NAMES, model_cfg.DENSE_HEADS.DIM = ["DenseHeight"], 32
+    model_cfg.DENSE_HEADS.NAMES, model_cfg.DENSE_HEADS.CONV_DIM = ["DenseHeight"], 32
     if fusion == "early":
         model_cfg.META_ARCHITECTURE = "FusionDense"
         model_cfg.BACKBONE.NAME = "build_early_fusion_resnet_fpn_backbone"

@@ -230,7 +230,7 @@ DENSE_LOSSES = {"loss_dense_height", "loss_footprint", "loss_reconstruction"}
 @pytest.fixture
 def dense_cfg(small_cfg):
     small_cfg.MODEL.DENSE_HEADS.NAMES = ["Footprint", "DenseHeight", "Reconstruction"]
-    small_cfg.MODEL.DENSE_HEADS.DIM = 8
+    small_cfg.MODEL.DENSE_HEADS.CONV_DIM = 8
     return small_cfg
 
 

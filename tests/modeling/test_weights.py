@@ -536,7 +536,7 @@ def test_weights_of_other_heads_start_a_training_and_the_rest_starts_afresh(tmp_
     cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH"]
     detector = randomise_norms(build_model(cfg))
     joint = cfg.clone()
-    joint.MODEL.DENSE_HEADS.NAMES, joint.MODEL.DENSE_HEADS.DIM = ["Footprint", "DenseHeight"], 8
+    joint.MODEL.DENSE_HEADS.NAMES, joint.MODEL.DENSE_HEADS.CONV_DIM = ["Footprint", "DenseHeight"], 8
     joint.MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR, joint.MODEL.TASK_WEIGHTING.NAME = True, "uncertainty"
     model = build_model(joint)
     report = load_pretrained(model, saved(cfg, detector, tmp_path / "model_final.pth"), **inputs(cfg))
@@ -566,7 +566,7 @@ def test_weights_of_other_heads_start_a_training_and_the_rest_starts_afresh(tmp_
 def test_what_looks_at_or_paints_other_bands_starts_afresh(tmp_path):
     cfg = config(norm="BN", stride_in_1x1=False)
     cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS = list(RGB), ["HH"]
-    cfg.MODEL.DENSE_HEADS.NAMES, cfg.MODEL.DENSE_HEADS.DIM = ["DenseHeight", "Reconstruction"], 8
+    cfg.MODEL.DENSE_HEADS.NAMES, cfg.MODEL.DENSE_HEADS.CONV_DIM = ["DenseHeight", "Reconstruction"], 8
     path = saved(cfg, randomise_norms(build_model(cfg)), tmp_path / "model_final.pth")
     more = config(channels=5, norm="BN", stride_in_1x1=False)
     more.INPUT.OPTICAL_BANDS, more.INPUT.SAR_BANDS = list(RGB), ["HH", "HV"]

@@ -100,7 +100,7 @@ def courtyard(x: float, y: float, size: float = 20, hole: float = 8) -> Polygon:
 
 def tiny_config(root: Path, *overrides, train: str = "train", test: str = "val"):
     """The small synthetic config, shrunk further, on the splits under `root`."""
-    from fusiondet.config import load_config
+    from fusiondet.config_loading import load_config
 
     def names(split):
         return str([str(root / "annotations" / f"{split}.json")] if split else [])

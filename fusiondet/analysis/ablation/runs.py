@@ -25,7 +25,9 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.analysis.ablation.results import DRAWS, drawn_scores
 from fusiondet.analysis.ablation.spec import Condition, Row, Spec, own_dataset
-from fusiondet.config import config_from_yaml_text, defaults, flat, load_config
+from fusiondet.config import defaults
+from fusiondet.config_loading import config_from_yaml_text, load_config
+from fusiondet.config_text import flat, merge_words, renamed_keys
 from fusiondet.data import catalog
 from fusiondet.engine import launch
 from fusiondet.engine.checkpoint import (
@@ -216,7 +218,9 @@ def changes(run: Run) -> list[str]:
     if not path.is_file():
         return []
     usual = flat(defaults())
-    before, now = ({**usual, **facts} for facts in (read_json(path), run.depends_on))
+    names = renamed_keys()
+    stored = {names.get(key, key): value for key, value in read_json(path).items()}
+    before, now = {**usual, **stored}, {**usual, **run.depends_on}
     return [
         f"{key}: {_said(before.get(key))} -> {_said(now.get(key))}"
         for key in sorted(before.keys() | now.keys())
@@ -288,7 +292,7 @@ def _score(run: Run, scoring: Scoring) -> None:
     """Predict and score one condition; only score it where the predictions are there."""
     if run.predicted(scoring) is not None:
         cfg = config_from_yaml_text(run.config_yaml, str(run.folder))
-        cfg.merge_from_list(list(scoring.overrides))
+        merge_words(cfg, scoring.overrides)
         _write_scores(run, scoring, run.folder / scoring.name, cfg.INPUT.HEIGHT_LABELS)
         return
     with atomic_dir(run.folder / scoring.name) as folder:

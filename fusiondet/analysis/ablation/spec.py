@@ -36,7 +36,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet.config import load_config, safe_yaml
+from fusiondet.config_loading import load_config
+from fusiondet.config_text import safe_yaml
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import network_differences
 from fusiondet.errors import InputError, unknown_name

@@ -8,7 +8,7 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Tile
 from fusiondet.cli import progress
-from fusiondet.config import config_from_yaml_text, finds_instances, pixel_tasks
+from fusiondet.config_loading import config_from_yaml_text
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import evaluation_loader
@@ -27,6 +27,7 @@ from fusiondet.evaluation.resampling import (
 )
 from fusiondet.inference import device_name
 from fusiondet.io.coco import Dataset
+from fusiondet.modeling.architecture import architecture_of
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, mean_messages
 
 import numpy as np
@@ -288,9 +289,9 @@ def analyze(
 
 def _keys(cfg) -> tuple[str, ...]:
     """Every SCORE of a network of `cfg`."""
-    if finds_instances(cfg):
+    if architecture_of(cfg).finds_instances:
         return SCORES
-    return MAP_SCORES + (HEIGHT_MAP_SCORES if "height" in pixel_tasks(cfg) else ())
+    return MAP_SCORES + (HEIGHT_MAP_SCORES if "height" in architecture_of(cfg).pixel_tasks(cfg) else ())
 
 
 def estimated(
@@ -346,13 +347,14 @@ def _on_data(stored, names: list[str]):
 
 
 def _reading_notes(stored, keys: tuple[str, ...]) -> list[str]:
+    tasks = architecture_of(stored).pixel_tasks(stored)
     notes = ["pixel F1 is of the map where its probability is 0.5 or more, pooled over all pixels."]
     if keys == SCORES:
         notes = [
             "δ1 is of the buildings that are found: where few are left, it says little.",
             "pixel F1 is at the limit of the score that is best for each prediction, chosen on these very tiles.",
         ]
-    elif "height" in pixel_tasks(stored) and "footprint" not in pixel_tasks(stored):
+    elif "height" in tasks and "footprint" not in tasks:
         notes = [
             f"pixel F1 is of the map where its height is {GROUND_M:g} m or more, pooled over all pixels."
         ]

@@ -91,7 +91,7 @@ class FusionHeightNet(TwoTaskNet):
     then `TwoTaskHead`. One modality alone has one encoder and no cross-fusion (experiments A1, A2, A4, A5).
 
     Keys of MODEL.DENSE_NET.FUSION_HEIGHT_NET: FUSION "concat" leaves cross-fusion out, so that maps meet where they are
-    concatenated (A6); SHARED_ENCODER has one set of levels and one Transformer for both modalities (B1), stems apart,
+    concatenated (A6); SHARE_WEIGHTS has one set of levels and one Transformer for both modalities (B1), stems apart,
     as their bands differ.
 
     Assumptions, where the paper does not say it:
@@ -128,9 +128,9 @@ class FusionHeightNet(TwoTaskNet):
                 f"MODEL.DENSE_NET.WIDTH is {cfg.MODEL.DENSE_NET.WIDTH}, of which FusionHeightNet makes tokens of "
                 f"{channels} channels: expected a multiple of 4 times {where}.HEADS, {4 * keys.HEADS}."
             )
-        if len(cfg.INPUT.MODALITIES) < 2 and (keys.FUSION != "cross" or keys.SHARED_ENCODER):
+        if len(cfg.INPUT.MODALITIES) < 2 and (keys.FUSION != "cross" or keys.SHARE_WEIGHTS):
             raise InputError(
-                f"{where}.FUSION and SHARED_ENCODER are about two modalities, but INPUT.MODALITIES is "
+                f"{where}.FUSION and SHARE_WEIGHTS are about two modalities, but INPUT.MODALITIES is "
                 f"{list(cfg.INPUT.MODALITIES)}. Leave both at their defaults."
             )
 
@@ -146,7 +146,7 @@ class FusionHeightNet(TwoTaskNet):
         widths = [times * cfg.MODEL.DENSE_NET.WIDTH for times in WIDTHS]
         bands = {"optical": optical_channels, "sar": sar_channels}
         self.modalities = [m for m in MODALITIES if bands[m]]
-        self.shared = keys.SHARED_ENCODER and len(self.modalities) > 1
+        self.shared = keys.SHARE_WEIGHTS and len(self.modalities) > 1
         self.stems = nn.ModuleDict({m: _stem(bands[m], widths[0]) for m in self.modalities})
         encoders = [_BOTH] if self.shared else self.modalities
         self.levels = nn.ModuleDict({name: _Levels(widths) for name in encoders})

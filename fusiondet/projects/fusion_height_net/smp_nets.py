@@ -7,6 +7,7 @@ from fusiondet.errors import unknown_name
 from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY
 from fusiondet.projects.fusion_height_net.two_task_head import StackedNet
 
+import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
 # ResNets of timm, whose widths can be chosen, by the name in MODEL.DENSE_NET.SMP.ENCODER.
@@ -58,9 +59,6 @@ class _SMPNet(StackedNet):
 
     def build_body(self, cfg, bands: int) -> tuple[nn.Module, int, bool]:
         """See `StackedNet.build_body`."""
-        # Here, as it loads all of timm, which no other network needs.
-        import segmentation_models_pytorch as smp
-
         self.check(cfg)
         width = cfg.MODEL.DENSE_NET.WIDTH
         architecture, keys, channels = self.choose(width)

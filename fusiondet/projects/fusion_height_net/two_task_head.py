@@ -52,9 +52,9 @@ class TwoTaskHead(nn.Module):
         return {
             "tasks": tuple(keys.TASKS),
             "height_scale_m": keys.HEIGHT_SCALE_M,
-            "refine": keys.REFINE,
-            "footprint_weight": keys.FOOTPRINT_WEIGHT,
-            "height_weight": keys.HEIGHT_WEIGHT,
+            "refine": keys.HEIGHT.REFINE,
+            "footprint_weight": keys.FOOTPRINT.LOSS_WEIGHT,
+            "height_weight": keys.HEIGHT.LOSS_WEIGHT,
         }
 
     def forward(self, footprint_features: Tensor, height_features: Tensor) -> DenseMaps:
@@ -103,7 +103,7 @@ def _head(in_channels: int, channels: int) -> nn.Sequential:
 class TwoTaskNet(DenseNet):
     """Base of the networks that end in a `TwoTaskHead`, as attribute `head`."""
 
-    sections = ("WIDTH", "REFINE", "FOOTPRINT_WEIGHT", "HEIGHT_WEIGHT")
+    sections = ("WIDTH", "FOOTPRINT", "HEIGHT")
 
     def losses(self, maps: DenseMaps, targets: DenseTargets) -> dict[str, Tensor]:
         """See `DenseNet.losses`."""

@@ -17,10 +17,11 @@ What the text of the paper that we have does not say, and is chosen here:
 Legend: N patches, C bands, K = 17 zones.
 """
 
-from fusiondet.errors import InputError, unknown_name
+from fusiondet.errors import InputError
 from fusiondet.modeling.architecture import Architecture
 from fusiondet.modeling.dense_heads import TaskAttention
-from fusiondet.modeling.task_weighting import TaskWeighting, build_task_weighting
+from fusiondet.modeling.task_weighting import TaskWeighting, build_task_weighting, register_loss
+from fusiondet.projects.hse_lcz.hse_lcz_config import TASKS
 
 import torch
 from detectron2.config import configurable
@@ -28,15 +29,15 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ARCHITECTURE = "HseLczNet"
-TASKS = ("hse", "lcz")
-PRIORS = ("none", "detached", "joint")
 N_ZONES = 17
 # Errors of the extent below this count by their square.
 _SMALL_ERROR = 0.1
 # Radar echoes of single pixels are hundreds of standard deviations above the mean of all.
 _MOST_DEVIATIONS = 10.0
 _PRIOR_WIDTH = 32
+
+for _task in TASKS:
+    register_loss(f"loss_{_task}", _task)
 
 
 class _Block(nn.Sequential):
@@ -154,12 +155,12 @@ class HseLczNet(Architecture, nn.Module):
             "pixel_std": list(std),
             "tasks": tasks,
             "widths": list(keys.WIDTHS),
-            "convs": keys.CONVS,
-            "head_dim": keys.HEAD_DIM,
+            "convs": keys.NUM_CONV,
+            "head_dim": keys.CONV_DIM,
             "dropout": keys.DROPOUT,
             "attention": cfg.MODEL.TASK_ATTENTION,
             "prior": keys.PRIOR,
-            "loss_weights": {"hse": keys.HSE_WEIGHT, "lcz": keys.LCZ_WEIGHT},
+            "loss_weights": {"hse": keys.HSE.LOSS_WEIGHT, "lcz": keys.LCZ.LOSS_WEIGHT},
             "task_weighting": build_task_weighting(cfg, tasks),
         }
 
@@ -167,6 +168,16 @@ class HseLczNet(Architecture, nn.Module):
     def tasks(cls, cfg) -> list[str]:
         """See Architecture."""
         return [task for task in TASKS if task in cfg.MODEL.HSE_LCZ.TASKS]
+
+    @classmethod
+    def score_groups(cls, cfg) -> tuple[str, ...]:
+        """See Architecture."""
+        return tuple(cfg.MODEL.HSE_LCZ.TASKS)
+
+    @classmethod
+    def best_metric(cls, cfg) -> str:
+        """See Architecture."""
+        return "lcz/oa" if "lcz" in cfg.MODEL.HSE_LCZ.TASKS else "hse/mae"
 
     @property
     def device(self) -> torch.device:
@@ -249,105 +260,3 @@ def _said(name: str, values: Tensor) -> Tensor:
 def _mean(values: Tensor, attached: Tensor) -> Tensor:
     """Mean of (M,) `values`; where M is 0, 0 that is attached to what was predicted."""
     return values.mean() if len(values) else attached.sum() * 0.0
-
-
-# ---- Config ------------------------------------------------------------------------------------------------
-
-# Changes of training tiles that patches do not get, and what they are where they are switched off.
-_NOT_FOR_PATCHES = {
-    "INPUT.SCALE_RANGE": [1.0, 1.0],
-    "INPUT.CROP.ENABLED": False,
-    "INPUT.OPTICAL_BRIGHTNESS": 0.0,
-    "INPUT.OPTICAL_CONTRAST": 0.0,
-    "INPUT.SAR_GAIN_DB": 0.0,
-    "INPUT.SAR_SPECKLE_LOOKS": 0.0,
-    "INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG": [],
-    "INPUT.SUN_AZIMUTH_RANGE_DEG": [],
-    "DATASETS.LABEL_SHARE": 1.0,
-    "DATALOADER.UNLABELLED_PER_BATCH": 0,
-    "VIS_PERIOD": 0,
-    "MODEL.MASK_ON": False,
-    "MODEL.HEIGHT_ON": False,
-    "MODEL.DENSE_HEADS.NAMES": [],
-}
-
-
-def check_hse_lcz(cfg, usual) -> None:
-    """InputError when a key of MODEL.HSE_LCZ means nothing or is ignored, or `HseLczNet` would ignore another one.
-
-    Args:
-        usual: the defaults of all keys, which may stay as they are.
-    """
-    keys = cfg.MODEL.HSE_LCZ
-    if cfg.MODEL.META_ARCHITECTURE != ARCHITECTURE:
-        for key, value in usual.MODEL.HSE_LCZ.items():
-            if keys[key] != value:
-                raise InputError(
-                    f"MODEL.HSE_LCZ.{key} is {keys[key]}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "
-                    f"has no use for it. Take {ARCHITECTURE}."
-                )
-        return
-    for key, off in _NOT_FOR_PATCHES.items():
-        now, default = cfg, usual
-        for part in key.split("."):
-            now, default = now[part], default[part]
-        # What is switched on by default and left alone is simply not done; heights and masks have to be named.
-        left_alone = now == default and key.startswith("INPUT.")
-        if not left_alone and (list(now) if isinstance(now, tuple | list) else now) != off:
-            raise InputError(
-                f"{key} is {now}, but {ARCHITECTURE} takes whole patches and says one thing of each. Set it to {off}."
-            )
-    for section in ("FUSION", "DENSE_NET"):
-        for key, value in usual.MODEL[section].items():
-            if cfg.MODEL[section][key] != value and (section, key) != ("FUSION", "OPTICAL_CHANNELS"):
-                raise InputError(
-                    f"MODEL.{section}.{key} is set, but {ARCHITECTURE} stacks its bands and has no use for it. Leave "
-                    "it at its default."
-                )
-    _check_tasks(cfg)
-    _check_numbers(keys)
-
-
-def _check_tasks(cfg) -> None:
-    keys, model = cfg.MODEL.HSE_LCZ, cfg.MODEL
-    for task in keys.TASKS:
-        if task not in TASKS:
-            raise unknown_name("MODEL.HSE_LCZ.TASKS entry", task, TASKS)
-    if not len(keys.TASKS) or len({*keys.TASKS}) != len(keys.TASKS):
-        raise InputError(f"MODEL.HSE_LCZ.TASKS is {list(keys.TASKS)}, expected hse, lcz or both, each once.")
-    if keys.PRIOR not in PRIORS:
-        raise unknown_name("MODEL.HSE_LCZ.PRIOR", keys.PRIOR, PRIORS)
-    for key, value in (
-        ("HSE_LCZ.PRIOR", keys.PRIOR != "none" and keys.PRIOR),
-        ("TASK_ATTENTION", model.TASK_ATTENTION),
-        ("TASK_WEIGHTING.NAME", model.TASK_WEIGHTING.NAME != "fixed" and model.TASK_WEIGHTING.NAME),
-    ):
-        if value and len(keys.TASKS) < 2:
-            raise InputError(
-                f"MODEL.{key} is {value}, which is between two tasks, but MODEL.HSE_LCZ.TASKS is {list(keys.TASKS)}. "
-                f"Leave MODEL.{key} at its default, or name hse and lcz."
-            )
-    metric = cfg.TEST.BEST_METRIC
-    if not metric.startswith(tuple(f"{task}/" for task in keys.TASKS)):
-        examples = {"hse": "hse/mae", "lcz": "lcz/oa"}
-        raise InputError(
-            f"TEST.BEST_METRIC is {metric}, which this network is not scored by. Take one such as "
-            f"{' or '.join(examples[task] for task in keys.TASKS)}."
-        )
-
-
-def _check_numbers(keys) -> None:
-    whole = all(isinstance(width, int) and width > 0 for width in keys.WIDTHS)
-    # A patch of 32 px has a cell left after five halvings.
-    if not whole or not 1 <= len(keys.WIDTHS) <= 6:
-        raise InputError(
-            f"MODEL.HSE_LCZ.WIDTHS is {list(keys.WIDTHS)}, expected one to six numbers of channels: patches have 32 px."
-        )
-    for key in ("CONVS", "HEAD_DIM"):
-        if keys[key] < 1:
-            raise InputError(f"MODEL.HSE_LCZ.{key} is {keys[key]}, expected 1 or more.")
-    for key in ("HSE_WEIGHT", "LCZ_WEIGHT"):
-        if not keys[key] >= 0:
-            raise InputError(f"MODEL.HSE_LCZ.{key} is {keys[key]}, expected 0 or more.")
-    if not 0 <= keys.DROPOUT < 1:
-        raise InputError(f"MODEL.HSE_LCZ.DROPOUT is {keys.DROPOUT}, expected at least 0 and below 1.")

@@ -18,7 +18,7 @@ from fusiondet.evaluation.classification import ConfusionMatrix, class_metrics
 from fusiondet.evaluation.evaluator import nested
 from fusiondet.files import atomic_path, write_json
 from fusiondet.projects.hse_lcz.hse_lcz_net import N_ZONES
-from fusiondet.projects.hse_lcz.patches import GSD_M, LCZ_CLASSES, PatchSplit, check_bands
+from fusiondet.projects.hse_lcz.patches import GSD_M, LCZ_CLASSES, PatchSplit, check_bands, read_patches
 from fusiondet.projects.hse_lcz.regression import regression_metrics
 
 import numpy as np
@@ -37,6 +37,15 @@ _log = logging.getLogger(__name__)
 _EVALUATED_AT_ONCE = 64
 
 
+def load_patches(name: str) -> PatchSplit:
+    """Return the split of patches `name`, found as one of tiles is, read once per version of its file. Read-only.
+
+    Raises:
+        InputError: see `fusiondet.data.catalog.annotation_file` and `read_patches`.
+    """
+    return catalog.load_annotations(name, read_patches)
+
+
 def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     """Fill in, in place, the bands and statistics that `cfg` leaves open, for networks of patches.
 
@@ -47,8 +56,8 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         InputError: an unknown data set, or one of tiles; a band that patches do not have; no settlement extent or zone
             to learn.
     """
-    train = [catalog.load_patches(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
-    test = [catalog.load_patches(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
+    train = [load_patches(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
+    test = [load_patches(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
     if stored is not None:
         take_over(cfg, stored)
     if not train and (stored is None or not test):
@@ -196,7 +205,7 @@ class PatchTrainer(FusionTrainer):
             raise InputError(
                 f"SOLVER.IMS_PER_BATCH is {batch}, expected a multiple of the {processes} processes."
             )
-        records = PatchRecords([catalog.load_patches(name) for name in cfg.DATASETS.TRAIN])
+        records = PatchRecords([load_patches(name) for name in cfg.DATASETS.TRAIN])
         sampler = TrainingSampler(len(records), max(cfg.SEED, 0), comm.get_rank(), processes)
         return TileLoader(
             records, PatchMapper(cfg, True), sampler, batch // processes, cfg.DATALOADER.NUM_WORKERS
@@ -205,7 +214,7 @@ class PatchTrainer(FusionTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TileLoader:
         """Every patch of a data set once, unchanged, split over the processes."""
-        records = PatchRecords([catalog.load_patches(dataset_name)])
+        records = PatchRecords([load_patches(dataset_name)])
         sampler = InferenceSampler(len(records))
         return TileLoader(
             records, PatchMapper(cfg, False), sampler, _EVALUATED_AT_ONCE, cfg.DATALOADER.NUM_WORKERS
@@ -221,7 +230,7 @@ class PatchTrainer(FusionTrainer):
     ):
         """Scores of patches, see `PatchEvaluator`."""
         return PatchEvaluator(
-            catalog.load_patches(dataset_name),
+            load_patches(dataset_name),
             output_dir=f"{cfg.OUTPUT_DIR}/inference/{catalog.folder_name(dataset_name)}",
             draw_confusion=None if figures is None else figures.confusion,
         )

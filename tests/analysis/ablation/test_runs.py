@@ -151,7 +151,7 @@ def test_networks_with_and_without_instances_meet_in_one_table(write_spec, place
       MODEL.MASK_ON: False
       MODEL.HEIGHT_ON: False
       MODEL.DENSE_HEADS.NAMES: [Footprint, DenseHeight]
-      MODEL.DENSE_HEADS.DIM: 8
+      MODEL.DENSE_HEADS.CONV_DIM: 8
       TEST.BEST_METRIC: dense/mae_m_all
 """
     claim = "{metric: %s, from: [early, clear], to: [dense, clear]}"

@@ -3,7 +3,7 @@
 import math
 
 from fusiondet.analysis.ablation import read_spec
-from fusiondet.config import flat, safe_yaml
+from fusiondet.config_text import flat, safe_yaml
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
 from tests.support.ablation_cases import CONDITIONS, NARROW, ROWS
@@ -98,7 +98,7 @@ def test_joint_has_each_task_alone_every_weighting_and_every_help(joint):
     ],
 )
 def test_rows_of_joint_take_two_steps(joint, name, tmp_path):
-    words = (*joint.rows[name].overrides, "MODEL.DENSE_HEADS.DIM", 8, "SOLVER.MAX_ITER", 2)
+    words = (*joint.rows[name].overrides, "MODEL.DENSE_HEADS.CONV_DIM", 8, "SOLVER.MAX_ITER", 2)
     write_split(tmp_path)
     cfg = tiny_config(tmp_path, *NARROW, *words, test="")
     complete_config(cfg)

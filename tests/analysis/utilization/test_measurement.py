@@ -384,7 +384,7 @@ def test_branches_that_exchange_nothing_have_no_utilization_to_report(city):
 # ---- Networks that say maps alone ------------------------------------------------------------------------
 
 MAPS = ("MODEL.MASK_ON", "False", "MODEL.HEIGHT_ON", "False", "TEST.BEST_METRIC", "dense/dice")
-HEADS = ("MODEL.DENSE_HEADS.NAMES", "['DenseHeight']", "MODEL.DENSE_HEADS.DIM", "8")
+HEADS = ("MODEL.DENSE_HEADS.NAMES", "['DenseHeight']", "MODEL.DENSE_HEADS.CONV_DIM", "8")
 DENSE = ("MODEL.META_ARCHITECTURE", "FusionDense", *HEADS, *MAPS)
 DUAL_UNET = ("MODEL.META_ARCHITECTURE", "FusionDenseNet", "MODEL.DENSE_NET.NAME", "DualUNet", *MAPS)
 DUAL_UNET += ("MODEL.DENSE_NET.TASKS", "['footprint']", "MODEL.DENSE_NET.WIDTH", "4")

@@ -3,14 +3,14 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import check_tasks
+from fusiondet.config_loading import check_tasks
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.balance import BalanceModalities
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.errors import InputError
 from fusiondet.modeling.dense_heads import DenseTargets
-from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY, Picture
+from fusiondet.modeling.dense_nets import Picture, dense_net_named
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, mean_messages
 from fusiondet.projects.dual_unet.dual_unet import mean_logit, power_jaccard_loss
 from tests.support.tiny_city import BANDS, tiny_config, write_split
@@ -34,7 +34,7 @@ def network(cfg, optical=3, sar=1):
     cfg.INPUT.MODALITIES = ["optical"] * (optical > 0) + ["sar"] * (sar > 0)
     check_tasks(cfg)
     torch.manual_seed(0)
-    return DENSE_NET_REGISTRY.get("DualUNet")(cfg, optical, sar)
+    return dense_net_named("DualUNet")(cfg, optical, sar)
 
 
 def built(cfg):

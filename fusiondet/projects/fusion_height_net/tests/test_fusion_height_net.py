@@ -3,12 +3,12 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import check_tasks
+from fusiondet.config_loading import check_tasks
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
 from fusiondet.modeling.dense_heads import DenseTargets
-from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY, Picture
+from fusiondet.modeling.dense_nets import Picture, dense_net_named
 from fusiondet.modeling.fusion import MODALITIES, exchanges
 from fusiondet.projects.fusion_height_net.fusion_height_net import Transformer
 from tests.support.tiny_city import BANDS, write_split
@@ -34,7 +34,7 @@ def network(cfg, optical=3, sar=1, **keys):
         cfg.MODEL.DENSE_NET.FUSION_HEIGHT_NET[key] = value
     cfg.INPUT.MODALITIES = [m for m, bands in zip(MODALITIES, (optical, sar)) if bands]
     torch.manual_seed(0)
-    return DENSE_NET_REGISTRY.get("FusionHeightNet")(cfg, optical, sar)
+    return dense_net_named("FusionHeightNet")(cfg, optical, sar)
 
 
 def picture(n=2, height=64, width=96, optical=3, sar=1):
@@ -118,7 +118,7 @@ def test_any_bands(cfg, optical, sar):
 VARIANTS = [
     ({}, 3, 1, ["footprint", "height"]),
     ({"FUSION": "concat"}, 3, 1, ["footprint", "height"]),
-    ({"SHARED_ENCODER": True}, 3, 1, ["footprint", "height"]),
+    ({"SHARE_WEIGHTS": True}, 3, 1, ["footprint", "height"]),
     ({}, 3, 0, ["footprint", "height"]),
     ({}, 0, 1, ["footprint"]),
     ({}, 3, 1, ["height"]),
@@ -141,7 +141,7 @@ def test_every_parameter_has_a_finite_gradient(cfg, keys, optical, sar, tasks):
 
 
 def test_a_shared_encoder_is_one_for_both_but_for_the_stem(cfg):
-    own, shared = network(cfg), network(cfg, SHARED_ENCODER=True)
+    own, shared = network(cfg), network(cfg, SHARE_WEIGHTS=True)
     assert list(own.levels) == list(own.transformers) == list(MODALITIES)
     assert list(shared.levels) == list(shared.transformers) == ["both"]
     assert list(shared.stems) == list(MODALITIES)
@@ -176,7 +176,7 @@ def test_what_one_stream_has_for_itself_is_named_by_its_modality(cfg):
     named, of_one = dict(net.named_parameters()), _parameters_of_one_stream(net)
     parts = {name.split(".")[0] for name, p in named.items() if of_one.get(id(p)) == "sar"}
     assert parts == {"stems", "levels", "transformers"}
-    shared = network(cfg, SHARED_ENCODER=True)
+    shared = network(cfg, SHARE_WEIGHTS=True)
     of_one = _parameters_of_one_stream(shared)
     assert {n.split(".")[0] for n, p in shared.named_parameters() if id(p) in of_one} == {"stems"}
 
@@ -313,7 +313,7 @@ def test_keys_that_mean_nothing(cfg, keys, message):
         check_tasks(cfg)
 
 
-@pytest.mark.parametrize(("key", "value"), [("FUSION", "concat"), ("SHARED_ENCODER", True)])
+@pytest.mark.parametrize(("key", "value"), [("FUSION", "concat"), ("SHARE_WEIGHTS", True)])
 def test_one_modality_has_nothing_to_fuse_or_share(cfg, key, value):
     cfg.INPUT.MODALITIES = ["sar"]
     check_tasks(cfg)

@@ -5,7 +5,7 @@ import socket
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.errors import InputError
-from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY, Picture
+from fusiondet.modeling.dense_nets import Picture, dense_net_named
 from fusiondet.projects.fusion_height_net.duc_hdc import _DILATIONS
 
 import numpy as np
@@ -21,7 +21,7 @@ def build(dense_cfg):
     def network(name, optical=3, sar=1, width=8, encoder="resnet18"):
         dense_cfg.MODEL.DENSE_NET.WIDTH, dense_cfg.MODEL.DENSE_NET.SMP.ENCODER = width, encoder
         torch.manual_seed(0)
-        return DENSE_NET_REGISTRY.get(name)(dense_cfg, optical, sar)
+        return dense_net_named(name)(dense_cfg, optical, sar)
 
     return network
 

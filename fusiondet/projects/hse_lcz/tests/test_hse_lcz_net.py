@@ -3,23 +3,20 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.errors import InputError
 from fusiondet.projects.hse_lcz.hse_lcz_net import N_ZONES, ExtentPrior
-from tests.support.tiny_city import ROOT
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-CONFIGS = ROOT / "configs" / "so2sat"
-
 
 def config(leaf="hse_lcz", *overrides):
     words = ("MODEL.PIXEL_MEAN", "[0.5, 0.5, 0.5]", "MODEL.PIXEL_STD", "[0.25, 0.25, 0.25]")
-    small = ("MODEL.HSE_LCZ.WIDTHS", "[8, 16]", "MODEL.HSE_LCZ.HEAD_DIM", "16")
-    return load_config(CONFIGS / f"{leaf}.yaml", [*words, *small, *overrides])
+    small = ("MODEL.HSE_LCZ.WIDTHS", "[8, 16]", "MODEL.HSE_LCZ.CONV_DIM", "16")
+    return load_config(f"so2sat/{leaf}.yaml", [*words, *small, *overrides])
 
 
 def network(leaf="hse_lcz", *overrides):
@@ -183,59 +180,6 @@ def test_other_bands_and_patches_too_small_are_bad_input():
     deep = network("hse_lcz", "MODEL.HSE_LCZ.WIDTHS", "[4, 4, 4]").eval()
     with pytest.raises(InputError, match=r"3 x 3 px, but the network halves its maps down to 1/4"):
         deep(inputs(1, size=3))
-
-
-# ---- config ----
-
-
-@pytest.mark.parametrize(
-    ("leaf", "words", "message"),
-    [
-        (
-            "hse_lcz",
-            ("MODEL.HSE_LCZ.TASKS", "['roads']"),
-            "unknown MODEL.HSE_LCZ.TASKS entry 'roads'.*Known: hse, lcz",
-        ),
-        ("hse_lcz", ("MODEL.HSE_LCZ.TASKS", "[]"), "expected hse, lcz or both"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.TASKS", "['hse', 'hse']"), "expected hse, lcz or both, each once"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.PRIOR", "yes"), "unknown MODEL.HSE_LCZ.PRIOR 'yes'"),
-        ("hse", ("MODEL.HSE_LCZ.PRIOR", "joint"), "PRIOR is joint, which is between two tasks"),
-        ("lcz", ("MODEL.TASK_ATTENTION", "True"), "TASK_ATTENTION is True, which is between two tasks"),
-        (
-            "lcz",
-            ("MODEL.TASK_WEIGHTING.NAME", "gradnorm"),
-            "TASK_WEIGHTING.NAME is gradnorm, which is between",
-        ),
-        ("hse", ("TEST.BEST_METRIC", "lcz/oa"), "BEST_METRIC is lcz/oa, .*such as hse/mae"),
-        ("hse_lcz", ("TEST.BEST_METRIC", "segm/AP"), "such as hse/mae or lcz/oa"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.WIDTHS", "[]"), "WIDTHS is .*expected one to six"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.WIDTHS", "[8, 8, 8, 8, 8, 8, 8]"), "expected one to six numbers"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.WIDTHS", "[8, -1]"), "expected one to six numbers"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.CONVS", "0"), "CONVS is 0, expected 1 or more"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.DROPOUT", "1.0"), "DROPOUT is 1.0"),
-        ("hse_lcz", ("MODEL.HSE_LCZ.HSE_WEIGHT", "-1.0"), "HSE_WEIGHT is -1.0"),
-        ("hse_lcz", ("MODEL.MASK_ON", "True"), "MASK_ON is True, but HseLczNet takes whole patches"),
-        ("hse_lcz", ("MODEL.HEIGHT_ON", "True"), "HEIGHT_ON is True"),
-        ("hse_lcz", ("VIS_PERIOD", "10"), "VIS_PERIOD is 10"),
-        ("hse_lcz", ("INPUT.SCALE_RANGE", "[0.5, 2.0]"), "SCALE_RANGE is"),
-        ("hse_lcz", ("INPUT.CROP.ENABLED", "True"), "CROP.ENABLED is True"),
-        ("hse_lcz", ("INPUT.SAR_SPECKLE_LOOKS", "4.0"), "SAR_SPECKLE_LOOKS is 4.0"),
-        ("hse_lcz", ("DATASETS.LABEL_SHARE", "0.5"), "LABEL_SHARE is 0.5"),
-        ("hse_lcz", ("MODEL.FUSION.MODALITY_DROPOUT.sar", "0.5"), "MODALITY_DROPOUT"),
-        ("hse_lcz", ("MODEL.DENSE_NET.WIDTH", "8"), "MODEL.DENSE_NET.WIDTH is set, but HseLczNet"),
-        ("hse_lcz", ("MODEL.DENSE_HEADS.NAMES", "['Footprint']"), "DENSE_HEADS.NAMES is"),
-    ],
-)
-def test_keys_that_would_be_ignored_or_mean_nothing(leaf, words, message):
-    with pytest.raises(InputError, match=message):
-        config(leaf, *words)
-
-
-def test_keys_of_patches_are_for_patches():
-    with pytest.raises(
-        InputError, match="MODEL.HSE_LCZ.CONVS is 3, but MODEL.META_ARCHITECTURE FusionRCNN has no use"
-    ):
-        load_config(ROOT / "configs/synthetic/fusion_r18_small.yaml", ["MODEL.HSE_LCZ.CONVS", "3"])
 
 
 def test_statistics_have_to_be_there():

@@ -3,9 +3,10 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import load_config
+from fusiondet.config_loading import load_config
 from fusiondet.converters.prepare import StrictParser
 from fusiondet.converters.prepare import prepare as prepare_data
+from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import parse_arguments, prepare, trainer_of, work
 from fusiondet.engine.trainer import FusionTrainer
@@ -18,6 +19,7 @@ from fusiondet.projects.hse_lcz.patch_trainer import (
     PatchRecords,
     PatchTrainer,
     complete_config,
+    load_patches,
 )
 from fusiondet.projects.hse_lcz.patches import LCZ_CLASSES, OPTICAL_BANDS, SAR_BANDS, read_patches
 from fusiondet.projects.hse_lcz.synthetic_patches import write_patches
@@ -32,7 +34,7 @@ import torch
 
 CONFIGS = ROOT / "configs" / "so2sat"
 SMALL = (
-    *("MODEL.HSE_LCZ.WIDTHS", "[4, 8]", "MODEL.HSE_LCZ.HEAD_DIM", "8", "SOLVER.IMS_PER_BATCH", "4"),
+    *("MODEL.HSE_LCZ.WIDTHS", "[4, 8]", "MODEL.HSE_LCZ.CONV_DIM", "8", "SOLVER.IMS_PER_BATCH", "4"),
     *(
         "SOLVER.MAX_ITER",
         "4",
@@ -142,7 +144,7 @@ def test_networks_of_tiles_and_of_patches_do_not_take_each_others_data(root, tmp
         complete(root, "DATASETS.TRAIN", str([str(tiles)]))
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_config(root).dump())
-    with pytest.raises(InputError, match=r"train.json: holds patches .*configs/so2sat"):
+    with pytest.raises(InputError, match=r"train.json: .* holds patches .*configs/so2sat"):
         prepare(parse_arguments(["--config-file", str(path)]))
 
 
@@ -351,7 +353,16 @@ def test_a_few_patches_are_learned_by_heart(tmp_path):
     write_json(document, tmp_path / "annotations" / "train.json")
     steps = "SOLVER.MAX_ITER 150 SOLVER.IMS_PER_BATCH 34 SOLVER.BASE_LR 0.004 TEST.EVAL_PERIOD 0".split()
     # The widths of the configs, and nothing hidden.
-    wide = "MODEL.HSE_LCZ.WIDTHS [16,32,64] MODEL.HSE_LCZ.HEAD_DIM 64 MODEL.HSE_LCZ.DROPOUT 0.0".split()
+    wide = "MODEL.HSE_LCZ.WIDTHS [16,32,64] MODEL.HSE_LCZ.CONV_DIM 64 MODEL.HSE_LCZ.DROPOUT 0.0".split()
     cfg = complete(tmp_path, *steps, *wide, "INPUT.DIHEDRAL", "False", test="train")
     results = train(cfg)._last_eval_results
     assert results["lcz"]["oa"] >= 0.95 and results["hse"]["mae"] <= 0.05
+
+
+def test_patches_have_names_as_tiles_have(tmp_path):
+    path = write_split(tmp_path / "datasets" / "so2sat", "train")
+    assert "so2sat_train" in catalog.known_names()
+    split = load_patches("so2sat_train")
+    assert len(split) == 4 and split is load_patches(str(path)), "read once"
+    with pytest.raises(InputError, match=r"train.json: .* holds patches"):
+        catalog.load_split("so2sat_train")

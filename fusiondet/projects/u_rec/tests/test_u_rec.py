@@ -3,12 +3,13 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.config import check_tasks, pixel_tasks
+from fusiondet.config_loading import check_tasks
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
+from fusiondet.modeling.architecture import architecture_of
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
-from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY, Picture
+from fusiondet.modeling.dense_nets import Picture, dense_net_named
 from fusiondet.projects.u_rec.u_rec import WIDTHS, class_loss, one_against_all
 from tests.support.tiny_city import BANDS, write_split
 
@@ -32,7 +33,7 @@ def cfg(small_cfg):
 
 def network(cfg, optical=3, sar=1):
     torch.manual_seed(0)
-    return DENSE_NET_REGISTRY.get("UREC")(cfg, optical, sar)
+    return dense_net_named("UREC")(cfg, optical, sar)
 
 
 def picture(n=2, height=64, width=96, optical=3, sar=1):
@@ -220,9 +221,9 @@ def test_no_data_is_neither_learned_from_nor_passed_on(cfg):
 def test_the_weight_says_whether_tiles_without_labels_are_of_use(cfg):
     cfg.DATALOADER.UNLABELLED_PER_BATCH = 2
     check_tasks(cfg)
-    assert pixel_tasks(cfg) == ("classes", "reconstruction")
+    assert architecture_of(cfg).pixel_tasks(cfg) == ("classes", "reconstruction")
     cfg.MODEL.DENSE_NET.U_REC.W1 = 0.0
-    assert pixel_tasks(cfg) == ("classes",)
+    assert architecture_of(cfg).pixel_tasks(cfg) == ("classes",)
     with pytest.raises(InputError, match="DATALOADER.UNLABELLED_PER_BATCH is 2"):
         check_tasks(cfg)
 
@@ -234,7 +235,7 @@ def test_the_weight_says_whether_tiles_without_labels_are_of_use(cfg):
         ("U_REC.W1", -0.1, "U_REC.W1 is -0.1"),
         ("U_REC.REDUCTION", "sum", "REDUCTION 'sum'.*Known: mean, sum_per_image"),
         ("TASKS", ["height"], "TASKS entry of UREC 'height'.*Known: classes"),
-        ("HEIGHT_WEIGHT", 2.0, "HEIGHT_WEIGHT is 2.0, but UREC does not read it"),
+        ("HEIGHT.LOSS_WEIGHT", 2.0, "HEIGHT.LOSS_WEIGHT is 2.0, but UREC does not read it"),
     ],
 )
 def test_keys_that_mean_nothing(cfg, key, value, message):

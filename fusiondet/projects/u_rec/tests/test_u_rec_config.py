@@ -1,0 +1,42 @@
+"""Configs of the project: they load, say only what differs, and take two steps on the CPU, shrunk."""
+
+from pathlib import Path
+
+import fusiondet.compat  # noqa: F401
+from tests.support.config_checks import (
+    check_leaf_is_short,
+    check_says_only_what_differs,
+    check_two_steps,
+    leaves,
+)
+from tests.support.tiny_city import write_split
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
+NARROW = {"MODEL.DENSE_NET.WIDTH": 4}
+
+
+def config_id(path):
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory):
+    return write_split(tmp_path_factory.mktemp("tiny_city"), counts=(3, 2, 0, 4))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=config_id)
+def test_loads_builds_and_takes_two_steps(path, annotations, tmp_path, monkeypatch):
+    check_two_steps(path, annotations, tmp_path, monkeypatch, NARROW)
+
+
+@pytest.mark.parametrize("path", leaves(CONFIGS), ids=config_id)
+def test_leaf_is_short_and_says_what_it_is(path):
+    check_leaf_is_short(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=config_id)
+def test_says_only_what_differs(path):
+    check_says_only_what_differs(path)
