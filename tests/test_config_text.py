@@ -62,11 +62,8 @@ def test_old_names_go_through_files_bases_and_the_command_line(tmp_path, caplog)
     (tmp_path / "base.yaml").write_text(f"_BASE_: {BASE}\nMODEL: {{DENSE_HEADS: {{DIM: 32}}}}")
     (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nSEED: 3")
     assert load_config(tmp_path / "leaf.yaml").MODEL.DENSE_HEADS.CONV_DIM == 32
-    assert caplog.text.count("MODEL.DENSE_HEADS.DIM is now MODEL.DENSE_HEADS.CONV_DIM") == 1
-    assert (
-        load_config(tmp_path / "leaf.yaml", ["MODEL.DENSE_HEADS.DIM", "16"]).MODEL.DENSE_HEADS.CONV_DIM == 16
-    )
-    assert "command line: MODEL.DENSE_HEADS.DIM is now" in caplog.text
+    assert load_config(BASE, ["MODEL.DENSE_HEADS.DIM", "16"]).MODEL.DENSE_HEADS.CONV_DIM == 16
+    assert caplog.text.count("MODEL.DENSE_HEADS.DIM is now MODEL.DENSE_HEADS.CONV_DIM") == 1, "one note"
 
 
 def test_both_names_at_once_are_refused(tmp_path):
