@@ -7,7 +7,7 @@ import sys
 import fusiondet.compat  # noqa: F401
 from fusiondet import cli
 from fusiondet.io.bands import BandSpec
-from tests.inference.test_checks import checkpoint
+from tests.support.scene_cases import checkpoint
 from tests.support.tiny_city import SMALL_CONFIG, write_raster, write_split
 
 import numpy as np

@@ -2,9 +2,26 @@
 """Turn an RGB + SAR raster pair into a GIS layer of buildings with heights, a raster of heights or classes."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from fusiondet import cli
+
+# Options that hold the fields of a SensorGeometry.
+ANGLES = {
+    "--sun-azimuth": ("sun_azimuth_deg", "direction to the sun, clockwise from grid north"),
+    "--sun-elevation": ("sun_elevation_deg", "sun above the horizon"),
+    "--look-azimuth": (
+        "sar_look_azimuth_deg",
+        "direction in which the SAR antenna looks, clockwise from grid north",
+    ),
+    "--incidence": ("sar_incidence_deg", "SAR incidence from the vertical"),
+    "--view-azimuth": (
+        "view_azimuth_deg",
+        "direction from the ground to the optical sensor, clockwise from grid north",
+    ),
+    "--off-nadir": ("view_off_nadir_deg", "optical view from the vertical"),
+}
 
 
 def parse_args():
@@ -43,6 +60,7 @@ def parse_args():
     )
     parser.add_argument(
         "--height-raster",
+        dest="height_path",
         type=Path,
         metavar="TIF",
         help="also write heights as GeoTIFF: metres above ground on the pixels of --rgb, 0 = no building "
@@ -56,6 +74,7 @@ def parse_args():
     )
     parser.add_argument(
         "--class-raster",
+        dest="class_path",
         type=Path,
         metavar="TIF",
         help="write the class of each pixel as GeoTIFF with colours and names, 255 = no data: of a network that tells "
@@ -92,10 +111,16 @@ def parse_args():
         "--force-gsd", action="store_true", help="predict however far the pixel size is from training"
     )
     parser.add_argument(
-        "--window", type=int, default=1024, metavar="PX", help="side of the windows that are predicted"
+        "--window",
+        dest="window_px",
+        type=int,
+        default=1024,
+        metavar="PX",
+        help="side of the windows that are predicted",
     )
     parser.add_argument(
         "--overlap",
+        dest="overlap_px",
         type=int,
         default=argparse.SUPPRESS,
         metavar="PX",
@@ -126,6 +151,7 @@ def parse_args():
     )
     parser.add_argument(
         "--regularize",
+        dest="regularize_m",
         type=float,
         metavar="M",
         help="set walls straight and square within so many metres (outlines stay as the masks have them if absent)",
@@ -168,59 +194,29 @@ def parse_args():
         help="predict on the workers of a dask scheduler, e.g. tls://host:8786; they read the same paths. Messages "
         "are pickles: use tcp:// on localhost only",
     )
-    for option, what in {
-        "--sun-azimuth": "direction to the sun, clockwise from grid north",
-        "--sun-elevation": "sun above the horizon",
-        "--look-azimuth": "direction in which the SAR antenna looks, clockwise from grid north",
-        "--incidence": "SAR incidence from the vertical",
-        "--view-azimuth": "direction from the ground to the optical sensor, clockwise from grid north",
-        "--off-nadir": "optical view from the vertical",
-    }.items():
-        parser.add_argument(option, type=float, metavar="DEG", help=f"{what}, degrees (unknown if absent)")
+    for option, (angle, what) in ANGLES.items():
+        help_text = f"{what}, degrees (unknown if absent)"
+        parser.add_argument(option, dest=angle, type=float, metavar="DEG", help=help_text)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    return parser.parse_args()
+    return cli.parse(parser)
 
 
 def main():
     args = parse_args()
     from fusiondet.buildings import SensorGeometry
     from fusiondet.errors import InputError
-    from fusiondet.inference import SENSOR_OPTIONS, predict_scenes, predict_to_file, read_scenes
+    from fusiondet.inference import SceneOptions, predict_scenes, predict_to_file, read_scenes
 
-    sensor = {name: getattr(args, option[2:].replace("-", "_")) for name, option in SENSOR_OPTIONS.items()}
-    options = {
-        "height_path": args.height_raster,
-        "height_source": getattr(args, "height_source", None),
-        "class_path": args.class_raster,
-        "score_threshold": getattr(args, "score_threshold", "layer"),
-        "device": args.device,
-        "overwrite": args.overwrite,
-        "resume": args.resume,
-        "workers": args.workers,
-        "scheduler": args.scheduler,
-        "regularize_m": args.regularize,
-        "max_overlap": args.max_overlap,
-        "dtm": args.dtm,
-        "report": args.report,
-        "style": args.style,
-        "window_px": args.window,
-        "overlap_px": getattr(args, "overlap", None),
-        "batch": getattr(args, "batch", None),
-        "aoi": args.aoi,
-        "skip_invalid": args.skip_invalid,
-        "extent": getattr(args, "extent", None),
-        "force_gsd": args.force_gsd,
-        "rgb_bands": args.rgb_bands,
-        "sar_bands": args.sar_bands,
-        "sar_scale": args.sar_scale,
-        "sar_factor": args.sar_factor,
-        "nodata": args.nodata,
-        "sensor": SensorGeometry(**sensor),
-    }
+    options = {f.name: getattr(args, f.name) for f in fields(SceneOptions) if hasattr(args, f.name)}
+    options["sensor"] = SensorGeometry(**{angle: getattr(args, angle) for angle, _ in ANGLES.values()})
+    if args.report is not None:
+        from fusiondet.visualization.report import write_layer_report  # brings Plotly along
+
+        options["write_report"] = write_layer_report
     if args.scenes is None:
-        result = predict_to_file(args.weights, args.rgb, args.sar, args.out, tell=_tell_notes, **options)
-        _tell(result, args.out, args.height_raster, args.class_raster, args.report)
+        result = predict_to_file(args.weights, args.rgb, args.sar, args.out, tell=_print_notes, **options)
+        _print_outputs(result, args.out, args.height_path, args.class_path, args.report)
         return
     if args.rgb or args.sar:
         raise InputError("--scenes lists the rasters of each scene: leave out --rgb and --sar.")
@@ -232,31 +228,31 @@ def main():
             counts["there"] += 1
             return
         counts["buildings"] += result.count
-        paths = (args.out, args.height_raster, args.class_raster, args.report)
-        _tell_notes(result.notes)
-        _tell(result, *(p and Path(str(p).replace("{name}", scene.name)) for p in paths))
+        paths = (args.out, args.height_path, args.class_path, args.report)
+        _print_notes(result.notes)
+        _print_outputs(result, *(p and Path(str(p).replace("{name}", scene.name)) for p in paths))
 
     left_out = predict_scenes(args.weights, scenes, args.out, on_done, **options)
     for reason in left_out:
-        print(f"left out: {reason}")
+        cli.say(f"left out: {reason}")
     print(
         f"wrote {len(scenes) - len(left_out) - counts['there']} of {len(scenes)} scenes, {counts['buildings']} "
         f"buildings; {counts['there']} were there already, {len(left_out)} were left out"
     )
 
 
-def _tell_notes(notes):
+def _print_notes(notes):
     for note in notes:
-        print(f"note: {note}", flush=True)
+        cli.note(note)
 
 
-def _tell(result, out, height_raster, class_raster, report):
+def _print_outputs(result, out, height_path, class_path, report):
     if out:
         print(f"wrote {out}: {result.count} buildings, {result.with_heights} with heights, {result.crs}")
-    if height_raster:
-        print(f"wrote {height_raster}: metres above ground, {result.crs}")
-    if class_raster:
-        print(f"wrote {class_raster}: classes, {result.crs}")
+    if height_path:
+        print(f"wrote {height_path}: metres above ground, {result.crs}")
+    if class_path:
+        print(f"wrote {class_path}: classes, {result.crs}")
     if report:
         print(f"wrote {report}")
 

@@ -1,29 +1,33 @@
-"""From a checkpoint and rasters to buildings with heights in map coordinates, and to rasters of heights.
+"""From a checkpoint and rasters to buildings with heights in map coordinates, and to rasters of heights or classes.
 
-A checkpoint is enough: it carries the config, the bands with their statistics, and the range of ground sampling
-distances seen in training.
+A checkpoint is enough: it holds the config, the bands with their statistics, and the range of ground sampling distances
+of the training.
 
-    predictor   a network, and what it says about one image
-    plan        what is decided about a scene before it is predicted: grid, windows, area of interest
-    pipeline    windows through the network, read ahead
-    parts       finished blocks on disk, for runs that are stopped
-    scene       the whole way to a file: merged across windows, in constant memory; several: for many scenes
-    api         the same to GeoDataFrames, from Python
-    workers     blocks of windows on several processes; cluster: on the machines of a dask cluster
+    api          the entries: predict_scene, predict_to_file, ScenePredictor
+    scene_table  many scenes with one network
+    options      SceneOptions: every option of a scene
+    run          SceneRun: the way from open rasters to finished buildings, in constant memory
+    plan         what is decided before: grid, windows, area of interest; checks: notes and refusals
+    blocks       blocks of windows by this process, by others or by a cluster; pieces: finished blocks on disk
+    pipeline     windows through the network, read ahead
+    outlines     duplicates suppressed and walls set straight while buildings come in
+    strips       buildings that wait to be painted on a raster
+    outputs      outputs that are refused before anything is computed
+    predictor    a network, and what it predicts for one image
 """
 
-from fusiondet.inference.api import ScenePredictor, buildings_frame
-from fusiondet.inference.checks import SENSOR_OPTIONS
+from fusiondet.inference.api import ScenePredictor, buildings_frame, predict_scene, predict_to_file
+from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import ImagePrediction, Predictor, buildings_from_instances, device_name
-from fusiondet.inference.scene import ScenePrediction, predict_scene, predict_to_file
-from fusiondet.inference.several import SceneFiles, predict_scenes, read_scenes
+from fusiondet.inference.run import ScenePrediction
+from fusiondet.inference.scene_table import SceneFiles, predict_scenes, read_scenes
 from fusiondet.inference.windows import scene_windows
 
 __all__ = [
-    "SENSOR_OPTIONS",
     "ImagePrediction",
     "Predictor",
     "SceneFiles",
+    "SceneOptions",
     "ScenePrediction",
     "ScenePredictor",
     "buildings_frame",

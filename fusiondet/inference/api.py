@@ -1,4 +1,4 @@
-"""Scenes to GeoDataFrames, from Python.
+"""Scenes to buildings, from Python: as frames, in memory, or written to files.
 
     from fusiondet.inference import ScenePredictor
 
@@ -10,29 +10,158 @@
     for part in predictor.iterate("rgb.tif", "sar.tif", window_px=512):
         print(len(part), "buildings", part.height_m.max(), "m")
 
-Runs that may be stopped and go on, or that others take part in, go through `fusiondet.inference.predict_to_file`.
+Runs that may be stopped and resumed, or that other processes take part in, go through `predict_to_file`.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fusiondet.buildings import Building
-from fusiondet.inference.outlines import buildings_to_map
-from fusiondet.inference.pipeline import predict_windows
-from fusiondet.inference.plan import ScenePlan, plan_scene
+from fusiondet.errors import InputError
+from fusiondet.files import scratch_folder
+from fusiondet.inference.options import FILE_OPTIONS, HEIGHT_OPTIONS, SceneOptions
+from fusiondet.inference.outputs import check_layer_crs, check_network, check_outputs, raster_sources
 from fusiondet.inference.predictor import Predictor
-from fusiondet.inference.scene import SceneFacts, finished_buildings, provenance
+from fusiondet.inference.run import ScenePrediction, SceneRun
+from fusiondet.io.layer_writer import BuildingWriter
 from fusiondet.io.layers import NUMBERS, areas_m2
+from fusiondet.io.qgis_style import write_style
+from fusiondet.io.scene_reader import SceneRasters
+from fusiondet.jobs.store import Store
 
 import geopandas
 import numpy as np
 import pandas
+import rasterio
 import shapely
 from pyproj import CRS
 
 # Buildings of a frame that `iterate` gives, at least.
 _FRAME_ROWS = 1000
+# What GDAL may keep of rasters that are being written: its own default is a share of the machine.
+_GDAL_CACHE_BYTES = 128 << 20
+
+
+def predict_scene(predictor: Predictor, rgb, sar=None, **options) -> ScenePrediction:
+    """Return the buildings of a raster pair, read and predicted window by window; write a raster of heights on demand.
+
+    Buildings that several windows contain are merged, see `fusiondet.geometry.seams`. A pixel of the height raster
+    belongs to the window in whose core it lies. Rasters whose rows run north or columns west are read from the other
+    end, so that the network gets no mirrored image, and heights are written north-up.
+
+    Args:
+        rgb, sar: a raster, or a list of rasters whose bands are those of one; None where there is none.
+        options: see `SceneOptions`; those of `FILE_OPTIONS` go with `predict_to_file`.
+
+    Raises:
+        InputError: from the reader; the pixel size is too far from that of the training; no raster of a modality that
+            the network takes; an option that is unknown or cannot be; heights that the network does not predict.
+    """
+    options = SceneOptions.from_keywords(options, without=FILE_OPTIONS)
+    with SceneRasters(rgb, sar) as rasters, rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+        run = SceneRun(predictor, rasters, options, raster_sources(predictor, options))
+        with contextlib.closing(run.buildings(options.height_path)) as found:
+            buildings = [building for finished in found for building in finished]
+        return run.prediction(buildings)
+
+
+def predict_to_file(
+    weights: Path,
+    rgb,
+    sar,
+    out: Path | None,
+    *,
+    predictor: Predictor | None = None,
+    tell: Callable[[list[str]], None] | None = None,
+    write_report: Callable[..., None] | None = None,
+    **options,
+) -> ScenePrediction:
+    """Predict a scene and write it to `out`; formats: `fusiondet.io.layer_writer.write_buildings`.
+
+    Everything that can be wrong with the outputs or the rasters is found before the network is built. Finished blocks
+    of windows are kept in a hidden folder beside `out` (`fusiondet.jobs.store`) until `out` is whole.
+
+    Args:
+        rgb, sar: as of `predict_scene`.
+        out: layer of buildings; None for a network that finds none, which writes heights or classes per pixel alone.
+        predictor: of `weights`, where it is there already; `score_threshold` and `device` are its own then.
+        tell: is given notes as soon as they are known: once before anything is predicted, once when `out` is whole.
+        write_report: writes the page of the option `report`:
+            `fusiondet.visualization.report.write_layer_report`. All buildings are in memory then.
+        options: see `SceneOptions`.
+
+    Returns:
+        What was found, without the buildings.
+
+    Raises:
+        InputError: see `predict_scene` and `write_buildings`; also when the scene has no CRS, or when `out` is missing
+            for a network that finds buildings, or given for one that does not.
+        OSError: an output could not be written to the end. What is finished is kept for `resume`.
+    """
+    options = SceneOptions.from_keywords(options)
+    tell = tell or (lambda notes: None)
+    with SceneRasters(rgb, sar) as rasters, rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+        images = [path for paths in rasters.paths.values() for path in paths]
+        check_outputs(out, options, weights, images)
+        if options.report is not None and write_report is None:
+            raise InputError(
+                "`report` needs `write_report`: pass fusiondet.visualization.report.write_layer_report."
+            )
+        check_layer_crs(out, options, rasters)
+        if predictor is None:
+            predictor = Predictor(
+                weights, options.device, options.score_threshold, build=not options.elsewhere
+            )
+        check_network(predictor, out)
+        run = SceneRun(predictor, rasters, options, raster_sources(predictor, options))
+        tell(list(run.plan.notes))
+        notes = _write(run, out, options, predictor)
+        result = run.prediction([])
+    result.notes += notes
+    if options.style:
+        result.notes += write_style(out)
+    tell(result.notes[len(run.plan.notes) :])
+    if options.report is not None:
+        with scratch_folder(options.report):
+            write_report(
+                out,
+                options.report,
+                image=Path((run.plan.rgb or run.plan.sar)[0]),
+                overwrite=options.overwrite,
+            )
+    return result
+
+
+def _write(run: SceneRun, out: Path | None, options: SceneOptions, predictor: Predictor) -> list[str]:
+    """Write the layer and the raster of a scene, whole or not at all; returns notes on the layer."""
+    raster_path = options.class_path if options.class_path is not None else options.height_path
+    main = out if out is not None else raster_path
+    fingerprint = run.plan.fingerprint(predictor)
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(
+            Store(main, fingerprint, resume=options.resume, overwrite=options.overwrite)
+        )
+        if raster_path is not None and raster_path != main:
+            opened.enter_context(scratch_folder(raster_path))
+        found = run.buildings(raster_path, store, store.folder)
+        if out is None:
+            with contextlib.closing(found):
+                for _ in found:
+                    pass
+            notes = []
+        else:
+            with BuildingWriter(
+                out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm
+            ) as writer:
+                with contextlib.closing(found):
+                    for buildings in found:
+                        writer.write(buildings)
+                if run.unreadable_px:
+                    writer.metadata["unreadable_px"] = run.unreadable_px
+            notes = writer.notes
+        store.remove()
+    return notes
 
 
 class ScenePredictor:
@@ -55,61 +184,48 @@ class ScenePredictor:
         return cls(Predictor(path, device, score_threshold))
 
     def predict(self, rgb, sar=None, aoi=None, **options) -> geopandas.GeoDataFrame:
-        """All buildings of a scene.
+        """Return all buildings of a scene.
 
         Args:
-            rgb, sar: a raster, or a list of rasters whose bands are those of one; None where there is none.
-            aoi: area of interest: a file, a GeoDataFrame or GeoSeries in any CRS, or a geometry in the scene's.
-            options: see `fusiondet.inference.predict_scene`.
+            rgb, sar: as of `predict_scene`.
+            aoi, options: see `SceneOptions`, without those of outputs to files.
 
         Raises:
             InputError: see `fusiondet.inference.predict_scene`.
         """
-        plan, shape = self._plan(rgb, sar, aoi, options)
-        notes = list(plan.notes)
-        found = self._buildings(plan, shape, notes, rgb, sar)
-        with contextlib.closing(found):
-            buildings = [b for finished in found for b in finished]
-        return self._frame(plan, buildings, notes)
+        frames = list(self._frames(rgb, sar, aoi, options, rows=None))
+        return frames[0]
 
     def iterate(self, rgb, sar=None, aoi=None, **options) -> Iterator[geopandas.GeoDataFrame]:
-        """The same as `predict`, in frames of 1000 buildings or more, as they are finished; in constant memory.
+        """Yield the same as `predict`, in frames of 1000 buildings or more, as they are finished; in constant memory.
 
         What is only known at the end, e.g. that SAR has no data anywhere, is in the notes of the last frame. There is
         always one, empty if nothing was found.
         """
-        plan, shape = self._plan(rgb, sar, aoi, options)
-        notes, waiting = list(plan.notes), []
-        with contextlib.closing(self._buildings(plan, shape, notes, rgb, sar)) as found:
-            for buildings in found:
-                if len(waiting) >= _FRAME_ROWS:
-                    yield self._frame(plan, waiting, notes)
-                    waiting = []
-                waiting += buildings
-        yield self._frame(plan, waiting, notes)
+        yield from self._frames(rgb, sar, aoi, options, rows=_FRAME_ROWS)
 
-    def _plan(self, rgb, sar, aoi, options: dict) -> tuple[ScenePlan, dict]:
-        """The plan, and those of the options that `finished_buildings` takes."""
-        shape = {name: options[name] for name in ("regularize_m", "max_overlap") if name in options}
-        rest = {name: value for name, value in options.items() if name not in shape}
-        return plan_scene(self.predictor, rgb, sar, aoi=aoi, **rest), shape
+    def _frames(self, rgb, sar, aoi, options: dict, rows: int | None) -> Iterator[geopandas.GeoDataFrame]:
+        """Yield frames of at least `rows` buildings, the last one with the rest; None: one of all."""
+        without = FILE_OPTIONS | HEIGHT_OPTIONS
+        options = SceneOptions.from_keywords({**options, "aoi": aoi}, without)
+        with SceneRasters(rgb, sar) as rasters:
+            run, waiting = SceneRun(self.predictor, rasters, options), []
+            with contextlib.closing(run.buildings(show_progress=False)) as found:
+                for buildings in found:
+                    if rows is not None and len(waiting) >= rows:
+                        yield self._frame(run, waiting, run.plan.notes)
+                        waiting = []
+                    waiting += buildings
+            yield self._frame(run, waiting, [*run.plan.notes, *run.late_notes])
 
-    def _buildings(self, plan, shape: dict, notes: list[str], rgb, sar) -> Iterator[list[Building]]:
-        """In map coordinates; what the windows tell about the scene is added to `notes` at the end."""
-        facts = SceneFacts()
-        with contextlib.closing(predict_windows(self.predictor, plan, range(len(plan.windows)))) as results:
-            for buildings in finished_buildings(plan, facts.of(results), **shape, facts=facts):
-                yield buildings_to_map(buildings, plan.transform)
-        notes += facts.notes(self.predictor, plan, rgb, sar)
-
-    def _frame(self, plan: ScenePlan, buildings: Iterable[Building], notes) -> geopandas.GeoDataFrame:
-        frame = buildings_frame(buildings, plan.crs)
-        frame.attrs = {"notes": list(notes), "metadata": provenance(self.predictor, plan)}
+    def _frame(self, run: SceneRun, buildings: Iterable[Building], notes) -> geopandas.GeoDataFrame:
+        frame = buildings_frame(buildings, run.plan.crs)
+        frame.attrs = {"notes": list(notes), "metadata": dict(run.metadata)}
         return frame
 
 
 def buildings_frame(buildings: Iterable[Building], crs: str | None) -> geopandas.GeoDataFrame:
-    """`buildings` in map coordinates of `crs` as a frame with the columns of a layer; NaN where unknown."""
+    """Return `buildings` in map coordinates of `crs` as a frame with the columns of a layer; NaN where unknown."""
     buildings = list(buildings)
     polygons = np.array([b.polygon for b in buildings], dtype=object)
     columns = {name: np.array([getattr(b, name) for b in buildings], dtype=float) for name in NUMBERS}

@@ -1,13 +1,13 @@
 """What a scene lacks, has too much of, or cannot be for a network: notes for the user, and refusals."""
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fusiondet.buildings import SensorGeometry
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.inference.predictor import Predictor, has_two_detectors
 from fusiondet.io.bands import SAR_SCALES
-from fusiondet.io.coco import TILTS_DEG
 from fusiondet.io.height_rasters import HEIGHT_BANDS
 from fusiondet.io.scene_reader import Scene, SceneReader
 from fusiondet.modeling.sensor_geometry import FACTS
@@ -18,28 +18,22 @@ from affine import Affine
 # A raster this much coarser or finer than any training image is resampled; this much, and it is refused.
 RESAMPLE_FACTOR = 1.25
 REFUSE_FACTOR = 4.0
-# Where the tool takes what a SensorGeometry holds.
-SENSOR_OPTIONS = {
-    "sun_azimuth_deg": "--sun-azimuth",
-    "sun_elevation_deg": "--sun-elevation",
-    "sar_look_azimuth_deg": "--look-azimuth",
-    "sar_incidence_deg": "--incidence",
-    "view_azimuth_deg": "--view-azimuth",
-    "view_off_nadir_deg": "--off-nadir",
-}
-# A picture turned by less is level.
+# An image turned by less is level.
 _LEVEL_DEG = 1.0
 _NAMES = {"optical": "optical", "sar": "SAR"}
 # Pixels without any power are in every SAR image; a share of them up to this is not worth a word.
 _FEW_LACKING = 0.02
-_PATH_OPTIONS = {"optical": "--rgb", "sar": "--sar"}
+_PATH_OPTIONS = {"optical": "`rgb`", "sar": "`sar`"}
 
 
-def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[str]:
-    """What is missing and what is not used; InputError when nothing is there that the network takes."""
+def modality_notes(predictor: Predictor, paths: dict[str, Sequence[Path]]) -> list[str]:
+    """What is missing and what is not used; InputError when nothing is there that the network takes.
+
+    `paths`: modality -> its rasters.
+    """
     taken = {m: getattr(predictor.bands, m) for m in paths if getattr(predictor.bands, m)}
     if not any(paths.values()):
-        raise InputError("no raster given. Pass --rgb, and --sar if the network takes both.")
+        raise InputError("no raster given. Pass `rgb`, and `sar` if the network takes both.")
     if not any(paths[m] for m in taken):
         ((modality, names),) = taken.items()
         raise InputError(
@@ -47,9 +41,9 @@ def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[
         )
     notes = []
     for modality, path in paths.items():
-        if modality in taken and path is None:
+        if modality in taken and not path:
             notes.append(f"no {_PATH_OPTIONS[modality]}: {_what_to_expect_without(predictor, modality)}")
-        elif modality not in taken and path is not None:
+        elif modality not in taken and path:
             notes.append(
                 f"{names_of(path)}: is not used, {predictor.weights.name} was trained without {_NAMES[modality]}."
             )
@@ -57,13 +51,13 @@ def modality_notes(predictor: Predictor, paths: dict[str, Path | None]) -> list[
     if has_two_detectors(predictor.cfg) and all(paths.values()) and threshold >= 0.5:
         notes.append(
             f"{predictor.weights.name} has two detectors, and what only one of them finds has half its score at most: "
-            f"pass a --score-threshold below 0.5 to see such buildings, under clouds say."
+            f"pass a `score_threshold` below 0.5 to see such buildings, under clouds say."
         )
     return notes
 
 
 def nodata_notes(
-    predictor: Predictor, paths: dict[str, Path | None], data_px: dict[str, int], seen_px: int
+    predictor: Predictor, paths: dict[str, Sequence], data_px: dict[str, int], seen_px: int
 ) -> list[str]:
     """Which modalities turned out to have no data, anywhere or in a part of the scene that is worth a word.
 
@@ -96,12 +90,12 @@ def extent_notes(predictor: Predictor, reader: SceneReader, extent: str) -> list
         return []
     if extent == "intersection":
         return [
-            "predicted where both optical and SAR rasters are, and nowhere else (--extent optical predicts without "
-            "SAR, too)."
+            'predicted where both optical and SAR rasters are, and nowhere else (`extent="optical"` '
+            "predicts without SAR, too)."
         ]
     return [
-        f"where SAR is missing: {_what_to_expect_without(predictor, 'sar')} --extent intersection predicts only where "
-        "both are."
+        f'where SAR is missing: {_what_to_expect_without(predictor, "sar")} `extent="intersection"` predicts only '
+        "where both are."
     ]
 
 
@@ -123,27 +117,21 @@ def _what_to_expect_without(predictor: Predictor, modality: str) -> str:
     )
 
 
-def sensor_notes(predictor: Predictor, sensor: SensorGeometry, paths: dict[str, Path | None]) -> list[str]:
-    """What of `sensor` the network lacks, does not use, or was not trained on; InputError for angles that cannot be."""
+def sensor_notes(predictor: Predictor, sensor: SensorGeometry, paths: dict[str, Sequence[Path]]) -> list[str]:
+    """What of `sensor` the network lacks, does not use, or was not trained on."""
     given = {name: value for name, value in sensor.to_dict().items() if value is not None}
-    for name, value in given.items():
-        possible, what = TILTS_DEG.get(name, (lambda v: 0 <= v <= 360, "from 0 to 360"))
-        if not possible(value):
-            raise InputError(f"{SENSOR_OPTIONS[name]} is {value}, expected {what} degrees.")
     cfg = predictor.cfg
     told = [FACTS[fact] for fact in cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY] if cfg.MODEL.HEIGHT_ON else []
     used = {fact.field for fact in told}
     # Without SAR nothing in the image depends on where its sensor was.
-    lacking = [
-        SENSOR_OPTIONS[f.field] for f in told if f.modality and f.field not in given and paths[f.modality]
-    ]
+    lacking = [f"`{f.field}`" for f in told if f.modality and f.field not in given and paths[f.modality]]
     notes = []
     if lacking:
         notes.append(
             f"{predictor.weights.name} reads heights off with known angles; without {', '.join(lacking)} they are less "
             "certain."
         )
-    idle = [SENSOR_OPTIONS[name] for name in given if name not in used]
+    idle = [f"`{name}`" for name in given if name not in used]
     if idle:
         notes.append(
             f"{predictor.weights.name} makes no use of {', '.join(idle)} (its MODEL.ROI_HEIGHT_HEAD.GEOMETRY is "
@@ -156,7 +144,7 @@ def sensor_notes(predictor: Predictor, sensor: SensorGeometry, paths: dict[str, 
     for name, (low, high) in ((name, pair) for name, pair in ranges.items() if len(pair)):
         if name in given and not low <= given[name] <= high:
             notes.append(
-                f"{SENSOR_OPTIONS[name]} {given[name]:g} is outside of what {predictor.weights.name} was trained on, "
+                f"`{name}` {given[name]:g} is outside of what {predictor.weights.name} was trained on, "
                 f"{low:g} to {high:g} degrees: its heights may be off."
             )
     return notes
@@ -168,10 +156,10 @@ def check_sar_scale(predictor: Predictor, scale: str | None) -> None:
     if scale is None or not trained:
         return
     if scale not in SAR_SCALES:
-        raise unknown_name("--sar-scale", scale, SAR_SCALES)
+        raise unknown_name("`sar_scale`", scale, SAR_SCALES)
     if (scale == "stretched_uint8") != (trained == "stretched_uint8"):
         raise InputError(
-            f"--sar-scale {scale}: {predictor.weights.name} was trained on {trained}; a display stretch and dB "
+            f"`sar_scale` is {scale}, but {predictor.weights.name} was trained on {trained}; a display stretch and dB "
             "cannot be turned into each other."
         )
 
@@ -180,25 +168,25 @@ def check_sar_scale(predictor: Predictor, scale: str | None) -> None:
 _ENOUGH_SAR_PIXELS = 10_000
 
 
-def check_sar_values(predictor: Predictor, scene: Scene, sar_path) -> None:
+def check_sar_values(predictor: Predictor, scene: Scene, sar: Sequence) -> None:
     """InputError when SAR comes in other units than the dB that the network was trained on."""
-    if sar_path is None or predictor.bands.sar_scale in ("", "stretched_uint8"):
+    if not sar or predictor.bands.sar_scale in ("", "stretched_uint8"):
         return
     values, trained = (
         part[predictor.channels["sar"]] for part in (scene.image, predictor.cfg.MODEL.PIXEL_MEAN)
     )
     known = values[np.isfinite(values)]
     if known.size >= _ENOUGH_SAR_PIXELS and max(trained) < 0 <= known.min():
-        names = names_of(sar_path)
+        names = names_of(sar)
         raise InputError(
             f"{names}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
-            f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Say what it holds with --sar-scale "
-            "linear_power or amplitude, and calibrate it to backscatter if it is not."
+            f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Pass `sar_scale` "
+            "(linear_power or amplitude), and calibrate it to backscatter if it is not."
         )
 
 
 def turn_note(transform: Affine, name) -> list[str]:
-    """That a picture is turned against the map, by an angle that reading it from the other end does not undo."""
+    """That an image is turned against the map, by an angle that reading it from the other end does not undo."""
     angle_deg = math.degrees(math.atan2(transform.d, transform.a))
     if abs(angle_deg) <= _LEVEL_DEG:
         return []
@@ -208,10 +196,16 @@ def turn_note(transform: Affine, name) -> list[str]:
     ]
 
 
-def target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, options: dict) -> float | None:
-    """GSD to resample the scene to, or None where it fits the training."""
-    with SceneReader(rgb_path, sar_path, predictor.bands, **options) as reader:
-        gsd_m, name = reader.gsd_m, (files_of(rgb_path) or files_of(sar_path))[0]
+def target_gsd(predictor: Predictor, gsd_m: float, name, force_gsd: bool) -> float | None:
+    """GSD to resample a scene of `gsd_m` metres per pixel to, or None where it fits the training.
+
+    Args:
+        name: of the scene, for messages.
+        force_gsd: resample however far it is from the training.
+
+    Raises:
+        InputError: it is too far from the training.
+    """
     if not predictor.gsd_range_m:
         return None
     finest, coarsest = predictor.gsd_range_m
@@ -221,7 +215,7 @@ def target_gsd(predictor: Predictor, rgb_path, sar_path, force_gsd: bool, option
     if factor > REFUSE_FACTOR and not force_gsd:
         raise InputError(
             f"{name}: {gsd_m:.3g} m per pixel, but {predictor.weights.name} was trained on {trained} m: "
-            "buildings look too different to expect a result. Pass --force-gsd to try all the same."
+            "buildings look too different to expect a result. Pass `force_gsd=True` to try all the same."
         )
     return nearest if factor > RESAMPLE_FACTOR else None
 
@@ -235,17 +229,15 @@ def check_tells_classes(predictor: Predictor) -> None:
     if not predictor.class_names:
         raise InputError(
             f"{predictor.weights.name}: tells neither classes nor footprints of pixels, so there is nothing to write "
-            "with --class-raster."
+            "to `class_path`."
         )
 
 
 def wanted_sources(predictor: Predictor, wanted: str | None) -> list[str]:
     """Sources of the bands of a height raster; InputError when the network lacks what is `wanted`."""
     name, has = predictor.weights.name, predictor.height_sources
-    if wanted is not None and wanted not in (*HEIGHT_BANDS, "both"):
-        raise unknown_name("--height-source", wanted, (*HEIGHT_BANDS, "both"))
     if not has:
-        raise InputError(f"{name}: predicts no heights, so there is nothing to write with --height-raster.")
+        raise InputError(f"{name}: predicts no heights, so there is nothing to write to `height_path`.")
     sources = list(HEIGHT_BANDS) if wanted == "both" else [wanted or has[0]]
     lacking = {
         "dense": 'has no head for heights per pixel ("DenseHeight" is not in its MODEL.DENSE_HEADS.NAMES)',
@@ -254,17 +246,12 @@ def wanted_sources(predictor: Predictor, wanted: str | None) -> list[str]:
     for source in sources:
         if source not in has:
             raise InputError(
-                f"{name}: {lacking[source]}, so --height-source {wanted} cannot be written. "
-                f"Pass --height-source {has[0]}, or other weights."
+                f"{name}: {lacking[source]}, so `height_source` {wanted} cannot be written. "
+                f'Pass `height_source="{has[0]}"`, or other weights.'
             )
     return sources
 
 
-def files_of(paths) -> list:
-    """The rasters of a modality as a list: none, one, or several whose bands count as one's."""
-    return [] if paths is None else list(paths) if isinstance(paths, list | tuple) else [paths]
-
-
-def names_of(paths) -> str:
+def names_of(paths: Iterable) -> str:
     """The rasters of a modality, for messages."""
-    return ", ".join(map(str, files_of(paths)))
+    return ", ".join(map(str, paths))

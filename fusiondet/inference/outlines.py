@@ -10,24 +10,17 @@ from collections.abc import Callable, Sequence
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
+from fusiondet.geometry.overlaps import MAX_OVERLAP, without_overlaps
 from fusiondet.geometry.regularization import regularize
+from fusiondet.geometry.seams import SeamMerger
+from fusiondet.inference.pipeline import WindowResult
+from fusiondet.inference.plan import ScenePlan
 
 import numpy as np
 import shapely
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from shapely.geometry.base import BaseGeometry
-
-# Share of an outline that better ones may cover before it counts as one of theirs.
-MAX_OVERLAP = 0.4
-# Overlays of outlines that differ in their last digits may fail without a word; on a grid this fine they do not, px.
-_GRID_PX = 1e-6
-
-
-def check_max_overlap(max_overlap: float) -> None:
-    """InputError when that is no share of an outline."""
-    if not 0 < max_overlap <= 1:
-        raise InputError(f"--max-overlap is {max_overlap}, expected a share above 0, up to 1 (keep all).")
 
 
 class HeldBack:
@@ -95,40 +88,6 @@ class HeldBack:
         return connected_components(links, directed=False)[1]
 
 
-def without_overlaps(buildings_px: list[Building], max_overlap: float = MAX_OVERLAP) -> list[Building]:
-    """`buildings_px` without those that are for the most part covered by better ones, in their order.
-
-    Buildings stand beside each other, so an outline that lies in others is another sight of the same building, or of a
-    part of it. The best score goes first, the larger one of two that are equal.
-
-    Args:
-        buildings_px: all that stand together are among them.
-        max_overlap: share of an outline's area that better ones may cover; 1 keeps all.
-    """
-    if max_overlap >= 1 or len(buildings_px) < 2:
-        return buildings_px
-    polygons = np.array([b.polygon for b in buildings_px], dtype=object)
-    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    first, second = first[first < second], second[first < second]
-    shared = shapely.area(shapely.intersection(polygons[first], polygons[second], grid_size=_GRID_PX))
-    area = shapely.area(polygons)
-    meets: dict[int, list[int]] = {}
-    for i, j in zip(first[shared > 0].tolist(), second[shared > 0].tolist()):
-        meets.setdefault(i, []).append(j)
-        meets.setdefault(j, []).append(i)
-    bounds = shapely.bounds(polygons).tolist()
-    order = sorted(meets, key=lambda i: (-(buildings_px[i].score or 0.0), -area[i], bounds[i]))
-    rank, dropped = {i: n for n, i in enumerate(order)}, set()
-    for i in order:
-        better = [polygons[j] for j in meets[i] if rank[j] < rank[i] and j not in dropped]
-        if better:
-            cover = shapely.union_all(better, grid_size=_GRID_PX)
-            covered = shapely.area(shapely.intersection(cover, polygons[i], grid_size=_GRID_PX))
-            if covered > max_overlap * area[i]:
-                dropped.add(i)
-    return [b for i, b in enumerate(buildings_px) if i not in dropped]
-
-
 class Regularizer:
     """Sets outlines of blocks of houses straight, as a whole where they share walls."""
 
@@ -143,7 +102,7 @@ class Regularizer:
             InputError: a tolerance that is none.
         """
         if not 0 < settings["tolerance_m"] < math.inf:
-            raise InputError(f"--regularize is {settings['tolerance_m']}, expected metres above 0.")
+            raise InputError(f"`regularize_m` is {settings['tolerance_m']}, expected metres above 0.")
         self._scale, self._settings = np.array(pixel_m), settings
         # Outlines that are further apart have nothing to do with each other.
         self.margin_px = settings["tolerance_m"] / min(pixel_m)
@@ -153,6 +112,46 @@ class Regularizer:
         metres = shapely.transform([b.polygon for b in buildings_px], lambda xy: xy * self._scale)
         outlines = regularize(list(metres), **self._settings)
         return with_outlines(buildings_px, shapely.transform(outlines, lambda xy: xy / self._scale))
+
+
+class OutlineFinisher:
+    """Windows in, finished outlines out: merged across seams, duplicates suppressed, set straight, in the area.
+
+    Attributes:
+        covered: outlines so far that were suppressed because better ones cover them.
+    """
+
+    def __init__(self, plan: ScenePlan, regularize_m: float | None = None, max_overlap: float = MAX_OVERLAP):
+        """For the arguments see `SceneOptions`."""
+        windows = [window for window, _ in plan.windows]
+        self._aoi_px, self._max_overlap, self.covered = plan.aoi_px, max_overlap, 0
+        self._merger = SeamMerger(windows)
+        self._regularizer = self._held = None
+        if regularize_m is not None:
+            self._regularizer = Regularizer(plan.pixel_m, tolerance_m=regularize_m)
+        if self._regularizer or max_overlap < 1:
+            margin_px = self._regularizer.margin_px if self._regularizer else 0.0
+            self._held = HeldBack(windows, margin_px, self._merger.waiting)
+
+    def add(self, result: WindowResult) -> list[Building]:
+        """Return the buildings, in pixels of the grid, that this window, the next in order, finishes."""
+        found = self._merger.add(result.index, result.buildings)
+        return self._shaped(self._held.add(result.index, found) if self._held else found)
+
+    def finish(self) -> list[Building]:
+        """Return the rest, after the last window."""
+        found = self._merger.finish()
+        return self._shaped(self._held.finish(found) if self._held else found)
+
+    def _shaped(self, buildings: list[Building]) -> list[Building]:
+        kept = without_overlaps(buildings, self._max_overlap)
+        self.covered += len(buildings) - len(kept)
+        # Before those outside of the area go: walls are shared with them, too.
+        regular = self._regularizer.regular(kept) if self._regularizer else kept
+        if self._aoi_px is None:
+            return regular
+        inside = [self._aoi_px.intersects(b.polygon.representative_point()) for b in kept]
+        return [b for b, i in zip(regular, inside, strict=True) if i]
 
 
 def with_outlines(buildings: list[Building], polygons: np.ndarray) -> list[Building]:

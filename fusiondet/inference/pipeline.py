@@ -59,15 +59,21 @@ class _Read:
     output: dict | None = None
 
 
-def predict_windows(predictor: Predictor, plan: ScenePlan, indices: Iterable[int]) -> Iterator[WindowResult]:
-    """What the network finds in the windows `indices` of a plan, in that order; those of a block one after another.
+def predict_windows(
+    predictor: Predictor, plan: ScenePlan, reader: SceneReader, indices: Iterable[int]
+) -> Iterator[WindowResult]:
+    """Yield what the network finds in windows of a plan, in the order in which they are asked for.
+
+    Args:
+        reader: of the plan's grid; nothing else may read from it meanwhile.
+        indices: numbers of the windows; those of a block one after another.
 
     Raises:
         InputError: pixels that cannot be read, unless `plan.skip_invalid`; SAR in other units than those trained on.
     """
     with contextlib.ExitStack() as threads:
         ahead = 2 * plan.batch
-        read = threads.enter_context(_Ahead(_read(predictor, plan, indices), ahead))
+        read = threads.enter_context(_Ahead(_read(predictor, plan, reader, indices), ahead))
         answered = threads.enter_context(_Ahead(_answered(predictor, plan, read), ahead))
         results = (_interpreted(predictor, plan, item) for item in answered)
         yield from threads.enter_context(_Ahead(results, 2 * BLOCK_WINDOWS))
@@ -91,7 +97,7 @@ class _Ahead:
         except BaseException as error:  # of any kind: it is raised where the results are read
             self._error = error
         finally:
-            # Here, not when it is collected: GDAL wants files closed by the thread that opened them.
+            # Here, not when it is collected: what it holds is let go by the thread that used it.
             self._iterator.close()
             self._put(self._END)
 
@@ -123,19 +129,20 @@ class _Ahead:
         self._thread.join()
 
 
-def _read(predictor: Predictor, plan: ScenePlan, indices: Iterable[int]) -> Iterator[_Read]:
-    with plan.open(predictor.bands) as reader:
-        for index in indices:
-            if index not in plan.wanted:
-                yield _Read(index)
-                continue
-            window, _ = plan.windows[index]
-            scene, unreadable_px = _read_window(reader, window, plan.skip_invalid)
-            check_sar_values(predictor, scene, plan.sar)
-            missing = np.isnan(scene.image)
-            lacking = {m: missing[channels].all(axis=0) for m, channels in predictor.channels.items()}
-            data_px = {m: int((~pixels).sum()) for m, pixels in lacking.items()}
-            yield _Read(index, scene, missing.all(axis=0), data_px, unreadable_px)
+def _read(
+    predictor: Predictor, plan: ScenePlan, reader: SceneReader, indices: Iterable[int]
+) -> Iterator[_Read]:
+    for index in indices:
+        if index not in plan.wanted:
+            yield _Read(index)
+            continue
+        window, _ = plan.windows[index]
+        scene, unreadable_px = _read_window(reader, window, plan.skip_invalid)
+        check_sar_values(predictor, scene, plan.sar)
+        missing = np.isnan(scene.image)
+        lacking = {m: missing[channels].all(axis=0) for m, channels in predictor.channels.items()}
+        data_px = {m: int((~pixels).sum()) for m, pixels in lacking.items()}
+        yield _Read(index, scene, missing.all(axis=0), data_px, unreadable_px)
 
 
 def _read_window(reader: SceneReader, window, skip_invalid: bool) -> tuple[Scene, int]:
@@ -147,7 +154,7 @@ def _read_window(reader: SceneReader, window, skip_invalid: bool) -> tuple[Scene
         if not skip_invalid:
             raise InputError(
                 f"{error} The window of {width} x {height} px at column {x0}, row {y0} needs them; pass "
-                "--skip-invalid to take what cannot be read for no data."
+                "`skip_invalid=True` to take what cannot be read for no data."
             ) from None
     image = np.full((len(reader.bands), height, width), np.nan, np.float32)
     scene = Scene(image, reader.transform, reader.crs, reader.gsd_m)

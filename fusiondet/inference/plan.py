@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +13,22 @@ from fusiondet.buildings import SensorGeometry, map_to_pixel
 from fusiondet.errors import InputError
 from fusiondet.geometry.seams import default_overlap_px
 from fusiondet.inference import checks
+from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.windows import check_windows, scene_windows, windows_near
 from fusiondet.io.grids import axis_gsd_m
-from fusiondet.io.rasters import open_raster
-from fusiondet.io.scene_reader import SceneReader
+from fusiondet.io.scene_reader import SceneRasters, SceneReader
 from fusiondet.io.vectors import read_layer
+from fusiondet.jobs.hashing import file_state, values_sha256
 
 import shapely
 from affine import Affine
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
+from rasterio import DatasetReader
 from shapely.geometry.base import BaseGeometry
 
-# Windows of a block: what is kept for --resume, and given to a worker, at a time.
+# Windows of a block: what is kept to resume a run, and given to a worker, at a time.
 BLOCK_WINDOWS = 16
 # Angle between rows and columns that is no right one: a network has never seen buildings so distorted.
 MAX_SHEAR_DEG = 1.0
@@ -38,18 +41,21 @@ class ScenePlan:
     """A scene on its grid, and the windows that it is predicted in.
 
     Attributes:
-        rgb, sar: files of each modality, absolute. reader_options: of `SceneReader`, with the GSD to resample to.
+        rgb, sar: files of each modality, absolute. image_states: of each file, what changes when it does.
+        reader_options: of `SceneReader`, with the GSD to resample to.
         width, height, transform, crs, gsd_m: of the grid that is predicted on; transform as six numbers.
         window_px, overlap_px: sides and overlap of the windows. batch: how many the network sees at a time.
         sensor: fields of SensorGeometry in the axes of the image.
         aoi_wkb: area of interest in the grid's pixels; None: all of the scene.
         skip_invalid: pixels that cannot be read count as no data.
-        sources: what of `fusiondet.io.height_rasters.HEIGHT_BANDS` a raster of heights is to hold.
+        sources: what of `fusiondet.io.height_rasters.HEIGHT_BANDS` a raster of heights is to hold; or
+            `fusiondet.inference.checks.CLASS_SOURCES`.
         notes: what was decided on the way, for the user.
     """
 
     rgb: tuple[str, ...]
     sar: tuple[str, ...]
+    image_states: tuple[tuple, ...]
     reader_options: dict
     width: int
     height: int
@@ -112,19 +118,18 @@ class ScenePlan:
         return [range(i, min(i + BLOCK_WINDOWS, count)) for i in range(0, count, BLOCK_WINDOWS)]
 
     def open(self, bands) -> SceneReader:
-        """The reader of the scene's `bands` on the grid that is predicted on."""
+        """Open the rasters, and return the reader of `bands` on the grid that is predicted on; the caller closes it."""
         return SceneReader(self.rgb or None, self.sar or None, bands, **self.reader_options)
 
     def fingerprint(self, predictor: Predictor) -> dict:
         """What a result follows from, plain values: two runs with the same one can take up each other's parts."""
-        files = [Path(name) for name in (*self.rgb, *self.sar)]
         names = ("window_px", "overlap_px", "batch", "skip_invalid")
         area = None if self.aoi_wkb is None else hashlib.sha256(self.aoi_wkb).hexdigest()
         return {
             "fusiondet": __version__,
             "weights_sha256": predictor.weights_sha256,
             "score_threshold": predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            "images": [_state(f) for f in files],
+            "images": self.image_states,
             "grid": [self.width, self.height, list(self.transform), self.crs],
             "bands": {k: v for k, v in sorted(self.reader_options.items()) if v is not None},
             "sensor": self.sensor,
@@ -136,79 +141,85 @@ class ScenePlan:
 
 
 def plan_scene(
-    predictor: Predictor,
-    rgb_path,
-    sar_path=None,
-    *,
-    window_px: int = 1024,
-    overlap_px: int | None = None,
-    batch: int | None = None,
-    force_gsd: bool = False,
-    sensor: SensorGeometry | None = None,
-    aoi=None,
-    skip_invalid: bool = False,
-    extent: str | None = None,
-    sources: tuple[str, ...] = (),
-    **reader_options,
-) -> ScenePlan:
-    """Look at the rasters' headers, refuse what cannot be, and settle the rest; see `predict_scene`."""
-    if batch is not None and batch < 1:
-        raise InputError(f"--batch is {batch}, expected 1 or more.")
-    checks.check_sar_scale(predictor, reader_options.get("sar_scale"))
-    paths = {"optical": rgb_path, "sar": sar_path}
-    sensor = sensor or SensorGeometry()
-    notes = checks.modality_notes(predictor, paths) + checks.sensor_notes(predictor, sensor, paths)
-    extent = extent or checks.extent_for(predictor)
-    reader_options = {**reader_options, "extent": extent, "north_up": True}
-    target_gsd_m = checks.target_gsd(predictor, rgb_path, sar_path, force_gsd, reader_options)
-    reader_options = {**reader_options, "target_gsd_m": target_gsd_m}
-    rgb, sar = checks.files_of(rgb_path), checks.files_of(sar_path)
-    with SceneReader(rgb_path, sar_path, predictor.bands, **reader_options) as reader:
-        _check_shear(reader.transform, (rgb or sar)[0])
-        context_m = predictor.cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M if predictor.cfg.MODEL.HEIGHT_ON else 0.0
+    predictor: Predictor, rasters: SceneRasters, options: SceneOptions, sources: Sequence[str] = ()
+) -> tuple[ScenePlan, SceneReader]:
+    """Refuse what cannot be predicted, and settle everything else by the headers of the rasters.
+
+    Args:
+        rasters: of the scene; they stay open.
+        sources: what of a window is written to a raster, see `ScenePlan`.
+
+    Returns:
+        The plan, and the reader of its grid, which is closed with `rasters`.
+
+    Raises:
+        InputError: no raster of a modality that the network takes; the pixel size is too far from that of the training;
+            an area of interest that is not on the scene; and see `SceneReader`.
+    """
+    checks.check_sar_scale(predictor, options.sar_scale)
+    sensor = options.sensor or SensorGeometry()
+    notes = checks.modality_notes(predictor, rasters.paths)
+    notes += checks.sensor_notes(predictor, sensor, rasters.paths)
+
+    extent = options.extent or checks.extent_for(predictor)
+    reading = {**options.reading, "extent": extent, "north_up": True}
+    name = (rasters.paths["optical"] or rasters.paths["sar"])[0]
+    reader = rasters.reader(
+        predictor.bands,
+        **reading,
+        target_gsd_m=lambda own_gsd_m: checks.target_gsd(predictor, own_gsd_m, name, options.force_gsd),
+    )
+    _check_shear(reader.transform, name)
+
+    context_m = predictor.cfg.MODEL.ROI_HEIGHT_HEAD.CONTEXT_M if predictor.cfg.MODEL.HEIGHT_ON else 0.0
+    overlap_px = options.overlap_px
+    if overlap_px is None:
+        overlap_px = default_overlap_px(reader.gsd_m, options.window_px, context_m)
         # One window has no neighbour to overlap with.
-        overlap = default_overlap_px(reader.gsd_m, window_px, context_m) if overlap_px is None else overlap_px
-        check_windows(window_px, overlap)
-        if overlap_px is None and max(reader.width, reader.height) > window_px:
+        if max(reader.width, reader.height) > options.window_px:
             notes.append(
-                f"windows of {window_px} px overlap by {overlap} px, {overlap * reader.gsd_m:.3g} m (see --overlap)."
+                f"windows of {options.window_px} px overlap by {overlap_px} px, {overlap_px * reader.gsd_m:.3g} m "
+                "(see `overlap_px`)."
             )
-        ground = (rgb or sar)[0]
-        if extent == "intersection" and reader.shared < 1:
-            ground = f"the part of {ground} that all rasters cover"
-        area = None if aoi is None else area_px(aoi, reader, ground)
-        return ScenePlan(
-            tuple(str(Path(p).absolute()) for p in rgb),
-            tuple(str(Path(p).absolute()) for p in sar),
-            reader_options,
-            reader.width,
-            reader.height,
-            tuple(reader.transform)[:6],
-            reader.crs,
-            reader.gsd_m,
-            window_px,
-            overlap,
-            batch or (1 if predictor.device.type == "cpu" else 4),
-            sensor.in_image_axes(reader.transform).to_dict(),
-            None if area is None else shapely.to_wkb(area),
-            skip_invalid,
-            tuple(sources),
-            tuple(
-                notes
-                + reader.notes
-                + checks.extent_notes(predictor, reader, extent)
-                + checks.turn_note(reader.transform, (rgb or sar)[0])
-            ),
-        )
+    check_windows(options.window_px, overlap_px)
+
+    ground = name
+    if extent == "intersection" and reader.shared < 1:
+        ground = f"the part of {name} that all rasters cover"
+    area = None if options.aoi is None else area_px(options.aoi, reader, ground)
+
+    notes += reader.notes
+    notes += checks.extent_notes(predictor, reader, extent)
+    notes += checks.turn_note(reader.transform, name)
+    plan = ScenePlan(
+        rgb=tuple(str(path.absolute()) for path in rasters.paths["optical"]),
+        sar=tuple(str(path.absolute()) for path in rasters.paths["sar"]),
+        image_states=tuple(_state(source) for source in rasters.sources),
+        reader_options={**reading, "target_gsd_m": reader.target_gsd_m},
+        width=reader.width,
+        height=reader.height,
+        transform=tuple(reader.transform)[:6],
+        crs=reader.crs,
+        gsd_m=reader.gsd_m,
+        window_px=options.window_px,
+        overlap_px=overlap_px,
+        batch=options.batch or (1 if predictor.device.type == "cpu" else 4),
+        sensor=sensor.in_image_axes(reader.transform).to_dict(),
+        aoi_wkb=None if area is None else shapely.to_wkb(area),
+        skip_invalid=options.skip_invalid,
+        sources=tuple(sources),
+        notes=tuple(notes),
+    )
+    return plan, reader
 
 
-def _state(image: Path) -> list:
-    """What changes when an image does: of a mosaic, which only says where its pixels are, also its files."""
-    state = [str(image), image.stat().st_size, image.stat().st_mtime_ns]
-    with open_raster(image, allow_vrt=True) as raster:
-        files = [Path(name) for name in raster.files] if raster.driver == "VRT" else []
-    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-    return [*state, hashlib.sha256(repr(facts).encode()).hexdigest()] if facts else state
+def _state(source: DatasetReader) -> tuple:
+    """Return what changes when an image does: of a mosaic, which only refers to its pixels, also its files."""
+    state = tuple(file_state(Path(source.name)))
+    if source.driver != "VRT":
+        return state
+    files = [file_state(Path(name)) for name in source.files]
+    return (*state, values_sha256([state for state in files if state is not None]))
 
 
 def _check_shear(transform: Affine, name) -> None:

@@ -14,7 +14,7 @@ def check_windows(window_px: int, overlap_px: int) -> None:
     """InputError when windows of `window_px` that overlap by `overlap_px` do not cover a scene."""
     if not 0 <= overlap_px < window_px:
         raise InputError(
-            f"an overlap of {overlap_px} px does not fit windows of {window_px} px: expected 0 <= overlap < window."
+            f"`overlap_px` is {overlap_px}, `window_px` is {window_px}: expected 0 <= `overlap_px` < `window_px`."
         )
 
 

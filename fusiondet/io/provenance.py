@@ -18,7 +18,6 @@ from pathlib import Path
 
 from fusiondet import __version__
 from fusiondet.errors import InputError
-from fusiondet.io.rasters import open_raster
 
 _PACKAGES = ("torch", "detectron2", "rasterio", "shapely", "pyogrio", "pyproj", "pyarrow")
 
@@ -62,19 +61,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def acquisition_time(path: Path) -> str | None:
-    """When a raster was imaged, ISO 8601, from what its metadata say; None where they do not say it.
+def acquisition_time(raster) -> str | None:
+    """Return when an open raster was imaged, ISO 8601, from its metadata; None where they do not hold it.
 
     GDAL's ACQUISITIONDATETIME is taken, of which it makes those of many vendors. The TIFF tag DateTime is not: it is
     when the file was written.
-
-    Raises:
-        InputError: see `open_raster`.
     """
-    with open_raster(path, allow_vrt=True) as raster:
-        stated = raster.tags(ns="IMAGERY").get("ACQUISITIONDATETIME") or raster.tags().get(
-            "ACQUISITIONDATETIME"
-        )
+    stated = raster.tags(ns="IMAGERY").get("ACQUISITIONDATETIME") or raster.tags().get("ACQUISITIONDATETIME")
     if not stated:
         return None
     try:

@@ -1,9 +1,10 @@
 """An RGB and a SAR raster as one image on one grid, window by window."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fusiondet.errors import InputError, unknown_name
@@ -23,6 +24,7 @@ from fusiondet.io.tile_rasters import TileRaster
 import numpy as np
 import shapely
 from affine import Affine
+from rasterio import DatasetReader
 from rasterio.features import geometry_mask
 
 # What of rasters with different extents is read: where all of them are, or all of the first one.
@@ -32,8 +34,8 @@ _FRINGE_PX = 1.0
 # A raster is not resampled by more than this: the number was mistyped, and the grid would not fit anywhere.
 MAX_ZOOM = 100
 
-# One raster of a modality, or several that count as one, their bands one after another.
-Paths = Path | Sequence[Path]
+# One raster of a modality, or several that count as one, their bands one after another; some may be open already.
+Paths = Path | Sequence[Path | DatasetReader]
 
 
 @dataclass
@@ -63,6 +65,62 @@ def read_scene(
         return reader.read(window)
 
 
+class SceneRasters:
+    """The rasters of a scene, each of which is opened once, when it is first needed; a context manager.
+
+    Attributes:
+        paths: modality -> its files, as given, none where it has no raster.
+    """
+
+    def __init__(self, rgb: Paths | None, sar: Paths | None):
+        """`rgb`, `sar`: a raster, or a list of rasters whose bands are those of one; None where there is none."""
+        self.paths = {"optical": _path_list(rgb), "sar": _path_list(sar)}
+        self._files = ExitStack()
+
+    @cached_property
+    def optical(self) -> list[DatasetReader]:
+        """Open optical rasters; InputError, see `open_raster`."""
+        return [self._open(path) for path in self.paths["optical"]]
+
+    @cached_property
+    def sar(self) -> list[DatasetReader]:
+        """Open SAR rasters; InputError, see `open_raster`."""
+        return [self._open(path) for path in self.paths["sar"]]
+
+    @property
+    def sources(self) -> list[DatasetReader]:
+        """All open rasters, optical ones first."""
+        return [*self.optical, *self.sar]
+
+    def reader(self, bands: BandSpec, **options) -> "SceneReader":
+        """Return a `SceneReader` of these rasters, which is closed with them; for arguments and errors see there."""
+        reader = SceneReader(self.optical, self.sar, bands, **options)
+        self._files.callback(reader.close)
+        return reader
+
+    def _open(self, path: Path) -> DatasetReader:
+        # Closed by a callback: as a context manager a dataset keeps an environment of the thread that opened it.
+        source = open_raster(path, allow_vrt=True)
+        self._files.callback(source.close)
+        return source
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _path_list(paths: Paths | None) -> tuple[Path, ...]:
+    if paths is None:
+        return ()
+    return tuple(Path(p) for p in (paths if isinstance(paths, list | tuple) else [paths]))
+
+
 class SceneReader:
     """An RGB raster and, optionally, a SAR raster as one image on one grid, read window by window.
 
@@ -74,6 +132,8 @@ class SceneReader:
 
     Attributes:
         width, height, transform, crs, gsd_m: of the grid. bands: what the channels are. notes: sentences for the user.
+        own_shape, own_transform: (H, W) and transform of the same extent in the first raster's own pixels.
+        target_gsd_m: what the scene is resampled to, None for its own pixels.
         shared: share of the first raster's extent that all rasters cover; 1 where no more than a fringe lacks.
     """
 
@@ -89,7 +149,7 @@ class SceneReader:
         sar_factor: float | None = None,
         nodata: float | None = None,
         gsd_m: float | None = None,
-        target_gsd_m: float | None = None,
+        target_gsd_m: float | Callable[[float], float | None] | None = None,
         extent: str = "optical",
         north_up: bool = False,
     ):
@@ -97,7 +157,8 @@ class SceneReader:
 
         Args:
             rgb_path, sar_path: local rasters, VRT allowed; None: the channels of that modality are NaN. A list: their
-                bands count one after another, e.g. one file per band, each on its own grid.
+                bands count one after another, e.g. one file per band, each on its own grid. Rasters that are open
+                already are not closed by this reader.
             bands: wanted bands; SAR ones may be means of polarisations ("HH+VV").
             rgb_bands, sar_bands: 1-based indexes in the files for the wanted bands, a tuple for a mean power; None: by
                 names (see `resolve_bands`), else the first ones with a note.
@@ -106,7 +167,8 @@ class SceneReader:
                 states, else 1.
             nodata: number that means "no data" where a file declares none.
             gsd_m: pixel size in metres, for rasters without georeference.
-            target_gsd_m: resample to this; None: keep the raster's own grid.
+            target_gsd_m: resample to this, or to what this function returns for the raster's own GSD; None: keep the
+                raster's own grid.
             extent: of the grid, one of EXTENTS. With "intersection" it is cut to the box of what all rasters cover, and
                 what one of them does not cover there is NaN in all channels.
             north_up: read rasters whose rows run north or whose columns run west from the other end, so that no picture
@@ -123,15 +185,15 @@ class SceneReader:
             if sar_scale and sar_scale not in SAR_SCALES:
                 raise unknown_name("SAR scale", sar_scale, SAR_SCALES)
             if sar_factor is not None and not 0 < sar_factor < math.inf:
-                raise InputError(f"--sar-factor {sar_factor}: expected a positive number.")
+                raise InputError(f"`sar_factor` is {sar_factor}, expected a positive number.")
             self._sar_factor = sar_factor
             scale = (sar_scale or bands.sar_scale) if bands.sar else None
-            self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, "--rgb-bands")
-            self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, "--sar-bands", scale, sar_factor)
+            self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, "`rgb_bands`")
+            self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, "`sar_bands`", scale, sar_factor)
             parts = [part for part in (self._optical, self._sar) if part is not None]
             if not parts:
                 raise InputError(
-                    f"none of the wanted bands {', '.join(bands.names)} has a raster. Pass --rgb or --sar."
+                    f"none of the wanted bands {', '.join(bands.names)} has a raster. Pass `rgb` or `sar`."
                 )
             base = self._base = parts[0].files[0]
             placed: dict = {}
@@ -161,9 +223,14 @@ class SceneReader:
         if not paths or not wanted:
             return None
         paths = [paths] if isinstance(paths, str | Path) else paths
-        sources = [self._files.enter_context(open_raster(path, allow_vrt=True)) for path in paths]
+        sources = [path if isinstance(path, DatasetReader) else self._opened(path) for path in paths]
         indexes = resolve_bands(sources, wanted, indexes, option, self.notes)
         return Bands(sources, indexes, nodata, scale, factor)
+
+    def _opened(self, path: Path) -> DatasetReader:
+        source = open_raster(path, allow_vrt=True)
+        self._files.callback(source.close)
+        return source
 
     def _place(self, part, base, north_up: bool) -> None:
         """Settle where on the map the pixels of `part` are."""
@@ -198,7 +265,7 @@ class SceneReader:
     def _common(self, files: list[FileBands], base: FileBands, extent: str):
         """What all `files` cover, in pixels of `base`, if only that is to be read and it is not all; else None."""
         if extent not in EXTENTS:
-            raise unknown_name("--extent", extent, EXTENTS)
+            raise unknown_name("`extent`", extent, EXTENTS)
         shape = base.source.shape
         whole = common = shapely.box(0, 0, shape[1], shape[0])
         what = "only that part is read" if extent == "intersection" else "the rest is no data"
@@ -223,7 +290,7 @@ class SceneReader:
         if left >= right or top >= bottom:
             raise InputError(
                 f"{', '.join(file.source.name for file in files)}: there is no ground that all of them cover. Pass "
-                "--extent optical to predict where one is missing."
+                '`extent="optical"` to predict where one is missing.'
             )
         return common
 
@@ -234,6 +301,7 @@ class SceneReader:
             left, top, right, bottom = map(round, common_px.bounds)
             self.width, self.height = right - left, bottom - top
         self.transform = base.transform * Affine.translation(left, top) if left or top else base.transform
+        self.own_shape, self.own_transform = (self.height, self.width), self.transform
         if gsd_m is not None:
             gsd_x, gsd_y = gsd_m, gsd_m
         else:
@@ -244,6 +312,9 @@ class SceneReader:
             if self.crs is None:
                 self.notes.append(f"{source.name}: no CRS; map units are taken as metres.")
         self.gsd_m = math.sqrt(gsd_x * gsd_y)
+        self.target_gsd_m = target_gsd_m = (
+            target_gsd_m(self.gsd_m) if callable(target_gsd_m) else target_gsd_m
+        )
         if target_gsd_m is not None and not 1 / MAX_ZOOM <= target_gsd_m / self.gsd_m <= MAX_ZOOM:
             raise InputError(
                 f"{source.name}: {self.gsd_m:.3g} m per pixel cannot be resampled to {target_gsd_m:.3g} m, "
@@ -276,7 +347,7 @@ class SceneReader:
             ratio = pixel_ratio(file.transform, file.crs, self.transform, self._base.crs, shape)
             overview = file.open_overview(ratio)
             if overview is not None:
-                self._files.enter_context(overview.source)
+                self._files.callback(overview.source.close)
                 found[file] = overview
                 size = f"{overview.source.width} x {overview.source.height} px"
                 self.notes.append(f"{file.source.name}: read from its overview of {size}.")

@@ -4,39 +4,16 @@ import fusiondet.compat  # noqa: F401
 from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.inference import Predictor
-from tests.inference.test_predictor import raw_output
+from tests.support.scene_cases import TRANSFORM, BlockFinder
 from tests.support.tiny_city import GSD_M, ROOT
 
 import numpy as np
 import pytest
 import rasterio
 import torch
-from affine import Affine
 from detectron2.modeling import build_model
-from scipy import ndimage
 
-LEFT, TOP = 600_000, 5_750_000
-TRANSFORM = Affine(GSD_M, 0, LEFT, 0, -GSD_M, TOP)
 GROUND = 100
-
-
-class BlockFinder:
-    """A network that finds the connected blocks brighter than 150; their height is their brightness / 10."""
-
-    def __init__(self):
-        self.batches = []
-
-    def outputs(self, inputs, do_postprocess):
-        self.batches.append(len(inputs))
-        return [{"instances": self.instances(x["image"].numpy()[0])} for x in inputs]
-
-    @staticmethod
-    def instances(image):
-        image = np.nan_to_num(image)
-        labels, _ = ndimage.label(image > 150)
-        found = ndimage.find_objects(labels)
-        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in found]
-        return raw_output(boxes, heights_m=[float(image[s].max()) / 10 for s in found] or None)
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,15 @@ from pathlib import Path
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import SensorGeometry
-from fusiondet.config_loading import load_config
-from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene
-from tests.inference.test_predictor import raw_output
-from tests.support.tiny_city import ROOT, write_raster
+from tests.support.scene_cases import checkpoint, raw_output
+from tests.support.tiny_city import write_raster
 
 import numpy as np
 import pytest
 import torch
 from affine import Affine
-from detectron2.modeling import build_model
 
 SIDE = 64
 LATE = ("MODEL.META_ARCHITECTURE", "LateFusionRCNN")
@@ -25,29 +22,6 @@ LAYOUTS = {
     "late feature": ("MODEL.BACKBONE.NAME", "build_late_fusion_resnet_fpn_backbone"),
     "late decision": (*LATE, "MODEL.BACKBONE.NAME", "build_two_pyramids_resnet_fpn_backbone"),
 }
-
-
-def checkpoint(folder, *overrides, modalities=("optical", "sar")):
-    """A file of an untrained, shrunken network for red, green, blue and HH in dB, at 0.5 m."""
-    small = (
-        "MODEL.FPN.OUT_CHANNELS",
-        "16",
-        "MODEL.ROI_BOX_HEAD.FC_DIM",
-        "16",
-        "MODEL.RPN.POST_NMS_TOPK_TEST",
-        "20",
-    )
-    cfg = load_config(ROOT / "configs" / "synthetic" / "fusion_r18_small.yaml", [*small, *overrides])
-    optical, sar = "optical" in modalities, "sar" in modalities
-    cfg.INPUT.MODALITIES, cfg.INPUT.GSD_RANGE_M = list(modalities), [0.5, 0.5]
-    cfg.INPUT.OPTICAL_BANDS = ["red", "green", "blue"] if optical else []
-    cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE = (["HH"], "db") if sar else ([], "")
-    cfg.MODEL.FUSION.OPTICAL_CHANNELS = 3 if optical else 0
-    cfg.MODEL.PIXEL_MEAN = [100.0] * 3 * optical + [-10.0] * sar
-    cfg.MODEL.PIXEL_STD = [50.0] * 3 * optical + [5.0] * sar
-    torch.manual_seed(0)
-    FusionCheckpointer(build_model(cfg), str(folder), config_yaml=cfg.dump()).save("model")
-    return folder / "model.pth"
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +111,8 @@ def test_what_to_expect_without_a_modality_is_said(weights, rasters, layout, ove
 def test_a_threshold_that_drops_what_one_detector_finds_is_said(weights, rasters, threshold, said):
     predictor = Predictor(weights("late decision"), "cpu", score_threshold=threshold)
     rgb, sar = rasters()
-    assert any("--score-threshold below 0.5" in n for n in predict_scene(predictor, rgb, sar).notes) == said
-    assert not any("--score-threshold" in n for n in predict_scene(predictor, rgb).notes)
+    assert any("`score_threshold` below 0.5" in n for n in predict_scene(predictor, rgb, sar).notes) == said
+    assert not any("`score_threshold`" in n for n in predict_scene(predictor, rgb).notes)
 
 
 @pytest.mark.parametrize(("layout", "expected"), [("early", 0.5), ("late decision", 0.25)])
@@ -156,9 +130,9 @@ def test_no_data_in_both_is_said_once(weights, rasters):
 @pytest.mark.parametrize(
     ("modalities", "given", "message"),
     [
-        (("optical", "sar"), (), "no raster given. Pass --rgb, and --sar"),
-        (("optical",), ("sar",), r"takes optical only \(red, green, blue\). Pass --rgb"),
-        (("sar",), ("rgb",), r"takes SAR only \(HH\). Pass --sar"),
+        (("optical", "sar"), (), "no raster given. Pass `rgb`, and `sar`"),
+        (("optical",), ("sar",), r"takes optical only \(red, green, blue\). Pass `rgb`"),
+        (("sar",), ("rgb",), r"takes SAR only \(HH\). Pass `sar`"),
     ],
 )
 def test_nothing_that_the_network_takes_is_bad_input(weights, rasters, modalities, given, message):
@@ -242,7 +216,7 @@ def test_another_polarisation_is_refused_unless_chosen(oracle, tmp_path, rasters
     rgb, sar = rasters()
     with rasterio.open(sar, "r+") as file:
         file.set_band_description(1, "Sigma0_VV")
-    with pytest.raises(InputError, match=r"sar.tif: has 1 band \(Sigma0_VV\), but HH is needed.*--sar-bands"):
+    with pytest.raises(InputError, match=r"sar.tif: has 1 band \(Sigma0_VV\), but HH is needed.*`sar_bands`"):
         predict_scene(oracle, rgb, sar)
     predict_scene(oracle, rgb, sar, sar_bands=[1])
     with rasterio.open(sar, "r+") as file:
@@ -271,9 +245,7 @@ def test_power_is_not_taken_for_db(oracle, tmp_path, rasters, scale, ok):
 def test_whole_numbers_are_not_db(oracle, rasters, dtype):
     rgb, sar = rasters()
     write_raster(sar, np.full((1, SIDE, SIDE), 90, dtype))
-    with pytest.raises(
-        InputError, match=f"sar.tif: is {dtype}, which knows no negative numbers.*--sar-scale"
-    ):
+    with pytest.raises(InputError, match=f"sar.tif: is {dtype}, .*sar.scale"):
         predict_scene(oracle, rgb, sar)
 
 
@@ -320,12 +292,12 @@ def test_azimuths_are_turned_into_the_axes_of_the_image(oracle, tmp_path, turn, 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("sun_elevation_deg", 0, "--sun-elevation is 0, expected above 0 and at most 90 degrees"),
-        ("sun_elevation_deg", float("nan"), "--sun-elevation is nan"),
-        ("sar_incidence_deg", 90, "--incidence is 90, expected above 0 and below 90"),
-        ("view_off_nadir_deg", -3, "--off-nadir is -3"),
-        ("sun_azimuth_deg", 361, "--sun-azimuth is 361, expected from 0 to 360 degrees"),
-        ("sar_look_azimuth_deg", -90, "--look-azimuth is -90"),
+        ("sun_elevation_deg", 0, "`sun_elevation_deg` is 0, expected above 0 and at most 90 degrees"),
+        ("sun_elevation_deg", float("nan"), "`sun_elevation_deg` is nan"),
+        ("sar_incidence_deg", 90, "`sar_incidence_deg` is 90, expected above 0 and below 90"),
+        ("view_off_nadir_deg", -3, "`view_off_nadir_deg` is -3"),
+        ("sun_azimuth_deg", 361, "`sun_azimuth_deg` is 361, expected from 0 to 360 degrees"),
+        ("sar_look_azimuth_deg", -90, "`sar_look_azimuth_deg` is -90"),
     ],
 )
 def test_angles_that_cannot_be_are_refused(oracle, rasters, field, value, message):
@@ -336,7 +308,7 @@ def test_angles_that_cannot_be_are_refused(oracle, rasters, field, value, messag
 def test_angles_that_are_lacking_idle_or_untrained_are_said(oracle, rasters):
     rgb, sar = rasters()
     (idle,) = predict_scene(oracle, rgb, sar, sensor=SensorGeometry(sar_incidence_deg=35)).notes
-    assert "makes no use of --incidence" in idle
+    assert "makes no use of `sar_incidence_deg`" in idle
     oracle.cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = [
         "gsd",
         "sun_elevation",
@@ -346,13 +318,16 @@ def test_angles_that_are_lacking_idle_or_untrained_are_said(oracle, rasters):
     ]
     oracle.cfg.INPUT.SUN_ELEVATION_RANGE_DEG = [30.0, 60.0]
     lacking, outside = predict_scene(oracle, rgb, sar, sensor=SensorGeometry(sun_elevation_deg=20)).notes
-    assert "without --sun-azimuth, --incidence, --look-azimuth they are less certain" in lacking
-    assert "--sun-elevation 20 is outside of what model.pth was trained on, 30 to 60 degrees" in outside
+    assert (
+        "without `sun_azimuth_deg`, `sar_incidence_deg`, `sar_look_azimuth_deg` they are less certain"
+        in lacking
+    )
+    assert "`sun_elevation_deg` 20 is outside of what model.pth was trained on, 30 to 60 degrees" in outside
     notes = predict_scene(oracle, rgb, sensor=SensorGeometry(sun_azimuth_deg=180, sun_elevation_deg=45)).notes
     assert not any("less certain" in note for note in notes), "without SAR its angles are not missed"
     assert predict_scene(oracle, rgb, sar, sensor=SENSOR).notes == [
-        "model.pth makes no use of --off-nadir (its MODEL.ROI_HEIGHT_HEAD.GEOMETRY is ['gsd', 'sun_elevation', "
-        "'sun_azimuth', 'incidence', 'look_azimuth'])."
+        "model.pth makes no use of `view_off_nadir_deg` (its MODEL.ROI_HEIGHT_HEAD.GEOMETRY is ['gsd', "
+        "'sun_elevation', 'sun_azimuth', 'incidence', 'look_azimuth'])."
     ]
 
 

@@ -8,7 +8,7 @@ from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.files import parts_folder, write_json
-from fusiondet.inference import Predictor, SceneFiles, parts, predict_scenes, predict_to_file
+from fusiondet.inference import Predictor, SceneFiles, blocks, predict_scenes, predict_to_file
 from fusiondet.io.height_rasters import NO_CLASS
 from tests.support.tiny_city import GSD_M, ROOT
 
@@ -126,19 +126,19 @@ def test_processes_and_a_run_that_was_stopped_make_the_same_bytes(
         predict_to_file(weights, scene, None, None, class_path=out, **options, **more)
         return out.read_bytes()
 
-    def full(folder, block, results):
+    def full(store, block, *content):
         if block == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        real(folder, block, results)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store.folder))
+        real(store, block, *content)
 
-    one, real = run("one"), parts.save_part
+    one, real = run("one"), blocks.save_block
     with rasterio.open(tmp_path / "one.tif") as written:
         assert len(np.unique(written.read(1))) > 1, "bytes that are the same for a reason"
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(parts, "save_part", full)
+        patch.setattr(blocks, "save_block", full)
         run("stopped")
     assert not (tmp_path / "stopped.tif").exists()
-    assert len(list(parts_folder(tmp_path / "stopped.tif").glob("block-*.parquet"))) == 1
+    assert len(list(parts_folder(tmp_path / "stopped.tif").glob("pieces/block-*.parquet"))) == 1
     assert run("stopped", resume=True, workers=2) == one
     assert not parts_folder(tmp_path / "stopped.tif").exists()
 
@@ -151,11 +151,11 @@ def test_what_cannot_be_written(by_brightness, write_scene, tmp_path):
             predict_to_file(by_brightness.weights, scene, None, out, predictor=by_brightness, **outputs)
 
     refused(
-        r"only classes per pixel \(water, building, road\). Pass --class-raster instead of --out",
+        r"only classes per pixel \(water, building, road\). Pass `class_path` instead of `out`",
         out=tmp_path / "a.gpkg",
     )
     refused("predicts no heights", height_path=tmp_path / "h.tif")
-    refused("nothing to write.*--class-raster")
+    refused("nothing to write.*`class_path`")
     refused("classes are written as GeoTIFF", class_path=tmp_path / "c.png")
     refused("is an image to predict from", class_path=scene, overwrite=True)
     out.write_text("there")

@@ -5,7 +5,7 @@ from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene, predict_to_file
-from tests.inference.test_predictor import raw_output
+from tests.support.scene_cases import raw_output
 from tests.support.tiny_city import GSD_M, ROOT, write_raster
 
 import numpy as np
@@ -197,10 +197,10 @@ def test_maps_of_one_image_have_its_size_and_its_holes(weights):
 @pytest.mark.parametrize(
     ("kind", "source", "message"),
     [
-        ("rgb", "dense", r'no head for heights per pixel \("DenseHeight".*Pass --height-source instances'),
-        ("rgb", "both", r"no head for heights per pixel.*--height-source both cannot be written"),
-        ("dense", "instances", "finds no buildings with heights.*Pass --height-source dense"),
-        ("joint", "lidar", "unknown --height-source 'lidar'.*both, dense, instances"),
+        ("rgb", "dense", r'no head for heights per pixel \("DenseHeight".*Pass `height_source=.instances'),
+        ("rgb", "both", r"no head for heights per pixel.*`height_source` both cannot be written"),
+        ("dense", "instances", "finds no buildings with heights.*Pass `height_source=.dense"),
+        ("joint", "lidar", "unknown `height_source` 'lidar'.*both, dense, instances"),
     ],
 )
 def test_heights_that_the_network_does_not_have_are_refused(weights, tmp_path, kind, source, message):
@@ -222,7 +222,7 @@ def test_a_network_without_heights_has_no_raster(echo, tmp_path):
 def test_a_network_of_footprints_per_pixel_writes_them_as_classes(weights, tmp_path):
     path, _ = scene(tmp_path, (40, 50))
     with pytest.raises(
-        InputError, match=r"only classes per pixel \(background, building\). Pass --class-raster"
+        InputError, match=r"only classes per pixel \(background, building\). Pass `class_path`"
     ):
         predict_to_file(weights("footprints"), path, None, tmp_path / "b.gpkg")
     assert not list(tmp_path.glob("b.*"))
@@ -239,11 +239,9 @@ def test_a_network_of_footprints_per_pixel_writes_them_as_classes(weights, tmp_p
 def test_a_network_that_finds_buildings_writes_them_and_another_does_not(weights, tmp_path):
     path, _ = scene(tmp_path, (40, 40))
     out, heights = tmp_path / "b.gpkg", tmp_path / "h.tif"
-    with pytest.raises(InputError, match="finds buildings. Pass --out"):
+    with pytest.raises(InputError, match="finds buildings. Pass `out`"):
         predict_to_file(weights("joint"), path, None, None, height_path=heights)
-    with pytest.raises(
-        InputError, match="finds no buildings, only heights.*--height-raster instead of --out"
-    ):
+    with pytest.raises(InputError, match="finds no buildings, only heights.*`height_path` instead of `out`"):
         predict_to_file(weights("dense"), path, None, out, height_path=heights)
     assert [p.name for p in tmp_path.iterdir()] == ["pan.tif"]
     assert predict_to_file(weights("dense"), path, None, None, height_path=heights).buildings == []
@@ -254,7 +252,7 @@ def test_a_network_that_finds_buildings_writes_them_and_another_does_not(weights
 def test_outputs_are_checked_before_the_network_is_built(tmp_path):
     nowhere, (path, _) = tmp_path / "missing.pth", scene(tmp_path, (20, 20))
     (tmp_path / "taken.tif").write_text("mine")
-    with pytest.raises(InputError, match="nothing to write. Pass --out"):
+    with pytest.raises(InputError, match="nothing to write. Pass `out`"):
         predict_to_file(nowhere, path, None, None)
     with pytest.raises(InputError, match="taken.tif: already exists"):
         predict_to_file(nowhere, path, None, None, height_path=tmp_path / "taken.tif")
@@ -262,7 +260,7 @@ def test_outputs_are_checked_before_the_network_is_built(tmp_path):
         predict_to_file(nowhere, path, None, None, height_path=tmp_path / "h.png")
     with pytest.raises(InputError, match="pan.tif: is an image to predict from"):
         predict_to_file(nowhere, path, None, None, height_path=path, overwrite=True)
-    with pytest.raises(InputError, match="--height-source says what is written with --height-raster"):
+    with pytest.raises(InputError, match="`height_source` .*`height_path`"):
         predict_to_file(nowhere, path, None, tmp_path / "b.gpkg", height_source="dense")
     with pytest.raises(InputError, match="no such checkpoint"):
         predict_to_file(nowhere, path, None, None, height_path=tmp_path / "h.tif")

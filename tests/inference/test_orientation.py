@@ -4,11 +4,9 @@ import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import SensorGeometry
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene, predict_to_file
-from fusiondet.inference.plan import plan_scene
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.scene_reader import SceneReader
-from tests.inference.conftest import LEFT, TOP, TRANSFORM, BlockFinder
-from tests.inference.test_checks import checkpoint
+from tests.support.scene_cases import LEFT, TOP, TRANSFORM, BlockFinder, checkpoint, plan_of
 
 import geopandas
 import numpy as np
@@ -241,7 +239,7 @@ class TestExtents:
         share = 153 * 130 / (HEIGHT * WIDTH)
         assert any(f"overlap only in part, {int(100 * share)} % of the latter" in n for n in result.notes)
         assert any(
-            "where both optical and SAR rasters are" in n and "--extent optical" in n for n in result.notes
+            "where both optical and SAR rasters are" in n and 'extent="optical' in n for n in result.notes
         )
 
     def test_optical_is_all_of_it(self, pair, look, small_sar):
@@ -250,7 +248,7 @@ class TestExtents:
         inside, _ = look(rgb, small_sar, extent="intersection")
         assert everywhere.count > inside.count
         assert any((np.isnan(image[3]) & np.isfinite(image[0])).any() for image, _ in seen)
-        assert any("where SAR is missing: " in n and "--extent intersection" in n for n in everywhere.notes)
+        assert any("where SAR is missing: " in n and 'extent="intersection' in n for n in everywhere.notes)
 
     def test_the_default_is_what_the_network_copes_with(self, pair, look, small_sar):
         rgb, _ = pair()
@@ -318,7 +316,7 @@ class TestExtents:
                 look(rgb, sar, extent="intersection")
 
     def test_a_word_that_is_none(self, pair, look):
-        with pytest.raises(InputError, match="--extent.*'union'"):
+        with pytest.raises(InputError, match="`extent.*'union'"):
             look(*pair(), extent="union")
 
     def test_an_area_outside_of_the_intersection_is_refused(self, pair, look, small_sar):
@@ -328,9 +326,7 @@ class TestExtents:
     def test_a_resumed_run_has_the_same_extent(self, pair, both_weights, small_sar):
         predictor = Predictor(both_weights(), "cpu", build=False)
         rasters = (pair()[0], small_sar)
-        plans = [
-            plan_scene(predictor, *rasters, extent=extent) for extent in ("optical", "intersection", None)
-        ]
+        plans = [plan_of(predictor, *rasters, extent=extent) for extent in ("optical", "intersection", None)]
         prints = [plan.fingerprint(predictor) for plan in plans]
         assert prints[0] != prints[1] == prints[2]
 
@@ -341,6 +337,6 @@ class TestExtents:
             rasterio.shutil.copy(file, tmp_path / "mosaic.vrt", driver="VRT")
         prints = []
         for _ in range(2):
-            prints.append(plan_scene(predictor, tmp_path / "mosaic.vrt", sar).fingerprint(predictor))
+            prints.append(plan_of(predictor, tmp_path / "mosaic.vrt", sar).fingerprint(predictor))
             rgb.touch()
         assert prints[0] != prints[1] and prints[0]["grid"] == prints[1]["grid"]

@@ -3,18 +3,11 @@
 from types import SimpleNamespace
 
 from fusiondet.buildings import Building, pixel_to_map
-from fusiondet.errors import InputError
+from fusiondet.geometry.overlaps import without_overlaps
 from fusiondet.geometry.regularization import regularize
 from fusiondet.geometry.seams import SeamMerger
-from fusiondet.inference.outlines import (
-    HeldBack,
-    Regularizer,
-    buildings_to_map,
-    check_max_overlap,
-    without_overlaps,
-)
+from fusiondet.inference.outlines import HeldBack, OutlineFinisher, Regularizer, buildings_to_map
 from fusiondet.inference.pipeline import WindowResult
-from fusiondet.inference.scene import finished_buildings
 from fusiondet.inference.windows import scene_windows
 
 import numpy as np
@@ -113,12 +106,12 @@ def test_of_an_area_of_interest_come_the_buildings_of_the_whole_scene(whole_px):
 
     def finished(aoi_px):
         plan = SimpleNamespace(windows=windows, pixel_m=PIXEL_M, aoi_px=aoi_px)
-        results = []
+        outlines, found = OutlineFinisher(plan, regularize_m=1.0), []
         for index, ((x, y, w, h), _) in enumerate(windows):
             view = shapely.box(x, y, x + w, y + h)
             seen = [Building(b.polygon.intersection(view)) for b in row if b.polygon.intersects(view)]
-            results.append(WindowResult(index, seen))
-        found = [b for some in finished_buildings(plan, results, regularize_m=1.0) for b in some]
+            found += outlines.add(WindowResult(index, seen))
+        found += outlines.finish()
         return {b.polygon.normalize().wkb for b in found}
 
     whole, part = finished(None), finished(area)
@@ -144,99 +137,13 @@ def test_many_buildings_on_the_map_are_each_of_them_on_the_map():
     assert buildings_to_map([], transform) == []
 
 
-def scored(*rows):
-    """Buildings of (x0, y0, x1, y1, score)."""
-    return [Building(shapely.box(*row[:4]), score=row[4]) for row in rows]
-
-
-class TestOverlaps:
-    def left(self, *rows, **options):
-        """Numbers of the rows that stay."""
-        buildings = scored(*rows)
-        kept = without_overlaps(buildings, **options)
-        assert [b for b in buildings if any(b is k for k in kept)] == kept, "in their order, as they are"
-        return [i for i, b in enumerate(buildings) if any(b is k for k in kept)]
-
-    def test_the_better_of_two_sights_of_one_building_stays(self):
-        assert self.left((0, 0, 10, 10, 0.8), (1, 0, 11, 10, 0.9)) == [1]
-        assert self.left((0, 0, 10, 10, 0.9), (1, 0, 11, 10, 0.9)) == [0], "of equals the first by place"
-        assert self.left((0, 0, 10, 10, 0.9), (0, 0, 10, 11, 0.9)) == [1], "or the larger one"
-
-    def test_a_piece_in_a_better_building_goes(self):
-        assert self.left((0, 0, 20, 20, 0.9), (5, 5, 10, 10, 0.7)) == [0]
-
-    def test_houses_that_together_are_a_worse_outline_stay_and_it_goes(self):
-        row = [(x, 0, x + 8, 10, 0.9) for x in (0, 8, 16)]
-        assert self.left((0, 0, 24, 10, 0.6), *row) == [1, 2, 3]
-
-    def test_a_larger_one_with_little_of_it_covered_stays(self):
-        assert self.left((0, 0, 20, 20, 0.6), (15, 15, 24, 24, 0.9)) == [0, 1]
-
-    def test_what_is_left_out_covers_nothing(self):
-        # The second goes because of the first; the third is half in the second, and little in the first.
-        assert self.left((0, 0, 10, 10, 0.9), (4, 0, 14, 10, 0.8), (9, 0, 19, 10, 0.7)) == [0, 2]
-
-    def test_the_share_is_what_is_asked_for(self):
-        rows = (0, 0, 10, 10, 0.9), (6.5, 0, 16.5, 10, 0.8)  # 35 %
-        assert self.left(*rows) == [0, 1] and self.left(*rows, max_overlap=0.34) == [0]
-        assert self.left((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8), max_overlap=1.0) == [0, 1]
-        assert self.left() == [] and self.left((0, 0, 1, 1, None)) == [0]
-
-    def test_a_courtyard_is_free(self):
-        ring = shapely.box(0, 0, 30, 30).difference(shapely.box(8, 8, 22, 22))
-        buildings = [Building(ring, score=0.9), Building(shapely.box(9, 9, 21, 21), score=0.5)]
-        assert without_overlaps(buildings) == buildings
-
-    @pytest.mark.parametrize("error_px", [0.0, 1.2])
-    def test_terraces_stay_whole(self, error_px):
-        """Walls that are shared, and outlines that reach over them by so much as masks do."""
-        rng = np.random.default_rng(0)
-        row = [
-            shapely.box(12 * i, 0, 12 * (i + 1), 20).buffer(error_px, join_style="mitre") for i in range(20)
-        ]
-        buildings = [Building(p, score=s) for p, s in zip(row, rng.uniform(0.5, 1, 20).tolist(), strict=True)]
-        assert without_overlaps(buildings) == buildings
-
-    def test_numbers_that_are_no_share(self):
-        for wrong in (0.0, -1, 1.1, float("nan")):
-            with pytest.raises(InputError, match="--max-overlap is .*expected a share above 0"):
-                check_max_overlap(wrong)
-
-    @given_(
-        st.lists(
-            st.tuples(
-                *[st.integers(0, 300)] * 2, *[st.integers(2, 40)] * 2, st.sampled_from([0.5, 0.7, 0.9])
-            ),
-            max_size=60,
-        ),
-        st.sampled_from([0.2, 0.5, 0.8]),
-    )
-    @settings(max_examples=60, deadline=None)
-    def test_nothing_that_stays_is_covered_and_everything_else_is(self, rows, share):
-        buildings = scored(*((x, y, x + w, y + h, score) for x, y, w, h, score in rows))
-        kept = without_overlaps(buildings, share)
-        ids = {id(b) for b in kept}
-        for building in buildings:
-            better = [
-                k.polygon for k in kept
-                if k is not building and (k.score, k.polygon.area) >= (building.score, building.polygon.area)
-            ]  # fmt: skip
-            covered = shapely.union_all(better).intersection(building.polygon).area / building.polygon.area
-            if id(building) not in ids:
-                assert covered > share - 1e-9
-            strictly = [p.polygon for p in kept if p.score > building.score]
-            if id(building) in ids:
-                covered = shapely.union_all(strictly).intersection(building.polygon).area
-                assert covered <= share * building.polygon.area + 1e-6
-        assert without_overlaps(list(reversed(kept)), share) == list(reversed(kept)), "once is enough"
-
-    @given_(st.integers(0, 2**31), st.sampled_from([(96, 32), (128, 64), (1000, 0)]))
-    @settings(max_examples=15, deadline=None)
-    def test_row_by_row_is_as_all_at_once(self, seed, windows):
-        rng = np.random.default_rng(seed)
-        corners, sides = rng.uniform(0, 380, (120, 2)), rng.uniform(4, 24, (120, 2))
-        rows = np.column_stack([corners, corners + sides, rng.uniform(0.5, 1, 120)]).tolist()
-        buildings = scored(*rows)
-        rects = [window for window, _ in scene_windows(400, 400, *windows)]
-        found = given(rects, buildings, 0.0, without_overlaps)
-        assert {id(b) for _, b in found} == {id(b) for b in without_overlaps(buildings)}
+@given_(st.integers(0, 2**31), st.sampled_from([(96, 32), (128, 64), (1000, 0)]))
+@settings(max_examples=15, deadline=None)
+def test_row_by_row_is_as_all_at_once(seed, windows):
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.uniform(0, 380, (120, 2)), rng.uniform(4, 24, (120, 2))
+    rows = np.column_stack([corners, corners + sides, rng.uniform(0.5, 1, 120)]).tolist()
+    buildings = [Building(shapely.box(*row[:4]), score=row[4]) for row in rows]
+    rects = [window for window, _ in scene_windows(400, 400, *windows)]
+    found = given(rects, buildings, 0.0, without_overlaps)
+    assert {id(b) for _, b in found} == {id(b) for b in without_overlaps(buildings)}

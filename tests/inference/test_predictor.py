@@ -1,10 +1,9 @@
 """From a checkpoint to buildings on the map, with a stand-in network that knows the answer."""
 
-import math
-
 from fusiondet.errors import InputError
-from fusiondet.inference import Predictor, buildings_from_instances, predict_scene, scene_windows
+from fusiondet.inference import Predictor, buildings_from_instances, predict_scene
 from fusiondet.io.bands import BandSpec
+from tests.support.scene_cases import raw_output
 
 import numpy as np
 import pytest
@@ -12,26 +11,9 @@ import rasterio
 import shapely
 import torch
 from affine import Affine
-from detectron2.structures import Boxes, Instances
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GSD_M = 0.5
 TRANSFORM = Affine(GSD_M, 0, 600000, 0, -GSD_M, 5750000)
-
-
-def raw_output(boxes, scores=None, heights_m=None, side=28):
-    """Network output whose masks fill their boxes."""
-    n = len(boxes)
-    instances = Instances(
-        (512, 512), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(n, 4))
-    )
-    instances.scores = torch.tensor(scores if scores is not None else [0.9] * n)
-    instances.pred_masks = torch.ones(n, 1, side, side)
-    heights = torch.tensor(heights_m if heights_m is not None else [10.0] * n)
-    instances.pred_heights = heights
-    instances.pred_height_p16, instances.pred_height_p84 = heights * 0.8, heights * 1.25
-    return instances
 
 
 def test_a_full_mask_is_its_box_and_heights_keep_their_units():
@@ -60,30 +42,6 @@ def test_no_heights_give_unknown_heights():
         instances.remove(name)
     (building,) = buildings_from_instances(instances)
     assert building.height_m is None and building.height_source is None
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 700), st.integers(0, 60))
-@settings(max_examples=30)
-def test_windows_cover_everything_and_every_point_has_one_core(width, height, side, overlap):
-    windows = list(scene_windows(width, height, side, overlap))
-    assert max(x + w for (x, _, w, _), _ in windows) == width
-    assert max(y + h for (_, y, _, h), _ in windows) == height
-    for x, y in [
-        (0.0, 0.0),
-        (width - 1e-6, height - 1e-6),
-        (width / 2, height / 3),
-        (width * 0.77, height * 0.11),
-    ]:
-        owners = [w for w, (x0, y0, x1, y1) in windows if x0 <= x < x1 and y0 <= y < y1]
-        assert len(owners) == 1
-        (x0, y0, w, h) = owners[0]
-        assert x0 <= x < x0 + w and y0 <= y < y0 + h
-
-
-def test_a_core_keeps_half_the_overlap_from_an_inner_border():
-    (window, core), *_ = scene_windows(1000, 100, 600, 200)
-    assert window == (0, 0, 600, 100)
-    assert core == (-math.inf, -math.inf, 500, math.inf)
 
 
 @pytest.fixture
@@ -200,7 +158,7 @@ def test_a_raster_near_the_training_is_left_alone(oracle, scene):
 def test_a_raster_far_from_the_training_is_refused_unless_forced(oracle, scene):
     path = scene([], height=30, width=40, gsd_m=10.0)
     with pytest.raises(
-        InputError, match=r"10 m per pixel, but model.pth was trained on 0.4 to 0.6 m.*--force-gsd"
+        InputError, match=r"10 m per pixel, but model.pth was trained on 0.4 to 0.6 m.*`force_gsd"
     ):
         predict_scene(oracle, path)
     predict_scene(oracle, path, force_gsd=True)
@@ -208,15 +166,15 @@ def test_a_raster_far_from_the_training_is_refused_unless_forced(oracle, scene):
 
 @pytest.mark.parametrize(("window", "overlap"), [(64, 64), (64, -1), (0, 0)])
 def test_windows_that_do_not_cover_the_scene_are_refused(oracle, scene, window, overlap):
-    with pytest.raises(InputError, match="0 <= overlap < window"):
+    with pytest.raises(InputError, match="overlap_px|window_px"):
         predict_scene(oracle, scene([]), window_px=window, overlap_px=overlap)
 
 
 def test_thresholds_and_scales_that_cannot_be_are_refused(oracle, small_checkpoint, scene):
-    with pytest.raises(InputError, match="--score-threshold is 7, expected 0 to 1"):
+    with pytest.raises(InputError, match="score.threshold.* is 7, expected 0 to 1"):
         Predictor(small_checkpoint, score_threshold=7)
     oracle.bands = BandSpec(("red", "green", "blue"), ("HH",), "db")
-    with pytest.raises(InputError, match="unknown --sar-scale 'dezibel'.*linear_power"):
+    with pytest.raises(InputError, match="unknown `sar_scale` 'dezibel'.*linear_power"):
         predict_scene(oracle, scene([]), sar_scale="dezibel")
     with pytest.raises(InputError, match="trained on db; a display stretch"):
         predict_scene(oracle, scene([]), sar_scale="stretched_uint8")
@@ -229,7 +187,7 @@ def test_a_device_that_is_not_there_is_bad_input(small_checkpoint, device):
 
 
 def test_a_missing_raster_is_asked_for(oracle):
-    with pytest.raises(InputError, match="no raster given|Pass --rgb"):
+    with pytest.raises(InputError, match="no raster given|Pass `rgb`"):
         predict_scene(oracle, None, None)
 
 

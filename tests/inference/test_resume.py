@@ -9,8 +9,7 @@ import subprocess
 
 from fusiondet.errors import InputError
 from fusiondet.files import parts_folder
-from fusiondet.inference import parts, pipeline, plan, predict_to_file, workers
-from fusiondet.inference.parts import PartStore
+from fusiondet.inference import blocks, pipeline, plan, predict_to_file
 from fusiondet.io.layers import read_buildings
 
 import numpy as np
@@ -24,7 +23,7 @@ N_WINDOWS = 48  # of 500 x 400 px
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of four windows, so that small scenes have many."""
-    for module in (plan, pipeline):
+    for module in (plan, pipeline, blocks):
         monkeypatch.setattr(module, "BLOCK_WINDOWS", 4)
 
 
@@ -76,7 +75,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(run, finder, tmp_path, kill_af
     run("whole.parquet")
     assert len(finder.model.batches) == N_WINDOWS
     run("b.parquet", kill_after)
-    finished = len(list(parts_folder(tmp_path / "b.parquet").glob("block-*.parquet")))
+    finished = len(list(parts_folder(tmp_path / "b.parquet").glob("pieces/block-*.parquet")))
     assert 0 < finished <= kill_after // 4
     result = run("b.parquet", resume=True)
     assert len(finder.model.batches) == N_WINDOWS - 4 * finished, "only what was not finished is predicted"
@@ -115,9 +114,7 @@ def test_resume_without_a_beginning_begins(run, tmp_path):
 
 def test_what_an_earlier_run_left_is_not_lost_by_accident(run, finder, tmp_path):
     run("b.fgb", 21)
-    with pytest.raises(
-        InputError, match=r"\.b\.fgb\.parts: an earlier run left \d finished blocks.*--resume"
-    ):
+    with pytest.raises(InputError, match=r"\.b\.fgb\.parts: .*\d finished.*`resume"):
         run("b.fgb")
     run("b.fgb", overwrite=True)
     assert len(finder.model.batches) == N_WINDOWS and not parts_folder(tmp_path / "b.fgb").exists()
@@ -125,7 +122,7 @@ def test_what_an_earlier_run_left_is_not_lost_by_accident(run, finder, tmp_path)
 
 def test_other_options_do_not_go_on(run, tmp_path):
     run("b.fgb", 21)
-    with pytest.raises(InputError, match="follow from something else .overlap_px was 40, is 50"):
+    with pytest.raises(InputError, match="overlap_px was 40, is 50"):
         run("b.fgb", resume=True, overlap_px=50)
     (tmp_path / "rgb.tif").touch()
     with pytest.raises(InputError, match="images was .*rgb.tif"):
@@ -135,7 +132,7 @@ def test_other_options_do_not_go_on(run, tmp_path):
 def test_a_damaged_part_is_made_again(run, finder, tmp_path):
     run("whole.fgb")
     run("b.fgb", 40)
-    first, second, *_ = sorted(parts_folder(tmp_path / "b.fgb").glob("block-*.parquet"))
+    first, second, *_ = sorted(parts_folder(tmp_path / "b.fgb").glob("pieces/block-*.parquet"))
     first.write_bytes(first.read_bytes()[:-20])
     second.write_text("nothing of the kind")
     run("b.fgb", resume=True)
@@ -143,19 +140,19 @@ def test_a_damaged_part_is_made_again(run, finder, tmp_path):
 
 
 def test_a_full_disk_leaves_what_is_finished_and_no_layer(run, finder, tmp_path, monkeypatch):
-    real, calls = parts.save_part, []
+    real, calls = blocks.save_block, []
 
-    def full(folder, block, results):
+    def full(store, block, *content):
         calls.append(block)
         if len(calls) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        real(folder, block, results)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store.folder))
+        real(store, block, *content)
 
-    monkeypatch.setattr(parts, "save_part", full)
+    monkeypatch.setattr(blocks, "save_block", full)
     with pytest.raises(OSError, match="No space left"):
         run("b.fgb")
     assert visible(tmp_path) == ["rgb.tif"]
-    assert len(list(parts_folder(tmp_path / "b.fgb").glob("block-*"))) == 2
+    assert len(list(parts_folder(tmp_path / "b.fgb").glob("pieces/block-*"))) == 2
     run("b.fgb", resume=True)
     assert visible(tmp_path) == ["b.fgb", "rgb.tif"]
 
@@ -195,25 +192,6 @@ def test_a_disk_that_is_really_full(run, tmp_path, small_disk, size_kib, suffix)
     assert result.count > 50 and sorted(p.name for p in disk.iterdir()) == [f"b{suffix}", "b.tif"]
 
 
-def test_a_worker_that_finds_the_disk_full_says_so(tmp_path):
-    """As an error of the file system, not as a failure of the program."""
-
-    class Sent(list):
-        send = list.append
-
-        def recv(self):
-            return self.pop(0)
-
-    class Full:
-        def load(self):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part")
-
-    answers = Sent()
-    workers._work(Sent([0, None]), answers, Full(), None, tmp_path, 1)
-    (error,) = answers
-    assert type(error) is OSError and error.errno == errno.ENOSPC and error.filename == "part"
-
-
 def test_an_output_that_cannot_be_made_is_found_before_the_prediction(run, finder):
     for options in ({}, {"height_path": "/proc/h.tif"}, {"report": "/proc/r.html"}):
         with pytest.raises(InputError, match="/proc/.*: cannot be made in /proc"):
@@ -244,19 +222,3 @@ def test_a_run_that_fails_at_once_leaves_nothing(run, finder, tmp_path):
     with pytest.raises(InputError, match="no such thing"):
         run("b.fgb")
     assert [p.name for p in tmp_path.iterdir()] == ["rgb.tif"]
-
-
-def test_parts_keep_every_bit(finder, write_scene, city, tmp_path):
-    made = plan.plan_scene(finder, write_scene(city), **OPTIONS, sources=("instances",))
-    results = list(pipeline.predict_windows(finder, made, range(4)))
-    results[2].unreadable_px = 7
-    store = PartStore(tmp_path / "p", {"a": 1}, False, False)
-    store.save(0, results)
-    store.save_bytes(1, *parts.part_bytes(results))
-    for block in (0, 1):
-        for kept, was in zip(store.load(block), results, strict=True):
-            facts = [(r.index, r.data_px, r.seen_px, r.unreadable_px) for r in (kept, was)]
-            assert facts[0] == facts[1] and kept.seen_px > 0
-            assert kept.buildings == was.buildings
-            np.testing.assert_array_equal(kept.layers["instances"], was.layers["instances"])
-    assert store.load(2) is None

@@ -51,4 +51,5 @@ def test_the_time_is_the_one_that_the_image_states(tmp_path, namespace, stated, 
         file.update_tags(TIFFTAG_DATETIME="2024:01:01 00:00:00")
         if stated:
             file.update_tags(ns=namespace, ACQUISITIONDATETIME=stated)
-    assert acquisition_time(tmp_path / "a.tif") == expected
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert acquisition_time(file) == expected

@@ -1,6 +1,7 @@
 """A layer of buildings as one HTML page that needs no network: maps, a 3-D view, charts, and the truth beside them.
 
     page.py        write_report: everything together, whole or not at all
+    of_layer.py    write_layer_report: of a layer in a file, over the image that it was predicted from
     reading.py     read_reported: layers of fusiondet, and any other one
     frame.py       the plane in metres that the page draws in, whatever the CRS of layer and picture
     shapes.py      outlines as arrays: vertices, rings and the triangles of the roofs
@@ -15,7 +16,8 @@ Here they take 0.35 GB for both views and 22 MB, as walls are put up in the brow
 one pixel.
 """
 
+from fusiondet.visualization.report.of_layer import write_layer_report
 from fusiondet.visualization.report.page import write_report
 from fusiondet.visualization.report.reading import read_reported
 
-__all__ = ["read_reported", "write_report"]
+__all__ = ["read_reported", "write_layer_report", "write_report"]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.errors import InputError
+from fusiondet.inference.api import predict_to_file
+from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
-from fusiondet.inference.scene import ScenePrediction, predict_to_file
+from fusiondet.inference.run import ScenePrediction
 
 NAME = "{name}"
 _COLUMNS = ("rgb", "sar", "name")
@@ -76,23 +78,18 @@ def predict_scenes(
     out: str | Path | None,
     on_done: Callable[[SceneFiles, ScenePrediction | None], None],
     *,
-    score_threshold: float | str = "layer",
-    device=None,
-    resume: bool = False,
-    skip_invalid: bool = False,
-    height_path: str | Path | None = None,
-    class_path: str | Path | None = None,
-    report: str | Path | None = None,
+    write_report: Callable[..., None] | None = None,
     **options,
 ) -> list[str]:
     """`predict_to_file` for each scene, with one network.
 
     Args:
-        out, height_path, class_path, report: names of files with "{name}" where the scene's name goes.
+        out: name of a file with "{name}" where the scene's name goes.
         on_done: called after each scene; with None for one whose outputs are there already, which `resume` takes as
             they are.
-        skip_invalid: go on with the next scene where one cannot be used; and see `predict_scene`.
-        options: see `predict_to_file`.
+        write_report: see `predict_to_file`.
+        options: see `SceneOptions`. `height_path`, `class_path` and `report` are names with "{name}", too; with
+            `skip_invalid` scenes that cannot be used are left out, and the others are predicted.
 
     Returns:
         Why scenes were left out, a sentence each.
@@ -100,39 +97,40 @@ def predict_scenes(
     Raises:
         InputError: a name without "{name}"; or, unless `skip_invalid`, see `predict_to_file`, for the first scene.
     """
-    paths = {"out": out, "height_path": height_path, "class_path": class_path, "report": report}
-    named = dict(zip(("--out", "--height-raster", "--class-raster", "--report"), paths.values(), strict=True))
-    for option, path in named.items():
+    settled = SceneOptions.from_keywords(options)
+    names = {
+        "out": out,
+        "height_path": settled.height_path,
+        "class_path": settled.class_path,
+        "report": settled.report,
+    }
+    for option, path in names.items():
         if path is not None and NAME not in str(path):
             raise InputError(
-                f"{option} {path}: with several scenes it needs {NAME} where the name of each goes, e.g. "
+                f"`{option}` {path}: with several scenes it needs {NAME} where the name of each goes, e.g. "
                 f"{Path(path).with_name(NAME + '-' + Path(path).name)}."
             )
-    others = bool(options.get("workers") or options.get("scheduler"))
-    predictor = Predictor(weights, device, score_threshold, build=not others)
+    predictor = Predictor(weights, settled.device, settled.score_threshold, build=not settled.elsewhere)
     left_out = []
     for scene in scenes:
-        files = {
-            key: None if path is None else Path(str(path).replace(NAME, scene.name))
-            for key, path in paths.items()
+        paths = {
+            option: None if path is None else Path(str(path).replace(NAME, scene.name))
+            for option, path in names.items()
         }
-        if resume and all(path.exists() for path in files.values() if path):
+        if settled.resume and all(path.exists() for path in paths.values() if path):
             on_done(scene, None)
             continue
         try:
             result = predict_to_file(
                 weights,
-                list(scene.rgb) or None,
-                list(scene.sar) or None,
-                **files,
+                scene.rgb or None,
+                scene.sar or None,
                 predictor=predictor,
-                device=device,
-                resume=resume,
-                skip_invalid=skip_invalid,
-                **options,
+                write_report=write_report,
+                **{**options, **paths},
             )
         except InputError as error:
-            if not skip_invalid:
+            if not settled.skip_invalid:
                 raise InputError(f"scene {scene.name}: {error}") from None
             left_out.append(f"scene {scene.name}: {error}")
         else:

@@ -1,7 +1,7 @@
 """Tables of scenes: a layer each, one network, and what cannot be used is named."""
 
 from fusiondet.errors import InputError
-from fusiondet.inference import predict_scenes, read_scenes, several
+from fusiondet.inference import predict_scenes, read_scenes, scene_table
 from fusiondet.io.layers import read_buildings
 
 import pytest
@@ -51,7 +51,7 @@ def test_no_table(tmp_path):
 def many(finder, write_scene, city, tmp_path, monkeypatch):
     """predict(**options) of three scenes, the second of which is none -> (done, left out)."""
     made = []
-    monkeypatch.setattr(several, "Predictor", lambda *a, **k: made.append(a) or finder)
+    monkeypatch.setattr(scene_table, "Predictor", lambda *a, **k: made.append(a) or finder)
     half = dict(list(city.items())[:20])
     for name, blocks in {"a": city, "c": half}.items():
         write_scene(blocks, name=f"{name}.tif")
@@ -97,10 +97,10 @@ def test_what_is_there_is_taken_as_it_is(many, city, finder):
 
 def test_each_output_needs_a_place_for_the_name(many, tmp_path):
     with pytest.raises(
-        InputError, match=r"--out .*all.gpkg: with several scenes it needs \{name\}.*\{name\}-all.gpkg"
+        InputError, match=r"`out` .*all.gpkg: with several scenes it needs \{name\}.*\{name\}-all.gpkg"
     ):
         many(out="all.gpkg")
-    with pytest.raises(InputError, match="--height-raster h.tif: with several scenes"):
+    with pytest.raises(InputError, match="`height_path` h.tif: with several scenes"):
         many(height_path="h.tif")
 
 
