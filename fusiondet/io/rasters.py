@@ -301,7 +301,8 @@ class FileBands:
         raw, valid = self.read_raw(window)
         if not self._complex:
             return raw.astype(np.float32, copy=False), valid
-        power = np.square(raw.real, dtype=np.float32) + np.square(raw.imag, dtype=np.float32)
+        with np.errstate(over="ignore"):  # numbers too large for float32 are no data, below
+            power = np.square(raw.real, dtype=np.float32) + np.square(raw.imag, dtype=np.float32)
         return power, valid & np.isfinite(power).all(axis=0)
 
     @property

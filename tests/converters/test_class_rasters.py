@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import rasterio
 
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-
 
 def classes(folder, *words, labels="labels/*"):
     files = ["--images", str(folder / "images/*"), "--labels", str(folder / labels)]

@@ -176,7 +176,7 @@ class TestBadInput:
             make(rio, tmp_path / "strict", labels=False, options=Options(strict=True))
 
     def test_one_id_twice(self, rio, tmp_path):
-        rows = list(csv.reader((rio / "table.csv").open()))
+        rows = list(csv.reader((rio / "table.csv").read_text().splitlines()))
         rows[-1][1] = rows[-2][1]
         with (rio / "table.csv").open("w", newline="") as f:
             csv.writer(f).writerows(rows)

@@ -310,7 +310,7 @@ class TestHeights:
 
     def test_missing_ones_are_unknown_and_counted(self, own_archive, tmp_path):
         table = own_archive / "SummaryData" / f"{replica.PREFIX}_Buildings.csv"
-        rows = list(csv.reader(table.open()))
+        rows = list(csv.reader(table.read_text().splitlines()))
         first, second, third, *_ = (row for row in rows if row[0] == f"{replica.NORTH_STRIP}_tile_2")
         first[3], second[3], third[3] = "nan", "", "-2.5"
         with table.open("w", newline="") as f:
@@ -457,7 +457,7 @@ class TestBadArchives:
 
     def test_one_id_for_two_buildings(self, own_archive, tmp_path):
         table = own_archive / "SummaryData" / f"{replica.PREFIX}_Buildings.csv"
-        rows = list(csv.reader(table.open()))
+        rows = list(csv.reader(table.read_text().splitlines()))
         first, second, *_ = (row for row in rows if row[0] == f"{replica.NORTH_STRIP}_tile_2")
         second[1] = first[1]
         with table.open("w", newline="") as f:

@@ -108,7 +108,9 @@ def test_the_part_of_a_grid_that_a_file_covers():
     away = HALF_METRE * Affine.translation(500, 0)
     assert footprint_px((10, 10), away, UTM, HALF_METRE, UTM, (10, 10)).is_empty
     degrees = Affine(1e-3, 0, 4.4, 0, -1e-3, 52.4)  # a much larger file in another CRS
-    assert footprint_px((400, 400), degrees, CRS.from_epsg(4326), HALF_METRE, UTM, (10, 10)).area == pytest.approx(100)
+    assert footprint_px(
+        (400, 400), degrees, CRS.from_epsg(4326), HALF_METRE, UTM, (10, 10)
+    ).area == pytest.approx(100)
 
 
 @pytest.mark.parametrize("scale", [(1, 1), (2, 3), (0.5, 0.25)])

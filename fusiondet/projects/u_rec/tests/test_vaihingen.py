@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-
 
 def vaihingen(root, *words, out="out"):
     small = ["--tile-size", "32", "--overlap", "16", "--eval-tile-size", "48"]
