@@ -169,6 +169,12 @@ def slot() -> int:
     return _slot
 
 
+def report(value) -> None:
+    """Send a value from a call to the `on_report` of its `ProcessExecutor`; nothing happens elsewhere."""
+    if _pipe is not None:
+        _pipe.send_bytes(pickle.dumps(value))
+
+
 class JobExecutor(Executor):
     """What `completed` needs of an executor: values sent once, and how many tasks are handed out."""
 
@@ -230,16 +236,19 @@ class ProcessExecutor(ThreadPoolExecutor, JobExecutor):
         tries: int = 3,
         fresh: bool = False,
         advice: str = "",
+        on_report: Callable[[Any], None] | None = None,
     ):
         """Args as of `open_executor`, and:
 
         tries: how often a call may be begun whose process is lost.
         fresh: every call has a new process.
         advice: sentences for the user where a call ended so many processes.
+        on_report: called with what a call hands to `report`, by one thread at a time.
         """
         super().__init__(workers, thread_name_prefix="fusiondet-worker")
         self._initializer, self._initargs, self._preload = initializer, initargs, list(preload)
         self._tries, self._fresh, self._advice = tries, fresh, advice
+        self._on_report, self._reporting = on_report, threading.Lock()
         self._own = threading.local()
         self._slots, self._shares = itertools.count(), itertools.count()
         self._workers: set[_Worker] = set()
@@ -306,13 +315,18 @@ class ProcessExecutor(ThreadPoolExecutor, JobExecutor):
         with self._changing:
             if self._stopped:
                 raise CancelledError
-            worker = _Worker(self._own.slot, self._preload)
+            worker = _Worker(self._own.slot, self._preload, self._take_report)
             self._workers.add(worker)
         if self._initializer is not None:
             with contextlib.suppress(EOFError, ConnectionError):  # lost, which the first call finds out
                 worker.call(self._initializer, self._initargs, {}).value()
         self._own.worker = worker
         return worker
+
+    def _take_report(self, value) -> None:
+        with self._reporting:
+            if self._on_report is not None:
+                self._on_report(value)
 
     def _discard(self, worker: "_Worker") -> int | None:
         self._own.worker = None
@@ -324,8 +338,9 @@ class ProcessExecutor(ThreadPoolExecutor, JobExecutor):
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, slot: int, preload: list[str]):
+    def __init__(self, slot: int, preload: list[str], on_report: Callable[[Any], None]):
         context = start_context(preload)
+        self._on_report = on_report
         self._pipe, theirs = context.Pipe()
         self._kept: int | None = None
         self.process = context.Process(
@@ -344,7 +359,9 @@ class _Worker:
                 self._pipe.recv_bytes()
                 self._kept = value.number
         self._pipe.send_bytes(pickle.dumps((function, args, kwargs)))
-        return pickle.loads(self._pipe.recv_bytes())
+        while not isinstance(answer := pickle.loads(self._pipe.recv_bytes()), _Outcome):
+            self._on_report(answer)
+        return answer
 
     def end(self) -> int | None:
         """End the process, which has nothing to do; returns its exit code."""
@@ -393,13 +410,14 @@ def start_context(preload: Sequence[str] = ()):
 
 
 _slot = 0
+_pipe = None
 _kept: tuple[int, bytes] = (-1, b"")
 
 
 def _work(pipe, slot: int, environment: dict[str, str]) -> None:
     """Do calls until the other end of `pipe` is closed, or the process that has it is gone."""
-    global _slot
-    _slot = slot
+    global _slot, _pipe
+    _slot, _pipe = slot, pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)  # the server that forked this one has that of its own start

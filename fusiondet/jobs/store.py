@@ -18,6 +18,7 @@ import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from fusiondet.errors import InputError
 from fusiondet.files import naming, parts_folder, read_json, remove_half_written, replace_dir, write_json
@@ -59,7 +60,7 @@ class Store:
         self.out = Path(os.path.abspath(out))  # "." and ".." have no name to put beside
         self.folder = parts_folder(self.out)
         self.made, self._pieces = self.folder / "made", self.folder / "pieces"
-        self._lock = _locked(self.folder, Path(out))
+        self._lock = lock(self.folder / _LOCK, Path(out))
         self._paths = self._found()
         try:
             self._begin(json.loads(json.dumps(fingerprint)), resume, overwrite)
@@ -183,7 +184,7 @@ class Store:
             # Before it is unlocked: another run may take it up then.
             if self.folder.is_dir() and not self._content():
                 shutil.rmtree(self.folder, ignore_errors=True)
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def _content(self) -> list[Path]:
@@ -239,41 +240,45 @@ def _short(value) -> str:
     return text if len(text) < 80 else "... " + text[-76:]
 
 
-def _locked(folder: Path, out: Path) -> int:
-    """Make the folder and lock it; returns the open file that holds the lock."""
-    path = folder / _LOCK
+def lock(path: Path, out: Path) -> IO[bytes]:
+    """Make a file that locks the output `out`, and its folder; returns the open file, which unlocks it when closed.
+
+    The end of this process, however it ends, closes it. Some network file systems have no locks: none is made there.
+
+    Raises:
+        InputError: another process has the lock; or the file cannot be made.
+    """
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"{out}: cannot be written there ({error.strerror}). Choose another place."
             ) from None
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         except FileNotFoundError:  # its run has just removed it
             continue
         try:
             if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(lock, 200).decode(errors="replace") or "unknown"
-            os.close(lock)
+            holder = file.read(200).decode(errors="replace") or "unknown process"
+            file.close()
             raise InputError(
                 f"{out}: another run is working on it ({holder}). Wait until it is done, or choose another name."
             ) from None
         except OSError as error:
-            # Some network file systems have no locks.
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-                os.close(lock)
+                file.close()
                 raise
         try:
-            same = os.path.samestat(os.fstat(lock), os.stat(path))
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         except FileNotFoundError:
             same = False
         if same:
             with contextlib.suppress(OSError):  # a full disk: this is only for messages
-                os.ftruncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            return lock
-        os.close(lock)  # of a folder that its run removed meanwhile
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return file
+        file.close()  # of a folder that its run removed meanwhile

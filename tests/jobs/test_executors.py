@@ -266,6 +266,21 @@ def stay(folder: Path, number: int):
         sum(range(10_000))
 
 
+def tell(*_):
+    for i in range(3):
+        executors.report(i)
+    return "done"
+
+
+def test_calls_report_while_they_are_under_way():
+    got = []
+    with ProcessExecutor(2, on_report=got.append) as executor:
+        assert [f.result() for f in [executor.submit(tell) for _ in range(2)]] == ["done"] * 2
+    assert sorted(got) == [0, 0, 1, 1, 2, 2]
+    with SerialExecutor() as executor:
+        assert executor.submit(tell).result() == "done"
+
+
 class TestNoOrphans:
     @pytest.fixture
     def program(self, tmp_path):

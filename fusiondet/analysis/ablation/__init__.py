@@ -15,7 +15,6 @@ report     the same as Markdown, HTML, CSV and a picture
 """
 
 import contextlib
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from fusiondet.converters.prepare import StrictParser, prepare
 from fusiondet.engine.checkpoint import versions
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import atomic_path, read_json, require_new_dir, write_json
+from fusiondet.jobs.store import lock
 from fusiondet.visualization import save_figure
 from fusiondet.visualization.canvas import figure_png
 
@@ -120,14 +120,10 @@ def _check_rows(spec: Spec, rows: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep a second process out of `out`; the lock goes with the process, however that ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{out}: another ablation is at work there. Wait for it, or choose another --out."
-            ) from None
+    with lock(out / ".lock", out):
+        for left in out.glob(".*"):  # of one that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
         if not (out / MARK).is_file():
             write_json({"data": {}}, out / MARK, indent=1)
         yield

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from fusiondet.analysis.ablation.runs import Run, load_trained, sha256
+from fusiondet.analysis.ablation.runs import Run, load_trained
 from fusiondet.analysis.ablation.spec import Gallery
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
@@ -13,6 +13,7 @@ from fusiondet.evaluation.evaluator import FOOTPRINT_LIMIT, prediction_records
 from fusiondet.files import atomic_path
 from fusiondet.io.coco import Dataset
 from fusiondet.io.tile_rasters import read_tile
+from fusiondet.jobs.hashing import file_sha256
 from fusiondet.visualization.datasets import choose_tiles
 from fusiondet.visualization.gallery import Said, gallery_figure
 from fusiondet.visualization.tile_figures import TileView
@@ -82,7 +83,7 @@ def _tiles(galleries: Sequence[Gallery], dataset: Path) -> list:
 
 def _asked(dataset: Path, tiles: list) -> str:
     """What the maps are of; hashed once for all networks."""
-    return f"{sha256(dataset)} {tiles}"
+    return f"{file_sha256(dataset)} {tiles}"
 
 
 def _key(run: Run, asked: str) -> str:

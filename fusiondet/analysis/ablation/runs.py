@@ -11,15 +11,11 @@ Every run has a process of its own, so that memory and log files stay apart, and
 """
 
 import dataclasses
-import hashlib
-import multiprocessing
 import os
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
@@ -41,7 +37,10 @@ from fusiondet.engine.trainer import FusionTrainer, complete_config, settle_data
 from fusiondet.errors import InputError
 from fusiondet.evaluation.regions import region_by_name
 from fusiondet.evaluation.resampling import TileScores, tile_scores
-from fusiondet.files import atomic_dir, atomic_path, read_json, write_json
+from fusiondet.files import atomic_dir, atomic_path, read_json, remove_half_written, write_json
+from fusiondet.jobs import executors
+from fusiondet.jobs.executors import ProcessExecutor, WorkerLostError
+from fusiondet.jobs.hashing import file_sha256
 from fusiondet.visualization.training import FIGURES
 
 import numpy as np
@@ -129,7 +128,7 @@ def plan(spec: Spec, out: Path) -> list[Run]:
 
     def file_of(name: str) -> str:
         path = dataset_file(spec, out, name)
-        hashes[name] = hashes.get(name) or sha256(Path(path))
+        hashes[name] = hashes.get(name) or file_sha256(Path(path))
         return path
 
     return [_run(spec, out, row, seed, file_of, hashes) for seed in spec.seeds for row in spec.rows.values()]
@@ -143,7 +142,7 @@ def _run(spec: Spec, out: Path, row: Row, seed: int, file_of: Callable, hashes: 
         cfg.DATASETS["TRAIN" if key == "train" else "TEST"] = tuple(file_of(name) for name in names)
         depends_on[key] = {name: hashes[name] for name in names}
     if Path(cfg.MODEL.WEIGHTS).is_file():
-        depends_on["MODEL.WEIGHTS (content)"] = sha256(Path(cfg.MODEL.WEIGHTS))
+        depends_on["MODEL.WEIGHTS (content)"] = file_sha256(Path(cfg.MODEL.WEIGHTS))
     cfg.OUTPUT_DIR = str(folder)
     scorings = tuple(
         _scoring(condition, file_of(condition.dataset), hashes, spec.shown_metrics)
@@ -207,11 +206,6 @@ def not_default(cfg: CfgNode) -> dict:
     return {k: v for k, v in own.items() if k not in left_out and (k not in known or v != known[k])}
 
 
-def sha256(path: Path) -> str:
-    """Of the content of a file, hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def changes(run: Run) -> list[str]:
     """What differs from what `run` was begun with, as "key: old -> new"; [] for a run that is new or as it was."""
     path = run.folder / "depends_on.json"
@@ -240,6 +234,7 @@ def _said(value):
 
 def work(run: Run) -> Iterator[str]:
     """Do what is left of `run`; yields the name of every part when it is finished."""
+    remove_half_written(run.folder)
     if run.trained() is None:
         _train(run)
         yield "training"
@@ -283,7 +278,7 @@ def _keep_chosen_weights(folder: Path, cfg: CfgNode) -> dict:
         "iteration": content["iteration"],
         "metric": facts.get("metric", cfg.TEST.BEST_METRIC),
         "value": facts.get("value"),
-        "weights": sha256(folder / "model.pth"),
+        "weights": file_sha256(folder / "model.pth"),
         "versions": {key: facts.get(key) for key in versions()},
     }
 
@@ -375,49 +370,30 @@ def in_processes(jobs: dict[str, tuple[Callable, Path]], at_once: int, report: C
     Returns:
         The jobs that failed; the others are not kept from running.
     """
-    # One server imports torch once, and every job is a fork of it that has run nothing yet.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fusiondet.analysis.ablation.runs"])
     threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else 0
-    waiting, running, failures = list(jobs.items()), {}, []
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                name, (function, folder) = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_process, args=(function, folder, theirs, threads))
-                process.start()
-                theirs.close()
-                running[ours] = (name, folder, process)
-            for pipe in connection.wait(list(running)):
-                name, folder, process = running[pipe]
-                kind, message = _received(pipe)
-                if kind == "finished":
-                    report(name, message)
-                    continue
-                del running[pipe]
-                process.join()
-                if kind == "died" and process.exitcode:
-                    message = f"process ended with status {process.exitcode}; see {folder / 'console.txt'}"
-                if message:
-                    failures.append(Failure(name, message, kind == "bad input"))
-    finally:
-        for _, _, process in running.values():
-            process.terminate()
-            process.join()
+    failures = []
+    with ProcessExecutor(
+        at_once, preload=[__name__], tries=1, fresh=True, on_report=lambda said: report(*said)
+    ) as executor:
+        futures = {
+            name: executor.submit(_logged, name, function, folder, threads)
+            for name, (function, folder) in jobs.items()
+        }
+        for name, future in futures.items():
+            error = future.exception()
+            if isinstance(error, WorkerLostError):
+                console = jobs[name][1] / "console.txt"
+                message = f"process ended with status {error.exit_code}; see {console}"
+                failures.append(Failure(name, message, False))
+            elif isinstance(error, InputError):
+                failures.append(Failure(name, str(error), True))
+            elif error is not None:
+                failures.append(Failure(name, "".join(traceback.format_exception(error)), False))
     return failures
 
 
-def _received(pipe) -> tuple[str, str]:
-    try:
-        return pipe.recv()
-    except EOFError:
-        return "died", ""
-
-
-def _process(function: Callable, folder: Path, pipe, threads: int) -> None:
-    """What a process does: run `function` and tell its messages."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _logged(name: str, function: Callable, folder: Path, threads: int) -> None:
+    """Run `function` in a process of its own, and report its messages."""
     folder.mkdir(parents=True, exist_ok=True)
     console = os.open(folder / "console.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(console, 1), os.dup2(console, 2)
@@ -425,15 +401,9 @@ def _process(function: Callable, folder: Path, pipe, threads: int) -> None:
         torch.set_num_threads(threads)
     try:
         for message in function():
-            pipe.send(("finished", message))
-    except InputError as error:
-        pipe.send(("bad input", str(error)))
+            executors.report((name, message))
+    except InputError:
+        raise
     except Exception:
         traceback.print_exc()
-        pipe.send(("failed", traceback.format_exc()))
-
-
-def _die_with_parent() -> None:
-    # A killed ablation must not leave a training behind that the resumed one would meet.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+        raise

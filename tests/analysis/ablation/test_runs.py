@@ -356,7 +356,7 @@ def test_one_at_a_time_in_a_directory(finished):
     spec, out = finished
     with open(out / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another ablation is at work there"):
+        with pytest.raises(InputError, match="another run"):
             run_ablation(spec, out)
     with pytest.raises(InputError, match="--jobs 0: expected at least 1"):
         run_ablation(spec, out, jobs=0)

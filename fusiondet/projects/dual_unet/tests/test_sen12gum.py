@@ -245,7 +245,7 @@ def test_other_folders_are_no_archive(archive, tmp_path):
         convert(archive.parent, tmp_path / "out")
     with pytest.raises(InputError, match="gone: is no folder"):
         convert(tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(InputError, match="--split: these data prescribe their splits"):
+    with pytest.raises(InputError, match="these data prescribe their splits"):
         convert(archive, tmp_path / "out", "--split", "train=50", "val=50")
 
 
