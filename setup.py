@@ -27,6 +27,8 @@ def readme() -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
+PROJECTS = find_packages(include=["fusiondet.projects.*"], exclude=["*.tests", "*.tests.*"])
+
 setup(
     name="fusiondet",
     version=version(),
@@ -34,8 +36,17 @@ setup(
     long_description=readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["fusiondet", "fusiondet.*"], exclude=["*.tests", "*.tests.*"]),
-    package_data={"fusiondet.visualization.report": ["*.js", "*.css"]},
+    packages=[
+        *find_packages(include=["fusiondet", "fusiondet.*"], exclude=["*.tests", "*.tests.*"]),
+        "fusiondet.configs",
+    ],
+    # `fusiondet.config.config_file` finds them there, and beside the package in a checkout.
+    package_dir={"fusiondet.configs": "configs"},
+    package_data={
+        "fusiondet.visualization.report": ["*.js", "*.css"],
+        "fusiondet.configs": ["*.yaml", "**/*.yaml", "README.md"],
+        **{package: ["configs/**/*.yaml", "README.md"] for package in PROJECTS},
+    },
     python_requires=">=3.10",
     install_requires=requirements("requirements.txt"),
     extras_require={"dev": requirements("requirements-dev.txt"), "cluster": ["distributed>=2024.5"]},

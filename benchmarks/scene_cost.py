@@ -24,6 +24,7 @@ from benchmarks.conversion_cost import run_fresh, write_mosaic
 from benchmarks.plain_prediction import slice_and_unite
 from fusiondet.analysis.timing import paired_ratio, verdict
 from fusiondet.cli import progress
+from fusiondet.config import config_file
 from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
@@ -210,7 +211,7 @@ def has_sahi() -> bool:
 def write_weights(folder: Path) -> Path:
     """A checkpoint of a small network, for all that is read from one but the network itself."""
     cfg = load_config(
-        Path(__file__).parents[1] / "configs/synthetic/rgb_r18_small.yaml",
+        config_file("synthetic/rgb_r18_small.yaml"),
         ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"],
     )
     cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.GSD_RANGE_M = ["red", "green", "blue"], [0.5, 0.5]

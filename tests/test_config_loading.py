@@ -275,6 +275,74 @@ def test_a_stored_config_is_checked_likewise():
         config_from_yaml_text(text, "model.pth")
 
 
+# ---- What an architecture implies ------------------------------------------------------------------------
+
+PYRAMIDS = "build_two_pyramids_resnet_fpn_backbone"
+
+
+def test_late_fusion_implies_a_pyramid_per_modality():
+    assert load_config(BASE, ["MODEL.META_ARCHITECTURE", "LateFusionRCNN"]).MODEL.BACKBONE.NAME == PYRAMIDS
+    words = ["MODEL.META_ARCHITECTURE", "LateFusionDense", HEADS, "['Footprint']"]
+    model = load_config(BASE, words).MODEL
+    assert (model.BACKBONE.NAME, model.MASK_ON, model.HEIGHT_ON) == (PYRAMIDS, False, False)
+
+
+def test_what_is_implied_may_be_said_and_not_contradicted(write):
+    early = "build_early_fusion_resnet_fpn_backbone"
+    late = ("MODEL.META_ARCHITECTURE", "LateFusionRCNN")
+    load_config(BASE, [*late, "MODEL.BACKBONE.NAME", PYRAMIDS])
+    message = refused("LateFusionRCNN with MODEL.BACKBONE.NAME", BASE, *late, "MODEL.BACKBONE.NAME", early)
+    assert PYRAMIDS in message
+    write(f"_BASE_: {BASE}\nMODEL: {{META_ARCHITECTURE: LateFusionRCNN}}", "base.yaml")
+    above = write(f"_BASE_: base.yaml\nMODEL: {{BACKBONE: {{NAME: {early}}}}}")
+    refused("LateFusionRCNN with MODEL.BACKBONE.NAME", above)
+    refused(
+        "LateFusionRCNN with MODEL.BACKBONE.NAME",
+        write("_BASE_: base.yaml", "leaf.yaml"),
+        "MODEL.BACKBONE.NAME",
+        early,
+    )
+
+
+def test_a_base_below_the_architecture_gives_way(write):
+    """Base-FusionRCNN-FPN.yaml sets MASK_ON and a backbone, for detectors."""
+    write(
+        f"_BASE_: {BASE}\nMODEL: {{META_ARCHITECTURE: FusionDense, DENSE_HEADS: {{NAMES: [Footprint]}}}}",
+        "dense.yaml",
+    )
+    cfg = load_config(write("_BASE_: dense.yaml\nSEED: 1"))
+    assert (cfg.MODEL.MASK_ON, cfg.MODEL.HEIGHT_ON) == (False, False)
+    refused(
+        "MODEL.MASK_ON is True, .* finds no instances", write("_BASE_: dense.yaml\nMODEL: {MASK_ON: True}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "metric"),
+    [
+        ((), "joint/AP50"),
+        (("MODEL.HEIGHT_ON", "False"), "segm/AP50"),
+        (("MODEL.HEIGHT_ON", "False", "MODEL.MASK_ON", "False"), "bbox/AP50"),
+        (
+            ("MODEL.META_ARCHITECTURE", "FusionDense", HEADS, "['Footprint', 'DenseHeight']"),
+            "dense/delta1_building",
+        ),
+        (("MODEL.META_ARCHITECTURE", "FusionDense", HEADS, "['Footprint']"), "dense/dice"),
+        (("TEST.BEST_METRIC", "bbox/AP50"), "bbox/AP50"),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_the_network_is_scored_by(words, metric):
+    assert load_config(BASE, words).TEST.BEST_METRIC == metric
+
+
+def test_a_metric_of_a_base_stays_where_it_fits(write):
+    write(f"_BASE_: {BASE}\nTEST: {{BEST_METRIC: dense/mae_m_building}}", "base.yaml")
+    dense = "MODEL: {META_ARCHITECTURE: FusionDense, DENSE_HEADS: {NAMES: [DenseHeight]}}"
+    assert load_config(write(f"_BASE_: base.yaml\n{dense}")).TEST.BEST_METRIC == "dense/mae_m_building"
+    write(f"_BASE_: {BASE}\nTEST: {{BEST_METRIC: segm/AP}}", "base.yaml")
+    assert load_config(write(f"_BASE_: base.yaml\n{dense}")).TEST.BEST_METRIC == "dense/delta1_building"
+
+
 # ---- Untrusted input -------------------------------------------------------------------------------------
 
 BOMBS = [

@@ -16,6 +16,7 @@ from fusiondet.config_text import (
     set_key,
 )
 from fusiondet.errors import InputError
+from tests.support.config_checks import check_stored_config_of_0_5
 from tests.support.tiny_city import ROOT
 
 import pytest
@@ -83,6 +84,11 @@ def test_a_stored_config_says_it_quietly(caplog):
     cfg = config_from_yaml_text("MODEL: {DENSE_HEADS: {DIM: 32}}", "model.pth")
     assert cfg.MODEL.DENSE_HEADS.CONV_DIM == 32
     assert all(record.levelno < logging.WARNING for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", ["detector", "two_detectors", "dense_heads"])
+def test_stored_configs_of_0_5_arrive(name):
+    check_stored_config_of_0_5(ROOT / "tests" / "support" / "configs_of_0_5" / f"{name}.yaml")
 
 
 # ---- Projects that are not there -------------------------------------------------------------------------

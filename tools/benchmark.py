@@ -19,19 +19,19 @@ def parser() -> argparse.ArgumentParser:
         help="training steps: early fusion / 3 channels, height head / without, and an A/A control",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _common_arguments(train, Path("configs/dfc2023/early_fusion_r50.yaml"), batch=2, steps=20)
+    _common_arguments(train, Path("dfc2023/early_fusion_r50.yaml"), batch=2, steps=20)
     fusion = commands.add_parser(
         "fusion",
         help="every way of fusing / early fusion: step, backbone and inference time, parameters, FLOPs, memory",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _common_arguments(fusion, Path("configs/dfc2023/early_fusion_r50_height.yaml"), batch=1, steps=8)
+    _common_arguments(fusion, Path("dfc2023/early_fusion_r50_height.yaml"), batch=1, steps=8)
     joint = commands.add_parser(
         "joint",
         help="one network for instances and dense maps / a network for each, one after the other; A/A control",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _common_arguments(joint, Path("configs/synthetic/joint_r18_small.yaml"), batch=1, steps=20, size=256)
+    _common_arguments(joint, Path("synthetic/joint_r18_small.yaml"), batch=1, steps=20, size=256)
     convert = commands.add_parser(
         "convert",
         help="tiles of a mosaic with footprints / a plain loop; time and memory as tiles and buildings grow",

@@ -731,7 +731,7 @@ def add_arguments(parser) -> None:
         "--paper-split",
         action="store_true",
         help="splits train and val (2654 and 747 of all tiles, by longitude) and one 512 px crop of each tile, as "
-        "FusionHeightNet; the ground that they share is measured",
+        "paper P2 of README.md; the ground that they share is measured",
     )
     add_rule_arguments(parser)
     conversion.add_arguments(parser, skips=True)

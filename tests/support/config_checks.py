@@ -5,8 +5,9 @@ import pickle
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.config import find_config
-from fusiondet.config_loading import load_config
-from fusiondet.engine.checkpoint import read_checkpoint
+from fusiondet.config_loading import config_from_yaml_text, load_config
+from fusiondet.config_text import flat, renamed_keys
+from fusiondet.engine.checkpoint import network_differences, read_checkpoint
 from fusiondet.engine.trainer import FusionTrainer, complete_config
 from fusiondet.modeling.architecture import architecture_of
 from tests.support.detectors import caffe2_blobs
@@ -152,3 +153,15 @@ def check_two_steps(path, annotations, tmp_path, monkeypatch, narrow=()):
     assert len(still) < 0.05 * len(before), f"not trained: {still[:5]}"
     assert "backbone.bottom_up.resnet.stem.conv1.weight" not in still
     assert read_checkpoint(tmp_path / "out" / "model_final.pth")["iteration"] == 1
+
+
+def check_stored_config_of_0_5(path):
+    """The complete config in `path`, as 0.5 stored it in a checkpoint: every value arrives, under the name of today."""
+    text = path.read_text(encoding="utf-8")
+    names = renamed_keys()
+    stored = {names.get(key, key): value for key, value in flat(yaml.safe_load(text)).items()}
+    cfg = config_from_yaml_text(text, path.name)
+    assert {key: value for key, value in flat(cfg).items() if key in stored} == stored
+    again = load_config(path)
+    assert again == cfg and network_differences(cfg, again) == []
+    return cfg

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from benchmarks import Contestant, count_flops, paired_ratio, processor, take_turns
 from fusiondet.analysis.ablation.runs import Run, load_trained
+from fusiondet.analysis.timing import Contestant, count_flops, paired_ratio, processor, take_turns
 from fusiondet.engine.checkpoint import versions
 from fusiondet.engine.trainer import FusionTrainer, precision
 from fusiondet.files import read_json, write_json

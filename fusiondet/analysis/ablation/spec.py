@@ -36,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
+from fusiondet.config import find_config
 from fusiondet.config_loading import load_config
 from fusiondet.config_text import safe_yaml
 from fusiondet.data import catalog
@@ -198,7 +199,7 @@ def read_spec(path: Path, overrides: list[str] = (), seeds: list[int] | None = N
         InputError: a key, row, condition, data set, metric or region that is unknown or has no meaning, or a config
             that does not load; the message names the file.
     """
-    path = Path(path)
+    path = find_config(path) or Path(path)
     tree = _Tree(safe_yaml(_text(path), str(path)), str(path))
     known = "data base train val steps seeds rows conditions compare_to metrics claims galleries cost_rounds"
     tree.only(known.split())
@@ -299,7 +300,8 @@ def _row(path: Path, tree: _Tree, name: str) -> Row:
     overrides = entry.words("overrides")
     _refuse_common(overrides[::2], entry.where, steps_too=True)
     config = entry.text("config") if "config" in entry.keys() else tree.text("base")
-    return Row(name, entry.text("label", name), path.parent / config, overrides)
+    found = find_config(path.parent / config) or find_config(config) or path.parent / config
+    return Row(name, entry.text("label", name), found, overrides)
 
 
 def _condition(tree: _Tree, name: str) -> Condition:

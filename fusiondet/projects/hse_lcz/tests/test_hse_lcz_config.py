@@ -9,7 +9,13 @@ from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import trainer_of
 from fusiondet.errors import InputError
 from fusiondet.projects.hse_lcz.tests.patch_files import write_split
-from tests.support.config_checks import SHRUNK, check_leaf_is_short, check_says_only_what_differs, leaves
+from tests.support.config_checks import (
+    SHRUNK,
+    check_leaf_is_short,
+    check_says_only_what_differs,
+    check_stored_config_of_0_5,
+    leaves,
+)
 from tests.support.tiny_city import SMALL_CONFIG
 
 import numpy as np
@@ -106,3 +112,12 @@ def test_keys_of_patches_are_for_patches():
         InputError, match="MODEL.HSE_LCZ.NUM_CONV is 3, but MODEL.META_ARCHITECTURE FusionRCNN has no use"
     ):
         load_config(SMALL_CONFIG, ["MODEL.HSE_LCZ.NUM_CONV", "3"])
+
+
+def test_a_stored_config_of_0_5_arrives():
+    cfg = check_stored_config_of_0_5(Path(__file__).with_name("hse_lcz_0_5.yaml"))
+    assert (
+        cfg.MODEL.HSE_LCZ.HSE.LOSS_WEIGHT,
+        cfg.MODEL.HSE_LCZ.LCZ.LOSS_WEIGHT,
+        cfg.MODEL.HSE_LCZ.NUM_CONV,
+    ) == (5.0, 2.0, 1)

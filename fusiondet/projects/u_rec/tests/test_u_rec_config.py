@@ -6,6 +6,7 @@ import fusiondet.compat  # noqa: F401
 from tests.support.config_checks import (
     check_leaf_is_short,
     check_says_only_what_differs,
+    check_stored_config_of_0_5,
     check_two_steps,
     leaves,
 )
@@ -40,3 +41,8 @@ def test_leaf_is_short_and_says_what_it_is(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=config_id)
 def test_says_only_what_differs(path):
     check_says_only_what_differs(path)
+
+
+def test_a_stored_config_of_0_5_arrives():
+    cfg = check_stored_config_of_0_5(Path(__file__).with_name("u_rec_0_5.yaml"))
+    assert cfg.MODEL.DENSE_NET.NAME == "UREC"
