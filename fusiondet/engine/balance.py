@@ -11,8 +11,9 @@ from contextlib import ExitStack
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet import plugins
 from fusiondet.errors import InputError
+from fusiondet.modeling.architecture import Architecture
 from fusiondet.modeling.fusion import MODALITIES, cut_off, exchanges, listen, valid_mean
-from fusiondet.modeling.meta_arch import FusionRCNN
+from fusiondet.modeling.streams import modality_of_parameters
 
 import torch
 from detectron2.engine import HookBase
@@ -39,20 +40,20 @@ class BalanceModalities(HookBase):
     Logged: `balance/d_speed`, and `balance/trained`: -1 SAR alone, 0 both, 1 optical alone.
     """
 
-    def __init__(self, model: FusionRCNN, optimizer, *, window: int, tolerance: float, warmup: int = 0):
+    def __init__(self, model: Architecture, optimizer, *, window: int, tolerance: float, warmup: int = 0):
         """See MODEL.FUSION.BALANCE; `warmup`: steps that only train.
 
         Raises:
             InputError: the network has no exchanges, or no branches.
         """
-        if not getattr(model, "has_branches", False) or not exchanges(model):
+        if not isinstance(model, Architecture) or not model.has_branches or not exchanges(model):
             networks = " or ".join(plugins.listed("networks_with_branches"))
             raise InputError(
                 "MODEL.FUSION.BALANCE.WINDOW is set, but balancing needs two branches that tell each other: "
                 "MODEL.META_ARCHITECTURE LateFusionRCNN or LateFusionDense with a MODEL.FUSION.EXCHANGE, or "
                 f"a MODEL.DENSE_NET.NAME with branches ({networks or 'none is there'}). Set it to 0 otherwise."
             )
-        if getattr(getattr(model.backbone, "bottom_up", None), "shares_stages", False):
+        if model.shares_stages:
             raise InputError(
                 "MODEL.FUSION.BALANCE.WINDOW is set, but with MODEL.FUSION.SHARE_WEIGHTS no parameters are of one "
                 "modality alone. Set one of them back to its default."
@@ -62,6 +63,7 @@ class BalanceModalities(HookBase):
         self.means: dict[str, dict[str, Tensor]] = {name: {} for name in exchanges(model)}
         self.trained, self.steps_left, self.regular_steps = "", 0, 0
         self._parameters = {key: _parameters(model, *key.split("/")) for key in self.speeds}
+        self._still = {m: _parameters_of_branch(model, m) for m in MODALITIES}
         self._cut = ExitStack()
         optimizer.register_step_pre_hook(self._keep_still)
 
@@ -78,7 +80,7 @@ class BalanceModalities(HookBase):
         """In a window, cut the branch off and train it alone."""
         if self.steps_left:
             (other,) = {*MODALITIES} - {self.trained}
-            self.model.loss_weights[other] = 0.0
+            self.model.task_weighting.branch_weights[other] = 0.0
             self._cut.enter_context(cut_off(self.model, self.means, other))
 
     def after_step(self) -> None:
@@ -108,7 +110,7 @@ class BalanceModalities(HookBase):
 
     def _end_of_cut(self) -> None:
         self._cut.close()
-        self.model.loss_weights = dict.fromkeys(MODALITIES, 1.0)
+        self.model.task_weighting.branch_weights = dict.fromkeys(MODALITIES, 1.0)
 
     def d_speed(self) -> float:
         """Difference of conditional learning speeds: above 0 the network learns faster from SAR; 0 before any step."""
@@ -160,23 +162,27 @@ class BalanceModalities(HookBase):
         """No momentum or decay moves the branch that is not trained."""
         if self.steps_left:
             (other,) = {*MODALITIES} - {self.trained}
-            for name, parameter in self.model.named_parameters():
-                if other in name.split("."):
-                    parameter.grad = None
+            for parameter in self._still[other]:
+                parameter.grad = None
 
 
-def _parameters(model: FusionRCNN, modality: str, part: str) -> list[Tensor]:
+def _parameters(model: Architecture, modality: str, part: str) -> list[Tensor]:
     """Parameters of the branch that look at the modality itself ("own"), or at what the other tells ("heard")."""
     if part == "own":
-        return list(model.own(modality).parameters())
+        return list(model.unimodal_part(modality).parameters())
     (other,) = {*MODALITIES} - {modality}
-    # What the halves of an exchange share counts for both.
-    return [
-        p
-        for op in exchanges(model).values()
-        for name, p in op.named_parameters()
-        if other not in name.split(".")
-    ]
+    heard = []
+    for op in exchanges(model).values():
+        # What the halves of an exchange share counts for both.
+        of_other = {*getattr(op, other).parameters()}
+        heard += [p for p in op.parameters() if p not in of_other]
+    return heard
+
+
+def _parameters_of_branch(model: Architecture, modality: str) -> list[Tensor]:
+    """Parameters that belong to the branch alone, its halves of the exchanges among them."""
+    own = [p for p, owner in modality_of_parameters(model).items() if owner == modality]
+    return own + [p for op in exchanges(model).values() for p in getattr(op, modality).parameters()]
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

@@ -43,10 +43,11 @@ from fusiondet.io.coco import Dataset
 from fusiondet.io.labels import check_height_labels, tallest_label_m
 from fusiondet.io.pixel_classes import absent_classes, class_list, class_names
 from fusiondet.io.tile_rasters import band_statistics
-from fusiondet.modeling.architecture import architecture_of
+from fusiondet.modeling.architecture import Architecture, architecture_of
 from fusiondet.modeling.fusion import MODALITIES
 from fusiondet.modeling.height_head import DEFAULT_CONTEXT_M, DEFAULT_LOG_SCALE, DEFAULT_MEDIAN_M
 from fusiondet.modeling.sensor_geometry import FACTS
+from fusiondet.modeling.streams import modality_of_parameters
 from fusiondet.modeling.task_weighting import TaskWeighting
 from fusiondet.modeling.weights import load_pretrained
 
@@ -113,7 +114,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     known = [tile for dataset in (labelled or test) for tile in dataset.tiles]
     _complete_geometry(cfg, tiles, known)
     _complete_height_prior(cfg, known)
-    if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet" and "height" in architecture_of(cfg).pixel_tasks(cfg):
+    if architecture_of(cfg).reads_dense_net and "height" in architecture_of(cfg).pixel_tasks(cfg):
         _complete_height_scale(cfg, labelled or test)
     if "classes" in architecture_of(cfg).pixel_tasks(cfg):
         _complete_classes(cfg, train, labelled, test)
@@ -528,9 +529,9 @@ class FusionTrainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         self.sampler = loader.sampler
         self._samples_per_step = loader.batch_size * comm.get_world_size() * cfg.SOLVER.ACCUMULATE_STEPS
-        # Dense heads alone may read some levels of the pyramid only, and other processes would wait for the rest.
-        unread = architecture_of(cfg).may_skip_parameters
-        parallel = defaults.create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unread)
+        # Other processes would wait for the gradients of parameters that a step leaves out.
+        skipped = architecture_of(cfg).may_skip_parameters
+        parallel = defaults.create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=skipped)
         self._trainer = StepTrainer(
             parallel,
             loader,
@@ -627,7 +628,7 @@ class FusionTrainer(DefaultTrainer):
                 f"no network can be built from this config: {reason}. Compare MODEL.DEVICE and the other MODEL keys "
                 "with configs/Base-FusionRCNN-FPN.yaml."
             ) from error
-        if cfg.MODEL.HEIGHT_ON and getattr(model, "interval_width", None) is None:
+        if cfg.MODEL.HEIGHT_ON and (not isinstance(model, Architecture) or model.interval_width is None):
             raise InputError(
                 f"MODEL.HEIGHT_ON is True, but {cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.ROI_HEADS.NAME} predicts "
                 "no heights. Use FusionRCNN or LateFusionRCNN with FusionROIHeads, or set MODEL.HEIGHT_ON False."
@@ -826,39 +827,21 @@ def load_weights(model: nn.Module, cfg: CfgNode) -> None:
 def _by_stream(cfg: CfgNode, model: nn.Module, groups: list[dict]) -> list[dict]:
     """A group per parameter; "lr" of those that one stream has for itself times the factor of its modality."""
     factors = {"optical": cfg.SOLVER.OPTICAL_LR_FACTOR, "sar": cfg.SOLVER.SAR_LR_FACTOR}
-    of_one = _parameters_of_one_stream(model)
+    of_one = modality_of_parameters(model)
     idle = [m for m in MODALITIES if factors[m] != 1 and m not in of_one.values()]
     if idle:
         network = f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}"
-        if cfg.MODEL.META_ARCHITECTURE == "FusionDenseNet":
+        if architecture_of(cfg).reads_dense_net:
             network = f"MODEL.DENSE_NET.NAME is {cfg.MODEL.DENSE_NET.NAME}"
         raise InputError(
             f"SOLVER.{idle[0].upper()}_LR_FACTOR is {factors[idle[0]]:g}, but the network has no stream that sees "
             f"{idle[0]} bands alone: {network}, INPUT.MODALITIES {list(cfg.INPUT.MODALITIES)}. Leave it at 1.0."
         )
     return [
-        {**group, "params": [p], "lr": group["lr"] * factors.get(of_one.get(id(p)), 1.0)}
+        {**group, "params": [p], "lr": group["lr"] * factors.get(of_one.get(p), 1.0)}
         for group in groups
         for p in group["params"]
     ]
-
-
-def _parameters_of_one_stream(model: nn.Module) -> dict[int, str]:
-    """{id of a parameter: modality}. Exchanges and joins are of both, and so are stages that both go through."""
-    shared = {
-        id(p)
-        for part in model.modules()
-        if getattr(part, "shares_stages", False)
-        for stage in part.optical.stage_names
-        for p in getattr(part.optical, stage).parameters()
-    }
-    found = {}
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        modality = next((m for m in MODALITIES if m in parts), None)
-        if modality and id(parameter) not in shared and not {"exchanges", "joins"} & {*parts}:
-            found[id(parameter)] = modality
-    return found
 
 
 def _merged(groups: list[dict]) -> list[dict]:

@@ -3,6 +3,7 @@
 from fusiondet import plugins
 
 from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
 
 
 class Architecture:
@@ -31,6 +32,10 @@ class Architecture:
 
     # Of a network, not of its class: has a branch per modality that predicts on its own, see `branch_predictions`.
     has_branches: bool = False
+    # Of a network: both branches go through the same stages, so that these belong to neither modality.
+    shares_stages: bool = False
+    # Of a network: factor on the width of its height intervals, which calibration sets in place; None without heights.
+    interval_width: Tensor | None = None
 
     @classmethod
     def pixel_tasks(cls, cfg) -> tuple[str, ...]:
@@ -59,6 +64,18 @@ class Architecture:
         if "classes" in tasks:
             return "classes/oa"
         return "dense/delta1_building" if "height" in tasks else "dense/dice"
+
+    def unimodal_part(self, modality: str) -> nn.Module:
+        """Return the part of a network with branches that processes `modality` alone, before any head."""
+        raise NotImplementedError
+
+    def branch_predictions(self, batched_inputs: list[dict]) -> dict[str, list[dict]]:
+        """Return what each branch predicts alone and what both predict together, for a network with branches.
+
+        Returns:
+            {"optical": ..., "sar": ..., "fused": ...}, each as the network's output for these inputs.
+        """
+        raise NotImplementedError
 
 
 def architecture_of(cfg) -> type[Architecture]:

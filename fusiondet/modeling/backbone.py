@@ -5,6 +5,7 @@ Legend: N images, C channels (optical first, SAR after), H x W pixels. Pixels wi
 
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY, MODALITIES, StandIn
+from fusiondet.modeling.streams import ModalityParts, PerModality
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class EarlyFusionResNet(Backbone):
         return self.resnet.output_shape()
 
 
-class TwoStreamResNet(Backbone):
+class TwoStreamResNet(Backbone, ModalityParts):
     """A ResNet per modality, with exchanges between them; what they exchange behind a stage enters the next one."""
 
     def __init__(self, optical: Backbone, sar: Backbone, exchanges: dict[str, nn.Module], learned: bool):
@@ -47,7 +48,7 @@ class TwoStreamResNet(Backbone):
         bands = {"optical": optical.stem.in_channels, "sar": sar.stem.in_channels}
         # Read by fusiondet.modeling.weights.
         self.stream_channels = {"optical": slice(0, bands["optical"]), "sar": slice(bands["optical"], None)}
-        self.stand_ins = nn.ModuleDict({name: StandIn(bands[name], learned) for name in MODALITIES})
+        self.stand_ins = PerModality({name: StandIn(bands[name], learned) for name in MODALITIES})
         self.optical, self.sar = optical, sar
         self.exchanges = nn.ModuleDict(exchanges)
 
@@ -55,6 +56,11 @@ class TwoStreamResNet(Backbone):
     def shares_stages(self) -> bool:
         """Whether both streams go through the same stages."""
         return not self.sar.stage_names
+
+    def parts_of(self, modality: str) -> list[nn.Module]:
+        """See ModalityParts: its ResNet, or of shared stages its stem alone."""
+        resnet = getattr(self, modality)
+        return [resnet.stem] if self.shares_stages else [resnet]
 
     def forward(self, image: Tensor) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """(N, C, H, W) normalised, NaN = no data -> features, validity.
@@ -109,13 +115,17 @@ class IntermediateFusionResNet(TwoStreamResNet):
         return {n: ShapeSpec(channels=join.out_channels, stride=strides[n]) for n, join in self.joins.items()}
 
 
-class PyramidPair(Backbone):
+class PyramidPair(Backbone, ModalityParts):
     """Two streams with a pyramid each, for a detector per modality (decision-level fusion)."""
 
     def __init__(self, bottom_up: TwoStreamResNet, optical: FPN, sar: FPN):
         """`optical`, `sar`: pyramids over `PassThrough`, of the same levels."""
         super().__init__()
         self.bottom_up, self.optical, self.sar = bottom_up, optical, sar
+
+    def parts_of(self, modality: str) -> list[nn.Module]:
+        """See ModalityParts: its pyramid."""
+        return [getattr(self, modality)]
 
     def forward(self, image: Tensor) -> dict[str, dict[str, Tensor]]:
         """(N, C, H, W) normalised, NaN = no data -> {"optical": {"p2": (N, C, H/4, W/4), ...}, "sar": ...}."""
@@ -134,11 +144,6 @@ class PyramidPair(Backbone):
     def size_divisibility(self) -> int:
         """As of the pyramids."""
         return self.optical.size_divisibility
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """As of the pyramids; Detectron2 v0.5 has none."""
-        return getattr(self.optical, "padding_constraints", {})
 
 
 class LateFusionFPN(PyramidPair):

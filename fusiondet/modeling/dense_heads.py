@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.backbone import valid_at
 from fusiondet.modeling.fusion import StandIn, valid_mean
+from fusiondet.modeling.task_attention import TaskAttention
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -49,6 +50,27 @@ class DenseMaps:
     branches: dict[str, Tensor] | None = None
     branches_valid: dict[str, Tensor] | None = None
 
+    def output_maps(self) -> dict[str, Tensor]:
+        """Return what is output, float32, as far as it is predicted.
+
+        Returns:
+            {"height_map_m": (N, 1, H, W) metres, "footprint_map": (N, 1, H, W) probability of a building,
+            "class_map": (N, K, H, W) probabilities of the classes}.
+        """
+        maps = {}
+        if self.height_m is not None:
+            maps["height_map_m"] = self.height_m.float()
+        if self.footprint is not None:
+            maps["footprint_map"] = self.footprint.float().sigmoid()
+        if self.classes is not None:
+            maps["class_map"] = self.classes.float().softmax(dim=1)
+        return maps
+
+    def branch_maps(self) -> dict[str, dict[str, Tensor]]:
+        """Return `output_maps` of each branch alone and of the network: {"optical": ..., "sar": ..., "fused": ...}."""
+        of_branches = {m: DenseMaps(footprint=logits).output_maps() for m, logits in self.branches.items()}
+        return {**of_branches, "fused": self.output_maps()}
+
 
 @dataclass
 class DenseTargets:
@@ -65,32 +87,6 @@ class DenseTargets:
     footprint: Tensor
     image: Tensor
     classes: Tensor | None = None
-
-
-# ---- Attention of a task -----------------------------------------------------------------------------------
-
-
-class TaskAttention(nn.Module):
-    """What of a shared feature map one task looks at (P4): a gate per channel and a gate per cell.
-
-    The channel gate is told the mean over cells with data, the spatial one the 3 x 3 cells around. Both are
-    2 sigmoid(z) with z = 0 before training, so that an untrained attention hands on what it gets.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        width = max(8, channels // 4)
-        self.squeeze, self.excite = nn.Linear(channels, width), nn.Linear(width, channels)
-        self.spatial = nn.Conv2d(channels, 1, kernel_size=3, padding=1)
-        for layer in (self.excite, self.spatial):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, features: Tensor, valid: Tensor) -> Tensor:
-        """Features (N, channels, h, w), valid (N, 1, H, W) of the pixels -> the features, gated."""
-        mean = valid_mean(features, valid_at(valid, features))
-        channel = self.excite(F.relu(self.squeeze(mean.to(features.dtype))))
-        return features * (4 * channel.sigmoid()[:, :, None, None] * self.spatial(features).sigmoid())
 
 
 # ---- Decoder -----------------------------------------------------------------------------------------------

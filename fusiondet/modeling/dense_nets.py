@@ -11,14 +11,8 @@ from dataclasses import dataclass
 from fusiondet import plugins
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
-from fusiondet.modeling.fusion import MODALITIES, StandIn
-from fusiondet.modeling.meta_arch import NO_INSTANCES, FusionDense, dense_targets
-from fusiondet.modeling.task_weighting import task_of
 
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.backbone import Backbone
-from detectron2.structures import ImageList
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -100,8 +94,8 @@ class DenseNet(nn.Module):
     def check(cls, cfg) -> None:
         """InputError for a value of the network's own keys that means nothing."""
 
-    def own(self, modality: str) -> nn.Module:
-        """The part of a network with branches that looks at `modality` alone."""
+    def unimodal_part(self, modality: str) -> nn.Module:
+        """Return the part of a network with branches that processes `modality` alone."""
         raise NotImplementedError
 
     def forward(self, picture: Picture) -> DenseMaps:
@@ -114,132 +108,6 @@ class DenseNet(nn.Module):
         Names may have a branch before them ("sar/loss_footprint"). 0 and attached where nothing is known.
         """
         raise NotImplementedError
-
-
-class _Whole(Backbone):
-    """A dense net in the place of a backbone: takes the image with NaN, and says `DenseMaps`."""
-
-    def __init__(self, net: DenseNet, optical_channels: int, bands: int, learned_stand_in: bool):
-        super().__init__()
-        self.net, self.optical_channels = net, optical_channels
-        self.optical_fill = StandIn(optical_channels, learned_stand_in and optical_channels > 0)
-        self.sar_fill = StandIn(bands - optical_channels, learned_stand_in and optical_channels < bands)
-
-    @property
-    def size_divisibility(self) -> int:
-        return self.net.stride
-
-    def forward(self, image: Tensor, complete: Tensor | None = None) -> DenseMaps:
-        """(N, C, H, W), NaN = no data; `complete`: before any modality was dropped, None: the same."""
-        optical, optical_valid = self.optical_fill(image[:, : self.optical_channels])
-        sar, sar_valid = self.sar_fill(image[:, self.optical_channels :])
-        # all() over no bands is True: those of a modality that is not there are missing everywhere.
-        target = image if complete is None else complete
-        return self.net(Picture(optical, sar, optical_valid, sar_valid, target))
-
-
-@META_ARCH_REGISTRY.register()
-class FusionDenseNet(FusionDense):
-    """One of `DENSE_NET_REGISTRY`: inputs and outputs are those of FusionRCNN, without "instances" in the outputs.
-
-    Inputs may have classes: (H, W) float32 index of a class, NaN where unknown; outputs of a network with the task
-    "classes" have "class_map": (K, H, W) float32 probabilities.
-    """
-
-    reads_dense_heads = may_skip_parameters = False
-    reads_dense_net = True
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.loss_weights = dict.fromkeys(MODALITIES, 1.0)
-
-    @classmethod
-    def from_config(cls, cfg):
-        """Builds the network that the config names.
-
-        Raises:
-            InputError: see `check_dense_net`.
-        """
-        check_dense_net(cfg)
-        arguments = cls.fusion_arguments(cfg)
-        optical, bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS, len(cfg.MODEL.PIXEL_MEAN)
-        net = dense_net_named(cfg.MODEL.DENSE_NET.NAME)(cfg, optical, bands - optical)
-        learned = any(cfg.MODEL.FUSION.MODALITY_DROPOUT.values())
-        return {**arguments, "backbone": _Whole(net, optical, bands, learned), **NO_INSTANCES}
-
-    @classmethod
-    def pixel_tasks(cls, cfg) -> tuple[str, ...]:
-        """See Architecture."""
-        net = dense_net_named(cfg.MODEL.DENSE_NET.NAME)
-        return (*cfg.MODEL.DENSE_NET.TASKS, *(["reconstruction"] if net.teaches_unlabelled(cfg) else []))
-
-    @classmethod
-    def tasks(cls, cfg) -> list[str]:
-        """As FusionRCNN.tasks: what the maps are weighted under."""
-        net = dense_net_named(cfg.MODEL.DENSE_NET.NAME)
-        losses = {"footprint": "loss_footprint", "height": "loss_dense_height", "classes": "loss_classes"}
-        names = [task_of(losses[task]) for task in cfg.MODEL.DENSE_NET.TASKS]
-        return names + (["reconstruction"] if net.teaches_unlabelled(cfg) else [])
-
-    @property
-    def net(self) -> DenseNet:
-        """The network itself."""
-        return self.backbone.net
-
-    @property
-    def has_branches(self) -> bool:
-        """See FusionRCNN."""
-        return self.net.has_branches
-
-    def own(self, modality: str) -> nn.Module:
-        """The part of a network with branches that looks at `modality` alone."""
-        return self.net.own(modality)
-
-    @torch.no_grad()
-    def branch_predictions(self, batched_inputs) -> dict[str, list[dict]]:
-        """What each branch says alone and what both say together, each in the form of `inference`.
-
-        Returns:
-            {"optical": ..., "sar": ..., "fused": ...}. Where its modality has no data, a branch could only guess.
-        """
-        assert not self.training and self.has_branches
-        images = self.preprocess_image(batched_inputs)
-        maps = self.backbone(images.tensor)
-        said = {m: DenseMaps(footprint=logits) for m, logits in maps.branches.items()} | {"fused": maps}
-        return {
-            name: self._maps_alone(self._said(one, images), batched_inputs, images)
-            for name, one in said.items()
-        }
-
-    def preprocess_image(self, batched_inputs):
-        """As FusionRCNN's; a batch smaller than the network can take is padded, with NaN as all padding."""
-        images = super().preprocess_image(batched_inputs)
-        least = self.net.least_size_px
-        height, width = images.tensor.shape[-2:]
-        if min(height, width) >= least:
-            return images
-        padding = (0, max(0, least - width), 0, max(0, least - height))
-        padded = ImageList(nn.functional.pad(images.tensor, padding, value=torch.nan), images.image_sizes)
-        padded.sensor = images.sensor
-        padded.complete = nn.functional.pad(images.complete, padding, value=torch.nan)
-        return padded
-
-    def forward(self, batched_inputs):
-        """The losses in training, weighted; else as `outputs`."""
-        if not self.training:
-            return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        maps = self.backbone(images.tensor, images.complete)
-        losses = self.net.losses(maps, dense_targets(batched_inputs, images.complete))
-        # "optical/loss_footprint" of a network with branches, "loss_footprint" of one without.
-        losses = {key: loss * self.loss_weights.get(key.split("/")[0], 1.0) for key, loss in losses.items()}
-        return losses if self.task_weighting is None else self.task_weighting(losses, [])
-
-    def _maps(self, shared, image: Tensor):
-        return shared
-
-    def _seen(self, shared, image: Tensor, maps=None):
-        return {}
 
 
 def check_dense_net(cfg) -> None:

@@ -173,7 +173,13 @@ class Exchange(nn.Module):
     """Base of exchanges: forward(optical, sar, optical_valid, sar_valid) -> (optical, sar), shapes unchanged.
 
     All that one stream gets to know of the other goes through `_tell`, so that it can be observed and cut off (P3).
+
+    Attributes:
+        optical, sar: modules, the half of the exchange that changes this stream alone.
     """
+
+    optical: nn.Module
+    sar: nn.Module
 
     def __init__(self):
         super().__init__()

@@ -28,6 +28,7 @@ forward(features: dict[str, (N, D, H, W)], boxes: N Boxes in image pixels, masks
 frame of each box, or None, sensor: (R, len(SENSOR_FIELDS))) -> HeightDistribution of R regions. With
 MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR one of the features is "dense_height", (N, 1, H, W) metres at stride 1, detached.
 losses(predicted: HeightDistribution, heights_m: (R,) known heights) -> dict of scalar losses; R may be 0.
+interval_width: buffer, factor on the width of the intervals that calibration sets in place.
 """
 
 # Fields set on Instances, in the order of HeightDistribution.heights_m().

@@ -26,6 +26,11 @@ class FusionROIHeads(StandardROIHeads):
         self.height_head = height_head
         self.max_height_positives = max_height_positives
 
+    @property
+    def interval_width(self) -> torch.Tensor | None:
+        """Factor on the width of the height intervals; None without a height head."""
+        return None if self.height_head is None else self.height_head.interval_width
+
     @classmethod
     def from_config(cls, cfg, input_shape):
         """The only reader of config keys."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 
 from fusiondet.errors import InputError, unknown_name
+from fusiondet.modeling.fusion import MODALITIES
 
 import numpy as np
 import torch
@@ -41,20 +42,33 @@ class TaskWeighting(nn.Module):
 
     Weights change in `update` alone, once per optimizer step and in all processes alike: all micro-batches of a step,
     in all processes, see the same ones.
+
+    Attributes:
+        branch_weights: modality -> factor on the losses of its branch, before all else; see `BalanceModalities`.
     """
 
     def __init__(self, tasks: Iterable[str]):
         """`tasks`: those that losses will come of; one that has no loss in a batch is left alone."""
         super().__init__()
         self.tasks = list(tasks)
+        self.branch_weights = dict.fromkeys(MODALITIES, 1.0)
         self._seen: Tensor | None = None
 
     def forward(self, losses: dict[str, Tensor], shared: list[Tensor]) -> dict[str, Tensor]:
         """`losses` times the weights of their tasks, under their names.
 
         Args:
-            losses: scalars attached to the graph. shared: feature maps (N, C, h, w) that all tasks are computed from.
+            losses: scalars attached to the graph; "sar/loss_mask" is of the SAR branch.
+            shared: feature maps (N, C, h, w) that all tasks are computed from.
         """
+        of_branches = {}
+        for name, loss in losses.items():
+            branch, slash, _ = name.partition("/")
+            of_branches[name] = loss * self.branch_weights[branch] if slash else loss
+        return self._weighted(of_branches, shared)
+
+    def _weighted(self, losses: dict[str, Tensor], shared: list[Tensor]) -> dict[str, Tensor]:
+        """As `forward`, of losses that already have the weights of their branches."""
         sums = self._sums(losses)
         # Passes without gradients, such as those of PreciseBN, do not count.
         if torch.is_grad_enabled():
@@ -131,13 +145,13 @@ class UncertaintyWeighting(TaskWeighting):
         # fusiondet.engine.trainer.build_optimizer knows it by this name.
         self.task_log_scales = nn.Parameter(torch.zeros(len(self.learned)))
 
-    def forward(self, losses: dict[str, Tensor], shared: list[Tensor]) -> dict[str, Tensor]:
+    def _weighted(self, losses: dict[str, Tensor], shared: list[Tensor]) -> dict[str, Tensor]:
         """As TaskWeighting's, with the sum of all s as "loss_task_uncertainty"."""
         sums = dict(zip(self.tasks, self._sums(losses), strict=True))
         heard = torch.stack([sums[task].detach() != 0 for task in self.learned])
         # In the graph in every process, whatever its batch holds.
         regulariser = (self.task_log_scales * heard).sum()
-        return {**super().forward(losses, shared), "loss_task_uncertainty": regulariser}
+        return {**super()._weighted(losses, shared), "loss_task_uncertainty": regulariser}
 
     def _weights(self) -> Iterable:
         weights = dict(zip(self.learned, torch.exp(-self.task_log_scales), strict=True))

@@ -90,7 +90,12 @@ def test_the_branch_of_the_slower_modality_has_the_next_window(hook, heard, trai
     seen = []
     for _ in range(7):
         hook.before_step()
-        seen.append((hook.model.loss_weights[other], hook.model.loss_weights[trained]))
+        seen.append(
+            (
+                hook.model.task_weighting.branch_weights[other],
+                hook.model.task_weighting.branch_weights[trained],
+            )
+        )
         cut = [op._replaced.keys() for op in exchanges(hook.model).values()]
         assert all(set(keys) == ({other} if seen[-1][0] == 0 else set()) for keys in cut)
         gradients(hook, optical_own=1.0, optical_heard=heard, sar_own=1.0, sar_heard=1.0)
@@ -133,7 +138,7 @@ def test_in_a_window_nothing_of_the_other_branch_moves(trainer):
         for m in {*name.split(".")} & {*MODALITIES}:
             moved[m].append(not torch.equal(snapshots[1][name], after))
     assert not any(moved[other]) and sum(moved[trained]) > 0.9 * len(moved[trained])
-    assert made.model.loss_weights == {"optical": 1.0, "sar": 1.0}
+    assert made.model.task_weighting.branch_weights == {"optical": 1.0, "sar": 1.0}
     assert all(op._listener is None and not op._replaced for op in exchanges(made.model).values())
 
 
@@ -141,9 +146,9 @@ def test_a_step_that_fails_in_a_window_leaves_the_model_as_it_was(hook):
     hook.before_train()
     hook.trained, hook.steps_left = "optical", 2
     hook.before_step()
-    assert hook.model.loss_weights["sar"] == 0
+    assert hook.model.task_weighting.branch_weights["sar"] == 0
     hook.after_train()  # as the trainer calls it after an exception
-    assert hook.model.loss_weights == {"optical": 1.0, "sar": 1.0}
+    assert hook.model.task_weighting.branch_weights == {"optical": 1.0, "sar": 1.0}
     assert all(op._listener is None and not op._replaced for op in exchanges(hook.model).values())
 
 

@@ -13,11 +13,11 @@ from fusiondet.modeling.dense_heads import (
     DenseTargets,
     Footprint,
     Reconstruction,
-    TaskAttention,
     ValidGroupNorm,
     build_dense_heads,
     check_dense_heads,
 )
+from fusiondet.modeling.task_attention import TaskAttention
 
 import pytest
 import torch
@@ -332,34 +332,6 @@ def test_no_data_in_the_image_is_no_nan_in_the_maps(cfg):
 
 
 # ---- Attention ---------------------------------------------------------------------------------------------
-
-
-def test_an_untrained_attention_hands_on_what_it_gets():
-    features = torch.randn(2, 16, 5, 7)
-    torch.testing.assert_close(TaskAttention(16)(features, torch.ones(2, 1, 40, 56)), features)
-
-
-def test_an_attention_can_shut_out_a_channel_and_a_cell():
-    attention = TaskAttention(16)
-    features = torch.ones(1, 16, 4, 4)
-    features[0, 0, 3, 3] = -1
-    with torch.no_grad():
-        attention.excite.bias[5] = -50.0
-        attention.spatial.weight[0, 0, 1, 1] = 50.0
-    seen = attention(features, torch.ones(1, 1, 4, 4))[0]
-    assert max(seen[5].abs().max(), seen[:, 3, 3].abs().max()) < 1e-6
-    torch.testing.assert_close(seen[7, :3], torch.full((3, 4), 2.0))
-
-
-def test_the_channels_are_chosen_by_cells_with_data():
-    attention = TaskAttention(16)
-    wake(attention)
-    nn.init.zeros_(attention.spatial.weight)
-    features, valid = torch.randn(1, 16, 4, 8), torch.ones(1, 1, 16, 32)
-    valid[..., 16:] = 0
-    other = features.clone()
-    other[..., 4:] += 10
-    torch.testing.assert_close(attention(features, valid)[..., :4], attention(other, valid)[..., :4])
 
 
 def test_each_task_has_an_attention_of_its_own(cfg):

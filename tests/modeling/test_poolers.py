@@ -23,3 +23,13 @@ def test_a_ramp_is_read_at_the_centres_of_the_boxes(dtype):
 def test_no_box_gives_no_feature():
     pooler = Float32Pooler(ROIPooler(7, [0.25], 2, "ROIAlignV2"))
     assert pooler([torch.rand(1, 3, 8, 8)], [Boxes(torch.zeros(0, 4))]).shape == (0, 3, 7, 7)
+
+
+def test_bfloat16_leaves_boxes_where_they_are():
+    ramp = torch.arange(300.0).repeat(300, 1)[None, None]
+    boxes = [Boxes(torch.tensor([[201.3, 10.0, 210.7, 20.0]]))]
+    pooler = Float32Pooler(ROIPooler(1, (1.0,), 2, "ROIAlignV2"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pooler([ramp], boxes)
+    assert pooled.dtype == torch.float32
+    assert pooled.item() == pytest.approx(206.0 - 0.5, abs=1e-3)

@@ -5,7 +5,7 @@ import math
 import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import SensorGeometry
 from fusiondet.errors import InputError
-from fusiondet.modeling.meta_arch import sensor_rows
+from fusiondet.modeling.preprocessing import sensor_rows
 from fusiondet.modeling.sensor_geometry import (
     FACTS,
     HEIGHTS_M,

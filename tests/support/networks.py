@@ -4,6 +4,20 @@ import pytest
 import torch
 
 
+def losses_of(model, inputs):
+    """Losses of `model` in training mode or not, as it is, with a place for what it logs."""
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage():
+        return model(inputs)
+
+
+def assert_all_gradients_finite(model):
+    """Every parameter has a gradient, and it is finite."""
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
 @pytest.fixture
 def small_cfg():
     """Config of a shrunken FusionRCNN for 3 optical and 1 SAR band."""
@@ -70,3 +84,16 @@ def dense_cfg(small_cfg):
     model.FUSION.OPTICAL_CHANNELS, model.DENSE_NET.HEIGHT_SCALE_M = 3, 50.0
     small_cfg.TEST.BEST_METRIC = "dense/dice"
     return small_cfg
+
+
+@pytest.fixture
+def make_tile(make_input):
+    """make_input with labels per pixel: buildings of 8 m."""
+
+    def make(n_buildings, **options):
+        x = make_input(n_buildings, **options)
+        x["footprint"] = x["instances"].gt_masks.tensor.any(0).float()
+        x["building_height_m"] = x["footprint"] * 8
+        return x
+
+    return make

@@ -214,7 +214,7 @@ def _predicted(model: nn.Module, tiles: Iterable[tuple[dict, dict]], means: dict
 
 
 def _outputs(model: nn.Module, x: dict, other: dict) -> dict[str, dict]:
-    inputs, mean = {"as_is": x}, model.pixel_mean.flatten().cpu()
+    inputs, mean = {"as_is": x}, model.preprocessing.pixel_mean.flatten().cpu()
     for modality in MODALITIES:
         for how in REPLACEMENTS:
             image = replace_modality(x["image"], other["image"], how, model.channels[modality], mean)
@@ -329,7 +329,7 @@ def _network(weights: Path, dataset_name: str, device: str | None):
     # What was hidden in a run with --eval-only says nothing about the network.
     cfg.MODEL.FUSION.DISABLED = ""
     model = FusionTrainer.build_model(cfg).eval()
-    if not hasattr(model, "channels"):
+    if not architecture_of(cfg).has_modalities:
         raise InputError(
             f"{weights}: {cfg.MODEL.META_ARCHITECTURE} is no FusionRCNN, so its bands have no modality."
         )
@@ -380,7 +380,7 @@ def _pairs(cfg, dataset: Dataset, seed: int) -> Iterator[tuple[dict, dict]]:
 
 def _without_utilization(model: nn.Module) -> str:
     """Why conditional utilisation has no meaning for `model`; empty where it has one."""
-    if not getattr(model, "has_branches", False):
+    if not model.has_branches:
         return "one head for both modalities: conditional utilisation (P3) is not defined for it."
     if not exchanges(model):
         return "the branches exchange nothing: conditional utilisation is 0 by construction and left out."

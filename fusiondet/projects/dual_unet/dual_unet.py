@@ -5,6 +5,7 @@ from fusiondet.modeling.backbone import valid_at
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets, known_pixels
 from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY, DenseNet, Picture
 from fusiondet.modeling.fusion import MMTM, MODALITIES, weights_of
+from fusiondet.modeling.streams import PerModality
 from fusiondet.modeling.unet import UNetDecoder, UNetEncoder
 
 import torch
@@ -44,7 +45,7 @@ class DualUNet(DenseNet):
         self.stride = 2 ** (len(widths) - 1)
         # Batch norm needs more than one cell of the coarsest map.
         self.least_size_px = 2 * self.stride
-        self.branches = nn.ModuleDict({m: _UNet(n, widths) for m, n in bands.items()})
+        self.branches = PerModality({m: _UNet(n, widths) for m, n in bands.items()})
         self.has_branches = len(bands) == 2
         # Down to the coarsest map and up again, but for the last map.
         told = [*widths, *reversed(widths[1:-1])] if self.has_branches else []
@@ -64,7 +65,7 @@ class DualUNet(DenseNet):
         if not 1 <= keys.POWER <= 2:
             raise InputError(f"MODEL.DENSE_NET.DUAL_UNET.POWER is {keys.POWER}, expected 1 to 2.")
 
-    def own(self, modality: str) -> nn.Module:
+    def unimodal_part(self, modality: str) -> nn.Module:
         """See DenseNet."""
         return self.branches[modality]
 

@@ -5,6 +5,7 @@ from fusiondet.modeling.backbone import valid_at
 from fusiondet.modeling.dense_heads import DenseMaps
 from fusiondet.modeling.dense_nets import DENSE_NET_REGISTRY, Picture
 from fusiondet.modeling.fusion import MODALITIES, AttentionBlock, ConcatJoin, CrossAttention
+from fusiondet.modeling.streams import PerModality
 from fusiondet.modeling.unet import UNetDecoder
 from fusiondet.projects.fusion_height_net.two_task_head import TwoTaskHead, TwoTaskNet
 
@@ -147,11 +148,11 @@ class FusionHeightNet(TwoTaskNet):
         bands = {"optical": optical_channels, "sar": sar_channels}
         self.modalities = [m for m in MODALITIES if bands[m]]
         self.shared = keys.SHARE_WEIGHTS and len(self.modalities) > 1
-        self.stems = nn.ModuleDict({m: _stem(bands[m], widths[0]) for m in self.modalities})
+        self.stems = PerModality({m: _stem(bands[m], widths[0]) for m in self.modalities})
         encoders = [_BOTH] if self.shared else self.modalities
-        self.levels = nn.ModuleDict({name: _Levels(widths) for name in encoders})
+        self.levels = PerModality({name: _Levels(widths) for name in encoders})
         sizes = (keys.DEPTH, keys.HEADS, keys.MLP_RATIO, keys.POSITIONS)
-        self.transformers = nn.ModuleDict({name: Transformer(widths[-1], *sizes) for name in encoders})
+        self.transformers = PerModality({name: Transformer(widths[-1], *sizes) for name in encoders})
         self.exchanges, self.joins = nn.ModuleList(), nn.ModuleList()
         if len(self.modalities) > 1:
             if keys.FUSION == "cross":

@@ -19,7 +19,7 @@ Legend: N patches, C bands, K = 17 zones.
 
 from fusiondet.errors import InputError
 from fusiondet.modeling.architecture import Architecture
-from fusiondet.modeling.dense_heads import TaskAttention
+from fusiondet.modeling.task_attention import TaskAttention
 from fusiondet.modeling.task_weighting import TaskWeighting, build_task_weighting, register_loss
 from fusiondet.projects.hse_lcz.hse_lcz_config import TASKS
 

@@ -152,11 +152,13 @@ class BrightPixels(nn.Module):
     """Takes for a building what is brighter than usual in a weighted sum of the normalised bands."""
 
     channels = {"optical": OPTICAL, "sar": SAR}
+    has_branches = False
 
     def __init__(self, weights, mean=(60.0, 60.0, 60.0, -18.0), std=(50.0, 50.0, 50.0, 3.0)):
         super().__init__()
         self.weights = torch.tensor(weights)[:, None, None]
         self.pixel_mean, self.pixel_std = (torch.tensor(v)[:, None, None] for v in (mean, std))
+        self.preprocessing = SimpleNamespace(pixel_mean=self.pixel_mean)
 
     def forward(self, batched_inputs):
         image = torch.nan_to_num((batched_inputs[0]["image"] - self.pixel_mean) / self.pixel_std)
@@ -395,7 +397,7 @@ class Shares(nn.Module):
 
     channels = {"optical": OPTICAL, "sar": SAR}
     has_branches = True
-    pixel_mean = torch.zeros(4, 1, 1)
+    preprocessing = SimpleNamespace(pixel_mean=torch.zeros(4, 1, 1))
     # modality -> (share as trained, share with the other cut off)
     shares = {"optical": (0.5, 0.25), "sar": (1.0, 0.5)}
 

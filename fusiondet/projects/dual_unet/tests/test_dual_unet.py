@@ -275,7 +275,7 @@ def test_balanced_training_trains_the_slower_branch_alone(tmp_path):
     seen, losses_of = [], trainer.model.net.losses
 
     def spy(maps, targets):
-        seen.append((hook.trained, dict(trainer.model.loss_weights)))
+        seen.append((hook.trained, dict(trainer.model.task_weighting.branch_weights)))
         return losses_of(maps, targets)
 
     trainer.model.net.losses = spy
@@ -283,7 +283,7 @@ def test_balanced_training_trains_the_slower_branch_alone(tmp_path):
     alone = [(trained, weights) for trained, weights in seen if trained]
     assert len(seen) == 4 and alone, "a step of both, then one of one"
     assert all(weights == {m: float(m == trained) for m in MODALITIES} for trained, weights in alone)
-    assert trainer.model.loss_weights == {"optical": 1.0, "sar": 1.0}
+    assert trainer.model.task_weighting.branch_weights == {"optical": 1.0, "sar": 1.0}
 
 
 # ---- Missing data, small tiles, keys ---------------------------------------------------------------------

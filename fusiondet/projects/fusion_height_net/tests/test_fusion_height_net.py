@@ -10,6 +10,7 @@ from fusiondet.errors import InputError
 from fusiondet.modeling.dense_heads import DenseTargets
 from fusiondet.modeling.dense_nets import Picture, dense_net_named
 from fusiondet.modeling.fusion import MODALITIES, exchanges
+from fusiondet.modeling.streams import modality_of_parameters
 from fusiondet.projects.fusion_height_net.fusion_height_net import Transformer
 from tests.support.tiny_city import BANDS, write_split
 
@@ -170,15 +171,13 @@ def test_independent_encoders_share_nothing(cfg):
 
 def test_what_one_stream_has_for_itself_is_named_by_its_modality(cfg):
     """By which SOLVER.SAR_LR_FACTOR finds it; cross-fusion is of both."""
-    from fusiondet.engine.trainer import _parameters_of_one_stream
-
     net = network(cfg)
-    named, of_one = dict(net.named_parameters()), _parameters_of_one_stream(net)
-    parts = {name.split(".")[0] for name, p in named.items() if of_one.get(id(p)) == "sar"}
+    named, of_one = dict(net.named_parameters()), modality_of_parameters(net)
+    parts = {name.split(".")[0] for name, p in named.items() if of_one.get(p) == "sar"}
     assert parts == {"stems", "levels", "transformers"}
     shared = network(cfg, SHARE_WEIGHTS=True)
-    of_one = _parameters_of_one_stream(shared)
-    assert {n.split(".")[0] for n, p in shared.named_parameters() if id(p) in of_one} == {"stems"}
+    of_one = modality_of_parameters(shared)
+    assert {n.split(".")[0] for n, p in shared.named_parameters() if p in of_one} == {"stems"}
 
 
 # ---- Cross-fusion ------------------------------------------------------------------------------------------

@@ -8,17 +8,17 @@ from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import dense_counts, dense_metrics, tile_truth
+from fusiondet.modeling.branch_dense_heads import BranchDenseHeads
 from fusiondet.modeling.dense_heads import DenseMaps
 from fusiondet.modeling.fusion import MODALITIES
-from fusiondet.modeling.height_head import HEIGHT_FIELDS, HeightDistribution
-from fusiondet.modeling.late_fusion import combine_heights, fuse_boxes, valid_shares
+from fusiondet.modeling.height_head import HEIGHT_FIELDS
 from fusiondet.modeling.sensor_geometry import FACTS
 from tests.support.tiny_city import BANDS, write_split
 
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 NAN = float("nan")
@@ -40,127 +40,6 @@ def built(cfg, seed=0):
 @pytest.fixture
 def model(late_cfg):
     return built(late_cfg)
-
-
-def found(boxes, scores, classes=None):
-    """Detections, and their shares when both modalities have data everywhere."""
-    instances = Instances((100, 100), pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
-    instances.scores = torch.tensor(scores)
-    instances.pred_classes = torch.tensor(classes or [0] * len(scores), dtype=torch.long)
-    return instances, torch.ones(len(scores), 2)
-
-
-def fused(optical, sar, match_iou=0.5):
-    return fuse_boxes(optical[0], sar[0], optical[1], sar[1], match_iou)
-
-
-# ---- Boxes ----
-
-
-def test_boxes_of_both_are_averaged_by_score_and_scores_plainly():
-    result = fused(found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 12]], [0.3]))
-    torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[0.0, 0, 10, 10.5]]))
-    torch.testing.assert_close(result.scores, torch.tensor([0.6]))
-
-
-def test_a_box_that_only_one_of_two_finds_keeps_half_its_score():
-    optical = found([[0.0, 0, 10, 10], [50.0, 50, 60, 60]], [0.6, 0.9])
-    result = fused(optical, found([[0.0, 0, 10, 10]], [0.8]))
-    torch.testing.assert_close(result.scores, torch.tensor([0.7, 0.45]))
-    torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[0.0, 0, 10, 10], [50.0, 50, 60, 60]]))
-
-
-def test_a_modality_without_data_has_no_say():
-    optical = found([[0.0, 0, 10, 10]], [0.9])
-    optical[1][:, 1] = 0
-    result = fused(optical, found([], []))
-    assert torch.equal(result.scores, optical[0].scores)
-
-
-def test_half_the_data_has_half_the_weight():
-    optical, sar = found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 13]], [0.9])
-    optical[1][:, 1] = sar[1][:, 1] = 0.5
-    result = fused(optical, sar)
-    torch.testing.assert_close(result.pred_boxes.tensor, torch.tensor([[0.0, 0, 10, 11]]))
-    torch.testing.assert_close(result.scores, torch.tensor([0.9]))
-    assert fused(optical, found([], [])).scores.item() == pytest.approx(0.6)
-
-
-def test_the_better_scored_box_takes_its_best_partner_and_only_one():
-    optical = found([[0.0, 0, 10, 10], [0.0, 0, 10, 14]], [0.9, 0.5])
-    result = fused(optical, found([[0.0, 0, 10, 11], [0.0, 0, 10, 13.5]], [0.8, 0.4]))
-    assert len(result) == 2
-    torch.testing.assert_close(result.scores, torch.tensor([0.85, 0.45]))
-
-
-@pytest.mark.parametrize(("iou", "count"), [(0.49, 1), (0.51, 2)])
-def test_boxes_merge_above_the_threshold_only(iou, count):
-    assert len(fused(found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 5]], [0.9]), iou)) == count
-
-
-def test_other_classes_are_other_things():
-    result = fused(found([[0.0, 0, 10, 10]], [0.9]), found([[0.0, 0, 10, 10]], [0.8], [1]))
-    assert result.pred_classes.tolist() == [0, 1]
-
-
-def test_nothing_and_nothing_is_nothing():
-    assert len(fused(found([], []), found([], []))) == 0
-
-
-@pytest.mark.parametrize(
-    ("box", "share"),
-    [
-        ([0.0, 0, 4, 4], 0.0),
-        ([4.0, 0, 8, 4], 1.0),
-        ([2.0, 0, 6, 4], 0.5),
-        ([4.2, 0.0, 4.8, 1.0], 1.0),
-        ([20.0, 20, 30, 30], 0.0),
-        ([6.0, 6, 6, 6], 0.0),
-        ([0.0, -5, 8, 20], 0.5),
-    ],
-)
-def test_share_of_a_box_with_data(box, share):
-    image = torch.zeros(2, 10, 8)
-    image[:, :, :4] = NAN
-    image[0] = NAN
-    assert valid_shares(image, torch.tensor([box])).item() == pytest.approx(share)
-
-
-# ---- Heights ----
-
-
-def heights(median_m, scale, range_m=(1.0, 200.0)):
-    return HeightDistribution(
-        torch.tensor(median_m).log(), torch.tensor(scale).log(), range_m, torch.tensor(7.0)
-    )
-
-
-def test_heights_are_weighted_by_inverse_variance_of_the_log():
-    # Variances 1 : 4, weights 0.8 and 0.2: exp(0.8 ln 10 + 0.2 ln 20).
-    result = combine_heights([heights([10.0], [0.1]), heights([20.0], [0.2])], torch.ones(1, 2))
-    assert result.location.exp().item() == pytest.approx(10 * 2**0.2, rel=1e-5)
-    median = math.log(10 * 2**0.2)
-    variance = 0.8 * (0.02 + (math.log(10) - median) ** 2) + 0.2 * (0.08 + (math.log(20) - median) ** 2)
-    assert result.log_scale.exp().item() == pytest.approx(math.sqrt(variance / 2), rel=1e-5)
-
-
-def test_agreement_makes_no_branch_surer_than_the_best_and_disagreement_less_sure():
-    same = combine_heights([heights([10.0], [0.1]), heights([10.0], [0.1])], torch.ones(1, 2))
-    apart = combine_heights([heights([8.0], [0.1]), heights([12.5], [0.1])], torch.ones(1, 2))
-    assert same.log_scale.exp().item() == pytest.approx(0.1, rel=1e-5)
-    assert apart.location.exp().item() == pytest.approx(10, rel=1e-5)
-    assert apart.log_scale.exp().item() > 0.18
-
-
-def test_without_data_of_one_the_height_is_the_others_and_the_width_is_common():
-    shares = torch.tensor([[1.0, 0.0], [0.0, 0.3], [0.0, 0.0]])
-    parts = [heights([10.0] * 3, [0.1] * 3), heights([40.0] * 3, [0.1] * 3)]
-    result = combine_heights(parts, shares, torch.tensor(1.5))
-    assert result.location.exp().tolist() == pytest.approx([10, 40, 20], rel=1e-5)
-    assert result.log_scale.exp()[:2].tolist() == pytest.approx([0.1, 0.1], rel=1e-5)
-    low, median, high = result.heights_m()
-    assert math.log(high[0] / median[0]) == pytest.approx(1.5 * 0.1 * math.log(1 / 0.32), rel=1e-5)
-    assert math.log(median[0] / low[0]) == pytest.approx(1.5 * 0.1 * math.log(1 / 0.32), rel=1e-5)
 
 
 # ---- The network ----
@@ -265,10 +144,10 @@ def test_without_one_modality_the_result_is_the_other_branch_alone(model, make_i
     assert_same(by_branch["fused"][0]["instances"], by_branch[left][0]["instances"])
     with torch.no_grad():
         assert_same(model([x])[0]["instances"], by_branch[left][0]["instances"])
-        model.disabled = missing
+        model.preprocessing.disabled = missing
         assert_same(model([make_input(3)])[0]["instances"], by_branch[left][0]["instances"])
     truth = model.heights_on_truth([make_input(3)])[0]
-    model.disabled, given = "", make_input(3)
+    model.preprocessing.disabled, given = "", make_input(3)
     given["image"][model.channels[missing]] = NAN
     torch.testing.assert_close(model.heights_on_truth([given])[0].pred_heights, truth.pred_heights)
 
@@ -474,7 +353,7 @@ def test_maps_are_averaged_where_both_have_data_and_one_branchs_where_it_alone_h
 ):
     maps_alone(dense_cfg, architecture)
     model = built(dense_cfg).eval()
-    model.dense_heads = torch.nn.ModuleDict({"optical": Says(10.0, 0.9), "sar": Says(20.0, 0.3)})
+    model.dense_heads = BranchDenseHeads({"optical": Says(10.0, 0.9), "sar": Says(20.0, 0.3)}, model.channels)
     x = make_input(1)
     x["image"][3, :, :48] = NAN
     x["image"][:3, 48:] = NAN
@@ -536,7 +415,7 @@ def test_two_networks_for_maps_are_trained(dense_cfg, make_input, exchange, hidd
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    assert model.roi_heads is None and model.interval_width is None
+    assert not hasattr(model, "roi_heads") and model.interval_width is None
 
 
 def test_each_branch_says_what_it_sees_and_both_the_mean(dense_cfg, make_input):

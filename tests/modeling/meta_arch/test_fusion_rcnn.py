@@ -3,12 +3,11 @@
 import fusiondet.compat  # noqa: F401
 from fusiondet.errors import InputError
 from fusiondet.modeling.dense_heads import DenseMaps
-from fusiondet.modeling.meta_arch import SENSOR_FIELDS, dense_targets, sensor_rows
+from tests.support.networks import assert_all_gradients_finite, losses_of
 
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 
 NAN = float("nan")
 
@@ -17,16 +16,6 @@ NAN = float("nan")
 def model(small_cfg):
     torch.manual_seed(0)
     return build_model(small_cfg)
-
-
-def losses_of(model, inputs):
-    with EventStorage():
-        return model(inputs)
-
-
-def assert_all_gradients_finite(model):
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0)])
@@ -145,46 +134,6 @@ def test_wrong_width_for_the_depth_is_said(small_cfg):
         build_model(small_cfg)
 
 
-def test_statistics_are_asked_for(small_cfg):
-    small_cfg.MODEL.PIXEL_MEAN = []
-    with pytest.raises(InputError, match="one per band"):
-        build_model(small_cfg)
-
-
-def test_an_image_with_other_bands_is_refused_by_name(model, make_input):
-    x = make_input(1, channels=3) | {"file_name": "a.tif"}
-    with pytest.raises(InputError, match="a.tif: 3 bands, but the network takes 4"):
-        losses_of(model, [x])
-
-
-def test_sensor_rows_hold_what_is_known():
-    rows = sensor_rows(
-        [{"gsd_m": 0.5, "sensor": {"sun_elevation_deg": 45.0, "sar_incidence_deg": None}}, {}], "cpu"
-    )
-    assert rows.shape == (2, len(SENSOR_FIELDS))
-    assert rows[0, 0] == 0.5 and rows[0, 2] == 45.0 and rows[0, 4].isnan() and rows[1].isnan().all()
-
-
-SENSOR = {
-    "sun_elevation_deg": 45.0,
-    "sun_azimuth_deg": 150.0,
-    "sar_incidence_deg": 35.0,
-    "sar_look_azimuth_deg": 80.0,
-}
-
-
-def test_angles_of_a_modality_without_a_pixel_are_unknown(small_cfg, make_input):
-    inputs = [make_input(1) | {"sensor": SENSOR} for _ in range(2)]
-    inputs[1]["image"][3:] = NAN
-    model = build_model(small_cfg).eval()
-    sar, sun = SENSOR_FIELDS.index("sar_incidence_deg"), SENSOR_FIELDS.index("sun_elevation_deg")
-    sensor = model.preprocess_image(inputs).sensor
-    assert sensor[0, sar] == 35 and sensor[1, sar].isnan() and sensor[:, sun].tolist() == [45, 45]
-    model.disabled = "optical"
-    sensor = model.preprocess_image(inputs[:1]).sensor
-    assert sensor[0, sun].isnan() and sensor[0, sar] == 35 and sensor[0, 0] == 0.5
-
-
 def test_a_network_told_its_geometry_learns_and_predicts_with_and_without_it(small_cfg, make_input):
     small_cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY = [
         "gsd",
@@ -206,19 +155,12 @@ def test_a_network_told_its_geometry_learns_and_predicts_with_and_without_it(sma
         assert all(torch.isfinite(x["instances"].pred_heights).all() for x in model(inputs))
 
 
-def test_bfloat16_leaves_boxes_where_they_are(small_cfg):
-    from fusiondet.modeling.poolers import Float32Pooler
-
-    from detectron2.modeling.poolers import ROIPooler
-    from detectron2.structures import Boxes
-
-    ramp = torch.arange(300.0).repeat(300, 1)[None, None]
-    boxes = [Boxes(torch.tensor([[201.3, 10.0, 210.7, 20.0]]))]
-    pooler = Float32Pooler(ROIPooler(1, (1.0,), 2, "ROIAlignV2"))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        pooled = pooler([ramp], boxes)
-    assert pooled.dtype == torch.float32
-    assert pooled.item() == pytest.approx(206.0 - 0.5, abs=1e-3)
+SENSOR = {
+    "sun_elevation_deg": 45.0,
+    "sun_azimuth_deg": 150.0,
+    "sar_incidence_deg": 35.0,
+    "sar_look_azimuth_deg": 80.0,
+}
 
 
 # ---- Dense heads, tasks, tiles without labels ----
@@ -232,19 +174,6 @@ def dense_cfg(small_cfg):
     small_cfg.MODEL.DENSE_HEADS.NAMES = ["Footprint", "DenseHeight", "Reconstruction"]
     small_cfg.MODEL.DENSE_HEADS.CONV_DIM = 8
     return small_cfg
-
-
-@pytest.fixture
-def make_tile(make_input):
-    """make_input with labels per pixel: buildings of 8 m."""
-
-    def make(n_buildings, **options):
-        x = make_input(n_buildings, **options)
-        x["footprint"] = x["instances"].gt_masks.tensor.any(0).float()
-        x["building_height_m"] = x["footprint"] * 8
-        return x
-
-    return make
 
 
 def built(cfg):
@@ -330,18 +259,6 @@ def test_a_batch_without_any_label_is_refused_where_instances_are_trained(dense_
         losses_of(built(dense_cfg), [tile])
 
 
-def test_targets_are_unknown_in_the_padding_without_labels_and_where_nothing_is_told(make_tile):
-    tiles = [make_tile(1, side=4 * 8), make_tile(1) | {"labelled": False}, {"image": None}]
-    tiles[0]["building_height_m"][0, 0] = NAN
-    image = torch.zeros(3, 4, 96, 96)
-    targets = dense_targets(tiles, image)
-    known = ~targets.footprint.isnan()
-    assert known.shape == (3, 1, 96, 96) and known.sum() == 32 * 32 and known[0, 0, :32, :32].all()
-    assert (~targets.height_m.isnan()).sum() == 32 * 32 - 1
-    assert targets.height_m[0, 0, :32, :32].nan_to_num().unique().tolist() == [0, 8]
-    assert targets.image is image
-
-
 def test_what_was_dropped_is_to_be_reconstructed_and_what_never_was_is_not(dense_cfg, make_tile):
     dense_cfg.MODEL.FUSION.OPTICAL_CHANNELS, dense_cfg.MODEL.FUSION.MODALITY_DROPOUT.sar = 3, 1.0
     model = built(dense_cfg)
@@ -360,7 +277,7 @@ def test_what_was_dropped_is_to_be_reconstructed_and_what_never_was_is_not(dense
     sar = seen["target"][0, 3]
     assert torch.equal(~sar.isnan(), there)
     torch.testing.assert_close(sar[10:80, :80], (tile["image"][3, 10:] + 10) / 5)
-    model.eval().disabled = "sar"
+    model.eval().preprocessing.disabled = "sar"
     assert model.preprocess_image([tile]).complete[0, 3].isnan().all(), "as if it never was"
 
 
@@ -393,31 +310,6 @@ def test_there_are_maps_of_those_heads_alone_that_there_are(dense_cfg, make_tile
     with torch.no_grad():
         (output,) = model([make_tile(1)])
     assert output.keys() == {"instances", "footprint_map"}
-
-
-def test_dense_heads_alone(dense_cfg, make_tile):
-    dense_cfg.MODEL.META_ARCHITECTURE = "FusionDense"
-    dense_cfg.MODEL.MASK_ON = dense_cfg.MODEL.HEIGHT_ON = False
-    dense_cfg.MODEL.TASK_ATTENTION, dense_cfg.MODEL.TASK_WEIGHTING.NAME = True, "uncertainty"
-    model = built(dense_cfg)
-    losses = losses_of(model, [make_tile(2), make_tile(1) | {"labelled": False}])
-    assert losses.keys() == DENSE_LOSSES | {"loss_task_uncertainty"}
-    sum(losses.values()).backward()
-    # Nothing reads the coarsest level, which has no weights of its own.
-    assert_all_gradients_finite(model)
-    assert losses_of(model, [make_tile(2) | {"labelled": False}])["loss_footprint"].item() == 0
-    model.eval()
-    with torch.no_grad():
-        one, other = model([make_tile(2), make_tile(0, side=64)])
-    assert one.keys() == {"height_map_m", "footprint_map"} and one["height_map_m"].shape == (96, 96)
-    assert other["footprint_map"].shape == (64, 64) and (one["height_map_m"] >= 0).all()
-    assert model.interval_width is None
-
-
-def test_dense_heads_alone_need_one(dense_cfg):
-    dense_cfg.MODEL.META_ARCHITECTURE, dense_cfg.MODEL.DENSE_HEADS.NAMES = "FusionDense", []
-    with pytest.raises(InputError, match="MODEL.DENSE_HEADS.NAMES is empty"):
-        build_model(dense_cfg)
 
 
 def test_the_height_head_hears_the_dense_head_and_does_not_teach_it(dense_cfg, make_tile):
