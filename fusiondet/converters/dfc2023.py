@@ -35,7 +35,8 @@ from fusiondet.converters.zonal_heights import statistic, zonal_height
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
-from fusiondet.io.grids import crs_text, gsd_m_of
+from fusiondet.io.crs import raster_crs_text
+from fusiondet.io.grids import gsd_m_of
 from fusiondet.io.labels import check_height_labels, read_heights
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.tile_rasters import TileRaster, read_tile_image
@@ -383,7 +384,7 @@ class Dfc2023:
         image = self._images[place.image]
         optical, sar = self._rasters(image, problems)
         with open_raster(optical.path) as source:
-            crs, placed = crs_text(source.crs), not source.transform.is_identity
+            crs, placed = raster_crs_text(source.crs), not source.transform.is_identity
             transform = tuple(source.transform)[:6] if placed else None
             dtype = source.dtypes[0] if source.dtypes[0] in KEPT_DTYPES else "float32"
         sensor, city = sensor_and_city(image.record.name)

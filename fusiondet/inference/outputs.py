@@ -8,7 +8,7 @@ from fusiondet.files import require_new
 from fusiondet.inference import checks
 from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
-from fusiondet.io.grids import crs_text
+from fusiondet.io.crs import raster_crs_text
 from fusiondet.io.height_rasters import check_height_raster
 from fusiondet.io.layers import check_output
 from fusiondet.io.qgis_style import check_style
@@ -79,7 +79,7 @@ def check_layer_crs(out: Path | None, options: SceneOptions, rasters: SceneRaste
             "Set it with `rio edit-info --crs EPSG:n FILE`."
         )
     if out is not None:
-        crs = crs_text(sources[0].crs) if sources else None
+        crs = raster_crs_text(sources[0].crs) if sources else None
         check_output(out, options.overwrite, crs, elevations=options.dtm is not None)
 
 

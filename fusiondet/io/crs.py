@@ -1,4 +1,8 @@
-"""Coordinate reference systems of layers: their names, and whether a format takes them."""
+"""Coordinate reference systems: their names, and whether a format takes them.
+
+Three functions name a CRS, because they answer three questions and differ for the same CRS: of 404 EPSG definitions
+written as ESRI's WKT, `crs_text` and `raster_crs_text` differ for 46, `crs_text` and `file_crs_text` for 38.
+"""
 
 from pathlib import Path
 
@@ -8,11 +12,30 @@ from pyproj import CRS
 
 
 def crs_text(crs: CRS | None) -> str | None:
-    """Code "EPSG:n" when that is exactly `crs`, else its WKT2."""
+    """Return "EPSG:n" if that is exactly `crs`, else its WKT 2."""
     if crs is None:
         return None
     authority = crs.to_authority(auth_name="EPSG", min_confidence=100)
     return ":".join(authority) if authority else crs.to_wkt()
+
+
+def raster_crs_text(crs) -> str | None:
+    """Return "EPSG:n" or WKT of a raster's `rasterio.crs.CRS` as GDAL identifies it; None for none.
+
+    GDAL writes WKT 1 where it can, which is what tiles and checkpoints hold.
+    """
+    return crs.to_string() if crs else None
+
+
+def file_crs_text(crs: CRS | None) -> str | None:
+    """Return "EPSG:n" where `crs` most probably is that, else its WKT 2.
+
+    Shapefiles describe a CRS in ESRI's words, which match none of EPSG's definitions exactly.
+    """
+    if crs is None:
+        return None
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else crs.to_wkt()
 
 
 def check_crs(crs: CRS, path: Path) -> CRS:

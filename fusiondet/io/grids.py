@@ -25,11 +25,6 @@ _FOOTPRINT_PARTS = 100
 _PLAIN_CRS = CRS.from_epsg(3857)
 
 
-def crs_text(crs) -> str | None:
-    """The CRS as "EPSG:n" where there is a code, else as WKT; None for none."""
-    return crs.to_string() if crs else None
-
-
 def metric_crs(crs: str, x: float, y: float) -> str:
     """A CRS near the point (x, y) of `crs` in which a metre is a metre within 1 %.
 

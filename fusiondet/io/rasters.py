@@ -10,7 +10,8 @@ from pathlib import Path
 from fusiondet.errors import InputError
 from fusiondet.io.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
 from fusiondet.io.calibration import MIN_SAMPLE, check_not_db, stated_scale_factor
-from fusiondet.io.grids import crs_text, grid_in_pixels_of, north_up, warp_valid, whole_pixel_offset
+from fusiondet.io.crs import raster_crs_text
+from fusiondet.io.grids import grid_in_pixels_of, north_up, warp_valid, whole_pixel_offset
 
 import numpy as np
 import rasterio
@@ -489,7 +490,8 @@ class BandReader:
         """
         if (self.crs is None) != (crs is None):
             raise InputError(
-                f"{self._source.name}: CRS {crs_text(self.crs)}, but it goes with a raster of {crs_text(crs)}. "
+                f"{self._source.name}: CRS {raster_crs_text(self.crs)}, but it goes with a raster of "
+                f"{raster_crs_text(crs)}. "
                 "Both need one: `rio edit-info --crs EPSG:n FILE` sets it."
             )
         offset = whole_pixel_offset(self._bands, transform, crs, shape)

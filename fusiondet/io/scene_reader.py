@@ -10,10 +10,10 @@ from pathlib import Path
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.io.bands import SAR_SCALES, BandSpec
 from fusiondet.io.calibration import MIN_SAMPLE, check_sar_scale
+from fusiondet.io.crs import raster_crs_text
 from fusiondet.io.grids import (
     SAME_GRID_PX,
     axis_gsd_m,
-    crs_text,
     footprint_px,
     pixel_ratio,
     whole_pixel_offset,
@@ -296,7 +296,7 @@ class SceneReader:
 
     def _settle_grid(self, base, common_px, gsd_m, target_gsd_m):
         source, left, top = base.source, 0, 0
-        self.width, self.height, self.crs = source.width, source.height, crs_text(source.crs)
+        self.width, self.height, self.crs = source.width, source.height, raster_crs_text(source.crs)
         if common_px is not None:
             left, top, right, bottom = map(round, common_px.bounds)
             self.width, self.height = right - left, bottom - top
@@ -468,7 +468,7 @@ def _has_place(source) -> bool:
 def _georeference(source) -> str:
     if not _has_place(source):
         return "no georeference"
-    return crs_text(source.crs) or "a transform without CRS"
+    return raster_crs_text(source.crs) or "a transform without CRS"
 
 
 def _percent(share: float) -> str:
@@ -478,4 +478,4 @@ def _percent(share: float) -> str:
 
 def _extent(source) -> str:
     left, bottom, right, top = source.bounds
-    return f"x {left:.6g}..{right:.6g}, y {bottom:.6g}..{top:.6g} ({crs_text(source.crs) or 'no CRS'})"
+    return f"x {left:.6g}..{right:.6g}, y {bottom:.6g}..{top:.6g} ({raster_crs_text(source.crs) or 'no CRS'})"

@@ -14,6 +14,7 @@ from fusiondet.errors import InputError, unknown_name
 from fusiondet.io import threedbag
 from fusiondet.io.building_parts import combine_parts
 from fusiondet.io.cityjson_reader import SEQUENCE_SUFFIXES, NotCityJSON, open_cityjson
+from fusiondet.io.crs import file_crs_text
 
 import geopandas
 import pandas
@@ -127,7 +128,7 @@ def _read_table(path: Path, layer, wanted, find_fields, extent) -> Records:
         raise
     except Exception as error:  # pyogrio, pyarrow and shapely each have their own
         raise InputError(f"{path}: damaged, or not a {' or '.join(drivers)} file ({error}).") from None
-    source.crs = _crs_text(frame.crs.to_2d() if frame.crs else None)
+    source.crs = file_crs_text(frame.crs.to_2d() if frame.crs else None)
     kept = [c for c in frame.columns if c != frame.geometry.name and wanted(c)]
     attributes = frame[kept].to_dict("records") if kept else [{}] * len(frame)
     source.id_field = threedbag.identifier_field(kept) or next((n for n in ID_FIELDS if n in kept), None)
@@ -259,10 +260,3 @@ def _drivers(path: Path) -> tuple[str, ...]:
         f"{path}: not a vector file that is read here (GeoPackage, GeoJSON, shapefile .shp, FlatGeobuf, GeoParquet, "
         "CityJSON, CityJSONSeq)."
     )
-
-
-def _crs_text(crs) -> str | None:
-    if crs is None:
-        return None
-    epsg = crs.to_epsg()
-    return f"EPSG:{epsg}" if epsg else crs.to_wkt()

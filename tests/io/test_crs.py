@@ -2,22 +2,40 @@
 
 from pathlib import Path
 
-from fusiondet.io.crs import check_crs, crs_text, not_in_metres
+from fusiondet.io.crs import check_crs, crs_text, file_crs_text, not_in_metres, raster_crs_text
 from tests.support.messages import raises_naming
 
 import pytest
+import rasterio.crs
 from pyproj import CRS
 
 
 @pytest.mark.parametrize("code", ["EPSG:4326", "EPSG:32631", "EPSG:28992", "EPSG:7415"])
 def test_codes_stay_codes(code):
-    assert crs_text(CRS(code)) == code
+    assert crs_text(CRS(code)) == file_crs_text(CRS(code)) == code
+    assert raster_crs_text(rasterio.crs.CRS.from_string(code)) == code
 
 
 def test_what_has_no_code_is_wkt_that_reads_back():
     own = CRS.from_proj4("+proj=tmerc +lon_0=7.3 +k=0.9 +ellps=GRS80 +units=m")
     assert CRS.from_wkt(crs_text(own)) == own
-    assert crs_text(None) is None
+    assert CRS.from_wkt(file_crs_text(own)) == own
+
+
+@pytest.mark.parametrize("text_of", [crs_text, raster_crs_text, file_crs_text])
+def test_no_crs_has_no_name(text_of):
+    assert text_of(None) is None
+
+
+def test_description_by_proj_is_a_code_only_where_a_probable_one_is_enough():
+    described = CRS.from_proj4("+proj=utm +zone=31 +datum=WGS84 +units=m")
+    assert file_crs_text(described) == "EPSG:32631"
+    assert crs_text(described).startswith("PROJCRS[") and CRS(crs_text(described)) == described
+
+
+def test_raster_without_code_keeps_gdals_wkt():
+    own = rasterio.crs.CRS.from_string("+proj=tmerc +lon_0=7.123 +ellps=GRS80 +units=m")
+    assert raster_crs_text(own) == own.to_wkt()
 
 
 @pytest.mark.parametrize(

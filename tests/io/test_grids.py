@@ -4,7 +4,6 @@ import math
 
 from fusiondet.io.grids import (
     axis_gsd_m,
-    crs_text,
     footprint_px,
     gsd_m_of,
     metric_crs,
@@ -31,10 +30,6 @@ class Part:
 
     def __init__(self, transform, crs=UTM):
         self.transform, self.crs = transform, crs
-
-
-def test_text_of_a_crs():
-    assert crs_text(UTM) == "EPSG:32631" and crs_text(None) is None
 
 
 @pytest.mark.parametrize(

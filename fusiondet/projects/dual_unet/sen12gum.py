@@ -34,7 +34,8 @@ from fusiondet.errors import InputError
 from fusiondet.files import read_json, safe_join
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
-from fusiondet.io.grids import crs_text, gsd_m_of
+from fusiondet.io.crs import raster_crs_text
+from fusiondet.io.grids import gsd_m_of
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.tile_rasters import read_tile_image
 
@@ -200,7 +201,7 @@ class Sen12Gum:
         patch = self._patches[place.image]
         optical, sar, label = (patch.file(self.root, p) for p in ("sentinel2", "sentinel1", "buildings"))
         with open_raster(optical) as source:
-            crs, transform = crs_text(source.crs), source.transform
+            crs, transform = raster_crs_text(source.crs), source.transform
             size, placed = (source.width, source.height), not source.transform.is_identity
         for path, count in ((optical, len(self.bands.optical)), (sar, len(self.bands.sar)), (label, 1)):
             _check(path, count, size, transform if placed else None)
