@@ -1,7 +1,21 @@
-"""COCO files of any size, read image by image: where the annotations of an image are is remembered, not what they say.
+"""COCO files of any size, read image by image: the index holds where each annotation lies in the file, not its content.
 
 Archives hold millions of outlines in one JSON document. It is walked through once, object by object; after that, each
 process reads from the file what it needs.
+
+Why no library does this. Measured on a file like crowdAI's (567 MB, 232 558 images, 1 977 303 annotations):
+
+    reader                            index, CPU s   private memory, peak   file beside it   5000 images, s
+    this one                          34 to 38       456 to 471 MB          none             0.4
+    ijson 3.6 (C), a table in SQLite  50 to 53       190 MB                 628 MB           0.4
+    json, all in memory               25             3.0 GB and more        none             0.01
+
+- ijson gives no positions, so that outlines must be copied into a file that all worker processes find and somebody
+  removes. It refuses a whole file for one NaN, a number beyond 64 bits or a byte order mark; here the one outline is
+  named and left out.
+- Its memory grows with the square of the nesting: 80 kB of brackets take 3.9 GB, and 200 kB ended a process at 23 GB.
+  Here brackets are counted, and an object that is nested too deeply is refused.
+- `json` needs the gigabytes once in each worker process.
 """
 
 import json
