@@ -6,7 +6,7 @@ Times of one machine say little about another, ratios of networks that take turn
 from benchmarks.training_cost import benchmark_training
 from fusiondet.analysis.timing import (
     Contestant,
-    Settings,
+    TimingSettings,
     count_flops,
     paired_ratio,
     processor,
@@ -16,7 +16,7 @@ from fusiondet.analysis.timing import (
 
 __all__ = [
     "Contestant",
-    "Settings",
+    "TimingSettings",
     "benchmark_training",
     "count_flops",
     "paired_ratio",

@@ -50,7 +50,7 @@ FACTOR = 10
 
 
 @dataclass(frozen=True)
-class Settings:
+class ConversionSettings:
     """What is measured.
 
     Attributes:
@@ -100,7 +100,7 @@ class Cost:
     written_bytes: int
 
 
-def benchmark_conversion(settings: Settings) -> dict:
+def benchmark_conversion(settings: ConversionSettings) -> dict:
     """Plain data for `format_table`: settings, the median cost of every contestant, growth and ratios with verdicts.
 
     Raises:
@@ -160,7 +160,7 @@ PAIRS = (
 _TILES = "{} tiles, {} buildings"
 
 
-def _growing_tiles(folder: Path, s: Settings) -> dict[str, Callable[[], Cost]]:
+def _growing_tiles(folder: Path, s: ConversionSettings) -> dict[str, Callable[[], Cost]]:
     footprints = write_footprints(folder / "few.gpkg", 1, GROWTH_TILE_PX, s.seed)
     found = {}
     for count in (1, s.tiles, FACTOR * s.tiles):
@@ -174,7 +174,7 @@ def _growing_tiles(folder: Path, s: Settings) -> dict[str, Callable[[], Cost]]:
     return found
 
 
-def _growing_buildings(folder: Path, s: Settings) -> dict[str, Callable[[], Cost]]:
+def _growing_buildings(folder: Path, s: ConversionSettings) -> dict[str, Callable[[], Cost]]:
     found = {}
     side = 10 * GROWTH_TILE_PX
     mosaic = write_mosaic(folder / "hundred.tif", side, side, sparse=True)
@@ -192,7 +192,7 @@ def _buildings_name(count: int) -> str:
     return _TILES.format(100, count)
 
 
-def _on_mosaic(folder: Path, s: Settings) -> dict[str, Callable[[], Cost]]:
+def _on_mosaic(folder: Path, s: ConversionSettings) -> dict[str, Callable[[], Cost]]:
     side = s.mosaic_px
     mosaic = write_mosaic(folder / "mosaic.tif", side, side, seed=s.seed, compress=s.compress)
     with_nodata = write_mosaic(folder / "nodata.tif", side, side, seed=s.seed, compress=s.compress, nodata=0)
@@ -288,7 +288,7 @@ def run_fresh(code: str, words: list, out: Path) -> Cost:
 # ---- What comes out --------------------------------------------------------------------------------------
 
 
-def _growth(costs: dict[str, list[Cost]], s: Settings) -> dict[str, dict]:
+def _growth(costs: dict[str, list[Cost]], s: ConversionSettings) -> dict[str, dict]:
     """Ten times as much / as much: memory as it is; time without that of starting up, which is the run with one."""
     few, many = _tiles_name(s.tiles), _tiles_name(FACTOR * s.tiles)
     found = {

@@ -19,7 +19,7 @@ from fusiondet.analysis.timing import (
     SAR_STD_DB,
     TASKS,
     Contestant,
-    Settings,
+    TimingSettings,
     costs,
     headline,
     paired_ratio,
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """A network of the table.
 
     Attributes:
@@ -91,26 +91,30 @@ OTHER_EXCHANGE_STAGES = {"CrossAttention": ("res4", "res5")}
 EXCHANGE_LIMITS = {"CrossAttention": TWO_STREAMS_AND_ATTENTION}
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[NetworkRow]:
     """All networks, the reference and its control first; every join and exchange that is registered."""
-    yield Row(REFERENCE)
-    yield Row(CONTROL)
-    yield Row("RGB only", {"INPUT.MODALITIES": ["optical"]})
+    yield NetworkRow(REFERENCE)
+    yield NetworkRow(CONTROL)
+    yield NetworkRow("RGB only", {"INPUT.MODALITIES": ["optical"]})
     for name, _ in JOIN_REGISTRY:
-        yield Row(f"intermediate, {name}", {**INTERMEDIATE, "MODEL.FUSION.JOIN": name}, TWO_STREAMS)
-    yield Row(
+        yield NetworkRow(f"intermediate, {name}", {**INTERMEDIATE, "MODEL.FUSION.JOIN": name}, TWO_STREAMS)
+    yield NetworkRow(
         "intermediate, shared encoder", {**INTERMEDIATE, "MODEL.FUSION.SHARE_WEIGHTS": True}, TWO_STREAMS
     )
     for name, _ in EXCHANGE_REGISTRY:
         stages = OTHER_EXCHANGE_STAGES.get(name, EXCHANGE_STAGES)
-        yield Row(f"intermediate + {name}", _exchange(name, stages), EXCHANGE_LIMITS.get(name, TWO_STREAMS))
-    yield Row(
+        yield NetworkRow(
+            f"intermediate + {name}", _exchange(name, stages), EXCHANGE_LIMITS.get(name, TWO_STREAMS)
+        )
+    yield NetworkRow(
         "intermediate + CrossAttention 256",
         {**_exchange("CrossAttention", ("res4", "res5")), "MODEL.FUSION.CROSS_ATTENTION.DIM": 256},
         TWO_STREAMS_AND_ATTENTION,
     )
-    yield Row("late, features", {"MODEL.BACKBONE.NAME": "build_late_fusion_resnet_fpn_backbone"}, TWO_STREAMS)
-    yield Row(
+    yield NetworkRow(
+        "late, features", {"MODEL.BACKBONE.NAME": "build_late_fusion_resnet_fpn_backbone"}, TWO_STREAMS
+    )
+    yield NetworkRow(
         "late, decisions",
         {
             "MODEL.META_ARCHITECTURE": "LateFusionRCNN",
@@ -119,8 +123,8 @@ def rows() -> Iterator[Row]:
         {"backbone": TWO_STREAMS["backbone"]},
     )
     geometry = ["gsd", "sun_elevation", "sun_azimuth", "incidence", "look_azimuth"]
-    yield Row("early, head told the geometry", {"MODEL.ROI_HEIGHT_HEAD.GEOMETRY": geometry})
-    yield Row(
+    yield NetworkRow("early, head told the geometry", {"MODEL.ROI_HEIGHT_HEAD.GEOMETRY": geometry})
+    yield NetworkRow(
         "early, modality dropout",
         {f"MODEL.FUSION.MODALITY_DROPOUT.{modality}": 0.25 for modality in MODALITIES},
     )
@@ -130,7 +134,7 @@ def _exchange(name: str, stages: tuple[str, ...]) -> dict:
     return {**INTERMEDIATE, **{f"MODEL.FUSION.EXCHANGE.{stage}": name for stage in stages}}
 
 
-def benchmark_fusion(cfg: CfgNode, settings: Settings) -> dict:
+def benchmark_fusion(cfg: CfgNode, settings: TimingSettings) -> dict:
     """Compare every network of `rows` with early fusion.
 
     Args:
@@ -178,7 +182,7 @@ def format_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _contestants(cfg: CfgNode, table: list[Row], s: Settings) -> dict[str, Contestant]:
+def _contestants(cfg: CfgNode, table: list[NetworkRow], s: TimingSettings) -> dict[str, Contestant]:
     inputs = random_inputs(s.batch, s.size_px, 3 + s.sar_bands, s.buildings, s.seed)
     contestants: dict[str, Contestant] = {}
     features = None
@@ -197,7 +201,7 @@ def _contestants(cfg: CfgNode, table: list[Row], s: Settings) -> dict[str, Conte
     return contestants
 
 
-def row_config(cfg: CfgNode, row: Row, s: Settings) -> CfgNode:
+def row_config(cfg: CfgNode, row: NetworkRow, s: TimingSettings) -> CfgNode:
     """`cfg` with the overrides of `row`, and the bands of the random images."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -262,7 +266,7 @@ def _costs_of_step(c: Contestant, seed: int) -> dict:
     }
 
 
-def _ratios(row: Row, networks: dict, seconds: dict) -> dict:
+def _ratios(row: NetworkRow, networks: dict, seconds: dict) -> dict:
     ours, theirs = networks[row.title], networks[REFERENCE]
     names = ("parameters", "flops", "step_flops", "step_bytes", "inference_bytes")
     times = {task: paired_ratio(of[row.title], of[REFERENCE]) for task, of in seconds.items()}

@@ -8,10 +8,10 @@ import dataclasses
 from dataclasses import dataclass
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
-from benchmarks.fusion_cost import Row, row_config
+from benchmarks.fusion_cost import NetworkRow, row_config
 from fusiondet.analysis.timing import (
     Contestant,
-    Settings,
+    TimingSettings,
     costs,
     headline,
     paired_ratio,
@@ -38,22 +38,22 @@ KEPT = (
 PRIOR = "MODEL.ROI_HEIGHT_HEAD.DENSE_PRIOR"
 
 
-def rows(cfg: CfgNode) -> list[Row]:
+def rows(cfg: CfgNode) -> list[NetworkRow]:
     """The networks, as overrides of `cfg`; the first has all weights that the others have."""
     said = flat(cfg)
     heads = {key: said[key] for key in KEPT}
     heads["MODEL.DENSE_HEADS.NAMES"] = list(cfg.MODEL.DENSE_HEADS.NAMES) or ["Footprint", "DenseHeight"]
     alone = {"MODEL.META_ARCHITECTURE": "FusionDense", "MODEL.MASK_ON": False, "MODEL.HEIGHT_ON": False}
     return [
-        Row("joint", {**heads, PRIOR: said[PRIOR]}),
-        Row("detector"),
-        Row("detector again"),
-        Row("dense", {**heads, **alone}),
+        NetworkRow("joint", {**heads, PRIOR: said[PRIOR]}),
+        NetworkRow("detector"),
+        NetworkRow("detector again"),
+        NetworkRow("dense", {**heads, **alone}),
     ]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JointComparison:
     """One row of the table: `network` against all of `others`, run one after the other; titles of `rows`.
 
     Attributes:
@@ -67,13 +67,13 @@ class Comparison:
 
 
 COMPARISONS = (
-    Comparison("A/A control", "detector again", ("detector",)),
-    Comparison("joint / detector, then dense", "joint", ("detector", "dense"), limit=0.65),
-    Comparison("joint / detector alone", "joint", ("detector",)),
+    JointComparison("A/A control", "detector again", ("detector",)),
+    JointComparison("joint / detector, then dense", "joint", ("detector", "dense"), limit=0.65),
+    JointComparison("joint / detector alone", "joint", ("detector",)),
 )
 
 
-def benchmark_joint(cfg: CfgNode, settings: Settings) -> dict:
+def benchmark_joint(cfg: CfgNode, settings: TimingSettings) -> dict:
     """Compare a detector with dense heads with the detector and the dense heads apart, each on its own backbone.
 
     Args:
@@ -119,7 +119,7 @@ def format_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _contestants(cfg: CfgNode, s: Settings) -> dict[str, Contestant]:
+def _contestants(cfg: CfgNode, s: TimingSettings) -> dict[str, Contestant]:
     inputs = random_inputs(s.batch, s.size_px, 3 + s.sar_bands, s.buildings, s.seed)
     inputs = [{**x, **_dense_labels(x["instances"])} for x in inputs]
     contestants: dict[str, Contestant] = {}
@@ -149,7 +149,7 @@ def _copy_weights(source: nn.Module, target: nn.Module) -> None:
             tensor.copy_(theirs[name])
 
 
-def _ratios(comparison: Comparison, networks: dict, seconds: dict) -> dict:
+def _ratios(comparison: JointComparison, networks: dict, seconds: dict) -> dict:
     ours, others = comparison.network, comparison.others
     sizes = {k: networks[ours][k] / sum(networks[o][k] for o in others) for k in ("parameters", "flops")}
     times = {

@@ -44,7 +44,7 @@ GROWTH_LIMIT = 11.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class PolygonSettings:
     """What is measured.
 
     Attributes:
@@ -84,7 +84,7 @@ class Settings:
                 )
 
 
-def benchmark_polygons(settings: Settings) -> dict:
+def benchmark_polygons(settings: PolygonSettings) -> dict:
     """Quality and time of every contestant, and growth; see `quality` for the numbers.
 
     Returns:
@@ -138,7 +138,7 @@ def format_table(result: dict) -> str:
     return "\n".join([*lines, *result["notes"]])
 
 
-def _contestants(settings: Settings) -> tuple[dict[str, Callable], list[str]]:
+def _contestants(settings: PolygonSettings) -> tuple[dict[str, Callable], list[str]]:
     contestants: dict[str, Callable] = {
         "given outlines": list,
         "simplified": lambda outlines: [simplify(p, settings.tolerance_m / 2) for p in outlines],
@@ -180,7 +180,7 @@ def _by_library(outlines: Sequence[BaseGeometry], **options) -> list[BaseGeometr
     return found
 
 
-def _growth(outlines: Sequence[BaseGeometry], settings: Settings) -> dict[str, dict]:
+def _growth(outlines: Sequence[BaseGeometry], settings: PolygonSettings) -> dict[str, dict]:
     seconds: dict[str, list[float]] = {"merging across seams": [], "regularising": []}
     for count in (settings.grown, FACTOR * settings.grown):
         layer = _tiled(outlines, count)
@@ -229,7 +229,7 @@ def _cut_by_windows(layer: Sequence[BaseGeometry], gsd_m: float) -> tuple[list[t
     return windows, answers
 
 
-def true_footprints(settings: Settings) -> list[BaseGeometry]:
+def true_footprints(settings: PolygonSettings) -> list[BaseGeometry]:
     """Single-part footprints in metres, neighbours beside each other."""
     # Imported here: the city brings matplotlib's and pyproj's weight, which the functions on shapes do not need.
     from fusiondet.synthetic.footprints import read_city
@@ -272,7 +272,7 @@ def noisy_outline(
     return mask_to_polygon_px(np.clip(prob, 0, 1), box, tolerance_px=SIMPLIFY_PX)
 
 
-def noisy_layer(truth: Sequence[BaseGeometry], settings: Settings) -> tuple[list, list]:
+def noisy_layer(truth: Sequence[BaseGeometry], settings: PolygonSettings) -> tuple[list, list]:
     """(truth, outlines), both in metres, of the footprints of which a mask shows anything."""
     rng = np.random.default_rng([settings.seed, 2])
     kept, outlines = [], []

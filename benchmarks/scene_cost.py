@@ -51,7 +51,7 @@ LIMITS = {"outside": 0.2, "memory": 1.1, "speed": 1 / 10, "less_memory": 1 / 5}
 
 
 @dataclass(frozen=True)
-class Settings:
+class SceneSettings:
     """What is measured.
 
     Attributes:
@@ -156,7 +156,7 @@ def _mask(box: np.ndarray, x: float, y: float) -> np.ndarray:
     return 1 / (1 + np.exp(-2 * np.maximum(inside(-a, -b, a, 0), inside(-a, -b, 0, b))))
 
 
-def benchmark_scene(settings: Settings) -> dict:
+def benchmark_scene(settings: SceneSettings) -> dict:
     """Plain data for `format_table`: settings, the median cost of every contestant, ratios with verdicts.
 
     Raises:

@@ -15,7 +15,7 @@ from fusiondet.analysis.timing import (
     SAR_MEAN_DB,
     SAR_STD_DB,
     Contestant,
-    Settings,
+    TimingSettings,
     costs,
     headline,
     paired_ratio,
@@ -53,7 +53,7 @@ COMPARISONS = (
 )
 
 
-def benchmark_training(cfg: CfgNode, settings: Settings) -> dict:
+def benchmark_training(cfg: CfgNode, settings: TimingSettings) -> dict:
     """Compare training steps of Detectron2's 3-channel Mask R-CNN, early fusion, and early fusion with heights.
 
     Args:

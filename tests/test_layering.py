@@ -127,7 +127,7 @@ LAYERS = {
             "fusiondet.evaluation.resampling",
             "fusiondet.evaluation.spacenet_f1",
             "fusiondet.evaluation.table",
-            "fusiondet.evaluation.vectors",
+            "fusiondet.evaluation.layer_scores",
             "fusiondet.geometry.*",
             "fusiondet.io.*",
             "fusiondet.synthetic.*",

@@ -156,7 +156,7 @@ def _measure_conversion(args) -> tuple[dict, str]:
     from benchmarks import conversion_cost as convert
 
     names = ("buildings", "city", "tiles", "grown_buildings", "rounds", "seed", "folder", "compress")
-    settings = convert.Settings(
+    settings = convert.ConversionSettings(
         mosaic_px=args.size, tile_px=args.tile_size, **{name: getattr(args, name) for name in names}
     )
     result = convert.benchmark_conversion(settings)
@@ -166,7 +166,7 @@ def _measure_conversion(args) -> tuple[dict, str]:
 def _measure_polygons(args) -> tuple[dict, str]:
     from benchmarks import polygon_cost as polygons
 
-    settings = polygons.Settings(
+    settings = polygons.PolygonSettings(
         buildings=args.buildings,
         footprints=args.footprints,
         gsd_m=args.gsd,
@@ -183,7 +183,7 @@ def _measure_polygons(args) -> tuple[dict, str]:
 def _measure_scenes(args) -> tuple[dict, str]:
     from benchmarks import scene_cost as scene
 
-    settings = scene.Settings(
+    settings = scene.SceneSettings(
         size_px=args.size,
         window_px=args.window,
         small_px=args.small,
@@ -195,7 +195,7 @@ def _measure_scenes(args) -> tuple[dict, str]:
 
 
 def _measure_networks(args) -> tuple[dict, str]:
-    from benchmarks import Settings
+    from benchmarks import TimingSettings
     from benchmarks import fusion_cost as fusion
     from benchmarks import joint_cost as joint
     from benchmarks import training_cost as training
@@ -205,7 +205,7 @@ def _measure_networks(args) -> tuple[dict, str]:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    settings = Settings(
+    settings = TimingSettings(
         size_px=args.size,
         batch=args.batch,
         rounds=args.steps,

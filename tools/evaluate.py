@@ -91,7 +91,7 @@ def _tile_options(args) -> dict:
 
 
 def evaluate_vectors(args) -> tuple[dict, str]:
-    from fusiondet.evaluation.vectors import evaluate_vectors
+    from fusiondet.evaluation.layer_scores import evaluate_vectors
     from fusiondet.io.vectors import read_layer
 
     truth = read_layer(args.truth, args.truth_height, args.truth_ground, args.truth_layer, signed=True)

@@ -53,7 +53,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TimingSettings:
     """What all contestants of a comparison have in common.
 
     Attributes:
@@ -273,7 +273,7 @@ def processor(device: str) -> str:
 
 
 def headline(settings: dict) -> str:
-    """The first line of a table, from `Settings.describe`."""
+    """The first line of a table, from `TimingSettings.describe`."""
     s = settings
     return (
         f"{s['batch']} images of {s['size_px']} px, R-{s['depth']}, {s['precision']}, {s['device_name']}, "

@@ -83,7 +83,7 @@ def place_in_name(name: str) -> tuple[float, float] | None:
 
 
 @dataclass(frozen=True)
-class Part:
+class ContestPart:
     """A split as the archive has it.
 
     Attributes:
@@ -101,7 +101,7 @@ class Part:
         return next(iter(self.folders.values())).parent
 
 
-def find_parts(root: Path, track: int | None) -> tuple[int, list[Part]]:
+def find_parts(root: Path, track: int | None) -> tuple[int, list[ContestPart]]:
     """(track, its splits) of an unpacked archive.
 
     Args:
@@ -126,7 +126,7 @@ def find_parts(root: Path, track: int | None) -> tuple[int, list[Part]]:
         for name in SPLITS if split is None else (split,):
             labels = _labels(root, track, name)
             if labels or split:
-                parts.append(Part(name, labels, products))
+                parts.append(ContestPart(name, labels, products))
     if not _has_labels(root, track):
         other = (
             f" There are labels of the other track: --track {3 - track}."
@@ -207,7 +207,7 @@ def _suggestion(root: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Image:
+class ContestImage:
     """An image of the archive: number of its part, its record there, and the files that there are of it."""
 
     part: int
@@ -229,7 +229,7 @@ class Dfc2023:
 
     root: Path
     track: int
-    parts: list[Part]
+    parts: list[ContestPart]
     zonal: str = "median"
     outline: str = "roof"
     gsd_m: dict[str, float] = field(default_factory=lambda: {"": PUBLISHED_GSD_M})
@@ -238,7 +238,7 @@ class Dfc2023:
     cut: bool = False
     bands: BandSpec = BANDS
     nodata: float | None = None
-    _images: list[Image] = field(default_factory=list)
+    _images: list[ContestImage] = field(default_factory=list)
     _indexes: list[CocoIndex | None] = field(default_factory=list)
     _unlabelled: list[str] = field(default_factory=list)
     _notes: list[str] = field(default_factory=list)
@@ -283,7 +283,7 @@ class Dfc2023:
         self._report_shared_ground(problems)
         return [self._place(n, split=self.parts[i.part].split) for n, i in enumerate(self._images)]
 
-    def _find(self, number: int, part: Part, index: CocoIndex, problems: Problems) -> None:
+    def _find(self, number: int, part: ContestPart, index: CocoIndex, problems: Problems) -> None:
         """Append the images of a part."""
         there = {product: _by_key(folder) for product, folder in part.folders.items()}
         has_heights = any("height" in other.folders for other in self.parts)
@@ -307,7 +307,7 @@ class Dfc2023:
             ):
                 if product in there and not {product, instead} & files.keys():
                     problems.add(kind, f"{part.folders[product]}: has no {record.name}.")
-            self._images.append(Image(number, record, files))
+            self._images.append(ContestImage(number, record, files))
 
     def _report_unlisted(self, problems: Problems) -> None:
         """Name images that no labels list: whether there are buildings on them is unknown, so they are left out."""
@@ -416,7 +416,7 @@ class Dfc2023:
         }
         return Made(tile, {heading: count for heading, count in counts.items() if count})
 
-    def _rasters(self, image: Image, problems: Problems) -> tuple[TileRaster, TileRaster | None]:
+    def _rasters(self, image: ContestImage, problems: Problems) -> tuple[TileRaster, TileRaster | None]:
         """(optical, SAR or None); a SAR raster that cannot be used is named and left out."""
         merge = image.files.get("merge")
         optical = (
@@ -433,7 +433,7 @@ class Dfc2023:
             return optical, None
         return optical, sar
 
-    def _check(self, raster: TileRaster, count: int, image: Image, dtype: str | None = None) -> None:
+    def _check(self, raster: TileRaster, count: int, image: ContestImage, dtype: str | None = None) -> None:
         """InputError where a raster is not what the labels and the contest say."""
         with open_raster(raster.path) as source:
             size, found = (source.width, source.height), source.count
@@ -465,7 +465,7 @@ class Dfc2023:
         """The contest's numbers are those of one file of labels each."""
         return not (self.holdout or self.by_city) or sum(i is not None for i in self._indexes) == 1
 
-    def _heights(self, image: Image, tile: Tile, problems: Problems) -> np.ndarray | None:
+    def _heights(self, image: ContestImage, tile: Tile, problems: Problems) -> np.ndarray | None:
         """(H, W) metres above ground, NaN = unknown; None where there are none that can be used."""
         path = image.files.get("height")
         if path is None:
@@ -498,7 +498,7 @@ class Dfc2023:
         return dataclasses.replace(building, height_m=height_m, **facts)
 
     def _refer(
-        self, tile: Tile, name: str, optical, sar, image: Image, heights_m, dtype: str, out: Path
+        self, tile: Tile, name: str, optical, sar, image: ContestImage, heights_m, dtype: str, out: Path
     ) -> None:
         """Give the tile names of its rasters: links to the archive, or files of its own."""
         grid = {"transform": Affine(*(tile.transform or (1, 0, 0, 0, 1, 0))), "crs": tile.crs}

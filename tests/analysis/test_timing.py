@@ -1,7 +1,7 @@
 """Times, operations and memory of networks that take turns: ratios, their interval, and what is counted."""
 
 import fusiondet.compat  # noqa: F401
-from benchmarks import Contestant, Settings, count_flops, paired_ratio, random_inputs, take_turns
+from benchmarks import Contestant, TimingSettings, count_flops, paired_ratio, random_inputs, take_turns
 from fusiondet.analysis.timing import Ratio, verdict
 from fusiondet.errors import InputError
 
@@ -48,13 +48,13 @@ def test_random_inputs_are_rectangles_with_heights():
 )
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        Settings(**options)
+        TimingSettings(**options)
 
 
 def test_cuda_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="torch sees no GPU. Use --device cpu"):
-        Settings(device="cuda")
+        TimingSettings(device="cuda")
 
 
 @pytest.mark.parametrize(

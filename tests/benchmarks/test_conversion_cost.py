@@ -8,7 +8,7 @@ import sys
 import time
 
 from benchmarks import conversion_cost as convert
-from benchmarks.conversion_cost import Cost, Settings, run_fresh
+from benchmarks.conversion_cost import ConversionSettings, Cost, run_fresh
 from fusiondet.converters.prepare import prepare
 from fusiondet.errors import InputError
 from fusiondet.io.vectors import read_layer
@@ -17,7 +17,9 @@ import pytest
 import rasterio
 import shapely
 
-TINY = Settings(mosaic_px=300, tile_px=128, buildings=20, city=12, tiles=4, grown_buildings=20, rounds=1)
+TINY = ConversionSettings(
+    mosaic_px=300, tile_px=128, buildings=20, city=12, tiles=4, grown_buildings=20, rounds=1
+)
 
 
 class TestInputs:
@@ -76,7 +78,7 @@ class TestFigures:
         return {name: [Cost(s, s, 100, 0, 0) for s in of] for name, of in seconds.items()}
 
     def test_growth_leaves_out_the_start(self):
-        s = Settings(tiles=4, grown_buildings=10, rounds=2)
+        s = ConversionSettings(tiles=4, grown_buildings=10, rounds=2)
         runs = {
             convert._tiles_name(1): [1, 1], convert._tiles_name(4): [2, 3], convert._tiles_name(40): [11, 21],
             convert._buildings_name(1): [1, 1], convert._buildings_name(10): [2, 2],
@@ -102,7 +104,7 @@ class TestFigures:
 ])  # fmt: skip
 def test_bad_settings(options, message):
     with pytest.raises(InputError, match=message):
-        Settings(**options)
+        ConversionSettings(**options)
 
 
 def test_tool_prints_figures_and_writes_json(load_tool, tmp_path, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 import json
 
 import fusiondet.compat  # noqa: F401
-from benchmarks import Settings
+from benchmarks import TimingSettings
 from benchmarks import fusion_cost as fusion
 from fusiondet.config_loading import load_config
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY
@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
-TINY = Settings(size_px=64, batch=1, rounds=1, warmup=0, buildings=3)
+TINY = TimingSettings(size_px=64, batch=1, rounds=1, warmup=0, buildings=3)
 ROWS = {row.title: row for row in fusion.rows()}
 
 

@@ -3,7 +3,7 @@
 import json
 
 import fusiondet.compat  # noqa: F401
-from benchmarks import Settings
+from benchmarks import TimingSettings
 from benchmarks import joint_cost as joint
 from fusiondet.config_loading import load_config
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-TINY = Settings(size_px=64, batch=1, rounds=1, warmup=0, buildings=3)
+TINY = TimingSettings(size_px=64, batch=1, rounds=1, warmup=0, buildings=3)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import sys
 
 from benchmarks import polygon_cost as polygons
-from benchmarks.polygon_cost import Settings, benchmark_polygons, format_table, quality
+from benchmarks.polygon_cost import PolygonSettings, benchmark_polygons, format_table, quality
 from fusiondet.errors import InputError
 
 import pytest
@@ -41,7 +41,7 @@ def test_invalid_outlines_are_counted_and_oblique_corners_told_from_right_ones()
 
 def test_every_contestant_is_measured_and_growth_is_timed(monkeypatch):
     monkeypatch.setitem(sys.modules, "buildingregulariser", None)
-    result = benchmark_polygons(Settings(buildings=30, grown=5))
+    result = benchmark_polygons(PolygonSettings(buildings=30, grown=5))
     assert set(result["contestants"]) == {"given outlines", "simplified", "fusiondet"}
     assert set(result["growth"]) == {"merging across seams", "regularising"}
     text = format_table(result)
@@ -51,7 +51,7 @@ def test_every_contestant_is_measured_and_growth_is_timed(monkeypatch):
 
 def test_the_library_takes_part_if_it_is_there():
     pytest.importorskip("buildingregulariser", reason="an optional dependency of this benchmark alone")
-    result = benchmark_polygons(Settings(buildings=30, grown=0))
+    result = benchmark_polygons(PolygonSettings(buildings=30, grown=0))
     assert result["contestants"]["buildingregulariser"]["iou"] > 0.7 and not result["notes"]
 
 
@@ -69,7 +69,7 @@ def test_seams_are_timed_on_layers_of_the_size_that_is_said():
 )
 def test_wrong_numbers_are_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong)).replace("_", "-")):
-        Settings(**wrong)
+        PolygonSettings(**wrong)
 
 
 def test_the_command_writes_what_it_prints(load_tool, tmp_path, capsys):

@@ -103,4 +103,4 @@ def test_the_tool_prints_what_was_measured(load_tool, monkeypatch, tmp_path, cap
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"window_px": 100}, {"model_ms": -1}])
 def test_bad_settings(options):
     with pytest.raises(InputError, match=f"benchmark: {next(iter(options))} is"):
-        scene.Settings(**options)
+        scene.SceneSettings(**options)

@@ -5,7 +5,7 @@ import json
 import fusiondet.compat  # noqa: F401
 from benchmarks import (
     Contestant,
-    Settings,
+    TimingSettings,
     benchmark_training,
     random_inputs,
     take_turns,
@@ -18,7 +18,7 @@ from fusiondet.errors import InputError
 import pytest
 import torch
 
-TINY = Settings(size_px=64, batch=1, rounds=2, warmup=0, sar_bands=2, buildings=3)
+TINY = TimingSettings(size_px=64, batch=1, rounds=2, warmup=0, sar_bands=2, buildings=3)
 
 
 def test_small_benchmark(cfg):

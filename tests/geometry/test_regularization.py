@@ -2,7 +2,7 @@
 
 import math
 
-from benchmarks.polygon_cost import Settings, noisy_layer, noisy_outline, quality, true_footprints
+from benchmarks.polygon_cost import PolygonSettings, noisy_layer, noisy_outline, quality, true_footprints
 from fusiondet.geometry.regularization import CROWD, _Layer, _neighbours, regularize
 from fusiondet.synthetic.footprints import read_city
 
@@ -351,13 +351,13 @@ def is_better(found, raw, truth, min_iou=0.9):
 
 
 def test_noisy_masks_of_a_city_become_its_buildings():
-    chosen = Settings(buildings=120)
+    chosen = PolygonSettings(buildings=120)
     truth, raw = noisy_layer(true_footprints(chosen), chosen)
     is_better(regularize(raw, 1.0), raw, truth)
 
 
 def test_noisy_masks_of_real_footprints_become_better(shared_data):
-    chosen = Settings(buildings=250, footprints=shared_data("3dbag-b3-limburg") / "limburg.city.json")
+    chosen = PolygonSettings(buildings=250, footprints=shared_data("3dbag-b3-limburg") / "limburg.city.json")
     truth, raw = noisy_layer(true_footprints(chosen), chosen)
     is_better(regularize(raw, 1.0), raw, truth)
 

@@ -26,7 +26,7 @@ _COLOURS = {ColorInterp.red: "red", ColorInterp.green: "green", ColorInterp.blue
 
 
 @dataclass
-class Picture:
+class Backdrop:
     """A picture and where it lies.
 
     Attributes:
@@ -62,7 +62,7 @@ def picture_crs(path: Path) -> CRS | None:
         return None if source.crs is None else CRS.from_user_input(source.crs)
 
 
-def read_picture(path: Path, bounds: tuple[float, float, float, float] | None) -> Picture:
+def read_picture(path: Path, bounds: tuple[float, float, float, float] | None) -> Backdrop:
     """The part of a raster around `bounds`, at most 1600 pixels wide and high.
 
     GDAL reads an overview where there is one, and block by block where there is none: memory does not grow with the
@@ -100,7 +100,7 @@ def read_picture(path: Path, bounds: tuple[float, float, float, float] | None) -
         transform = source.transform * Affine.translation(window.col_off, window.row_off) * scale
     if np.iscomplexobj(values):
         values = np.ma.abs(values)
-    return Picture(optical_panel(values.astype(np.float32).filled(np.nan)), transform)
+    return Backdrop(optical_panel(values.astype(np.float32).filled(np.nan)), transform)
 
 
 def _window(source, bounds) -> Window | None:

@@ -7,7 +7,7 @@ import math
 
 from fusiondet.evaluation.height_metrics import RATIO
 from fusiondet.visualization.canvas import FAINT, INK, round_up
-from fusiondet.visualization.report.comparison import Comparison
+from fusiondet.visualization.report.comparison import TruthComparison
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def interval_scatter(height_m: np.ndarray, p16_m: np.ndarray, p84_m: np.ndarray)
     return chart
 
 
-def truth_scatter(comparison: Comparison, height_m: np.ndarray) -> Chart:
+def truth_scatter(comparison: TruthComparison, height_m: np.ndarray) -> Chart:
     """Predicted against true height of matched buildings, with the 1:1 line and the band of δ1."""
     truth_m, error_m = comparison.truth_m, comparison.error_m
     known = np.flatnonzero(np.isfinite(error_m))
@@ -108,7 +108,7 @@ def truth_scatter(comparison: Comparison, height_m: np.ndarray) -> Chart:
     return chart
 
 
-def error_histogram(comparison: Comparison) -> Chart:
+def error_histogram(comparison: TruthComparison) -> Chart:
     """Numbers of matched buildings by height error."""
     known = comparison.error_m[np.isfinite(comparison.error_m)]
     # An odd number of bars: one stands around 0.
@@ -120,7 +120,7 @@ def error_histogram(comparison: Comparison) -> Chart:
     return _histogram(title, known, np.linspace(-top, top, 42), "prediction − truth (m)", "m")
 
 
-def precision_recall(comparison: Comparison) -> Chart:
+def precision_recall(comparison: TruthComparison) -> Chart:
     """Precision against recall from the highest score to the lowest; a hover tells the score."""
     ap50 = comparison.numbers["ap50"]
     title = "Precision and recall at IoU 0.5" + ("" if ap50 is None else f", AP50 {ap50:.1f}")

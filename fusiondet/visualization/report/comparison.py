@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fusiondet.buildings import Building
 from fusiondet.evaluation.average_precision import average_precision
 from fusiondet.evaluation.height_metrics import height_metrics
-from fusiondet.evaluation.vectors import evaluate_vectors, match_polygons
+from fusiondet.evaluation.layer_scores import evaluate_vectors, match_polygons
 from fusiondet.io.vectors import Layer, transform_layer
 
 import numpy as np
@@ -15,7 +15,7 @@ _CURVE_POINTS = 1000
 
 
 @dataclass
-class Comparison:
+class TruthComparison:
     """What `compare` found.
 
     Attributes:
@@ -36,7 +36,7 @@ class Comparison:
     score: np.ndarray
 
 
-def compare(buildings: list[Building], crs: str | None, truth: Layer) -> Comparison:
+def compare(buildings: list[Building], crs: str | None, truth: Layer) -> TruthComparison:
     """Match at IoU 0.5, one-to-one, best overlap first, as `tools/evaluate.py vectors` does.
 
     Raises:
@@ -62,7 +62,7 @@ def compare(buildings: list[Building], crs: str | None, truth: Layer) -> Compari
     recall, precision, thresholds, numbers["ap50"] = _curve(score, truth_of >= 0, n_truth)
     found = set(pairs[:, 0].tolist())
     missed = [b for i, b in enumerate(true) if i not in found]
-    return Comparison(
+    return TruthComparison(
         numbers, truth_of, truth_m, predicted_m - truth_m, missed, recall, precision, thresholds
     )
 

@@ -20,8 +20,8 @@ from fusiondet.io.layers import areas_m2
 from fusiondet.io.vectors import Layer
 from fusiondet.visualization.building_overlays import MATCH_COLOURS, error_colours, height_colours
 from fusiondet.visualization.report import charts
-from fusiondet.visualization.report.backdrop import Picture, picture_crs, read_picture
-from fusiondet.visualization.report.comparison import Comparison, compare
+from fusiondet.visualization.report.backdrop import Backdrop, picture_crs, read_picture
+from fusiondet.visualization.report.comparison import TruthComparison, compare
 from fusiondet.visualization.report.frame import Frame, bounds_of, frame_at, in_crs, move
 from fusiondet.visualization.report.shapes import Shapes, shapes_of
 
@@ -133,7 +133,7 @@ def _outlines(buildings: list[Building]) -> np.ndarray:
     return polygons
 
 
-def _placed(polygons, crs, image) -> tuple[Frame, np.ndarray, Picture | None]:
+def _placed(polygons, crs, image) -> tuple[Frame, np.ndarray, Backdrop | None]:
     """The plane of the page, the outlines in it, and the picture; the plane is that of the picture if there is one."""
     picture = None
     if image is not None:
@@ -165,7 +165,7 @@ def _columns(buildings: list[Building], polygons: np.ndarray, crs: CRS | None) -
     return columns
 
 
-def _charts(columns: dict[str, np.ndarray], comparison: Comparison | None) -> dict[str, charts.Chart]:
+def _charts(columns: dict[str, np.ndarray], comparison: TruthComparison | None) -> dict[str, charts.Chart]:
     """The charts that have something to show, by name."""
     height_m, p16_m, p84_m = (columns[name] for name in ("height_m", "height_p16_m", "height_p84_m"))
     drawn = {}
@@ -186,7 +186,7 @@ def _charts(columns: dict[str, np.ndarray], comparison: Comparison | None) -> di
     return drawn
 
 
-def _modes(columns: dict[str, np.ndarray], comparison: Comparison | None) -> list[dict]:
+def _modes(columns: dict[str, np.ndarray], comparison: TruthComparison | None) -> list[dict]:
     """What the views can be coloured by."""
     height_m, width_m = columns["height_m"], columns["height_p84_m"] - columns["height_p16_m"]
     modes = [_mode("height", "Height above ground", "m", height_m, height_colours(height_m))]
@@ -236,7 +236,7 @@ def _mode(key: str, label: str, unit: str, values: np.ndarray, colours: ScalarMa
     }
 
 
-def _ground(polygons: np.ndarray, picture: Picture | None, frame: Frame) -> dict:
+def _ground(polygons: np.ndarray, picture: Backdrop | None, frame: Frame) -> dict:
     """Corners of the ground, and what the views show at first, both in metres."""
     bounds = bounds_of(polygons)
     if picture is not None:
@@ -363,7 +363,7 @@ def _tiles(numbers: list[tuple[str, str]]) -> str:
     return f'<div class="numbers">{tiles}</div>'
 
 
-def _views(picture: Picture | None) -> str:
+def _views(picture: Backdrop | None) -> str:
     image = "" if picture is None else f'<img id="picture" alt="picture" src="{picture.data_url()}">'
     return f"""<div class="tools"><label>Colour by <select id="mode"></select></label>
 <span class="legend" id="legend"></span><button id="home" type="button">Whole layer</button></div>
@@ -382,7 +382,7 @@ def _charts_of(drawn: dict, names: tuple[str, ...]) -> str:
     return f'<div class="charts">{boxes}</div>'
 
 
-def _against_truth(comparison: Comparison, drawn: dict) -> str:
+def _against_truth(comparison: TruthComparison, drawn: dict) -> str:
     n = comparison.numbers
 
     def text(key: str, spec: str, unit: str = "", factor: int = 1) -> str:

@@ -1,16 +1,16 @@
 """Charts: every building is counted once, dots belong to their buildings, and a thinned cloud keeps its extremes."""
 
 from fusiondet.visualization.report import charts
-from fusiondet.visualization.report.comparison import Comparison
+from fusiondet.visualization.report.comparison import TruthComparison
 
 import numpy as np
 import pytest
 
 
-def comparison(truth_m, error_m) -> Comparison:
+def comparison(truth_m, error_m) -> TruthComparison:
     nothing = np.zeros(0)
     n = len(truth_m)
-    return Comparison(
+    return TruthComparison(
         {"ap50": None}, np.zeros(n), np.array(truth_m), np.array(error_m), [], nothing, nothing, nothing
     )
 

@@ -2,7 +2,7 @@
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.evaluation.vectors import evaluate_vectors
+from fusiondet.evaluation.layer_scores import evaluate_vectors
 from fusiondet.io.vectors import Layer
 from fusiondet.visualization.report.comparison import compare
 

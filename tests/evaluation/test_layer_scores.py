@@ -2,7 +2,7 @@
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.evaluation.vectors import evaluate_vectors, match_polygons
+from fusiondet.evaluation.layer_scores import evaluate_vectors, match_polygons
 from fusiondet.io.vectors import Layer, read_layer
 
 import pytest
