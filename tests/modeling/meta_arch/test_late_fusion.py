@@ -458,7 +458,7 @@ def test_a_branch_is_the_network_of_its_modality_alone(dense_cfg, make_input):
     ("changes", "message"),
     [
         ({"MODEL.BACKBONE.NAME": "build_early_fusion_resnet_fpn_backbone"}, "LateFusionDense .* go together"),
-        ({"MODEL.META_ARCHITECTURE": "FusionDense"}, "LateFusionRCNN or LateFusionDense and .* go together"),
+        ({"MODEL.META_ARCHITECTURE": "FusionDense"}, "FusionDense with .*LateFusionRCNN and .* go together"),
         ({"MODEL.DENSE_HEADS.NAMES": []}, "LateFusionDense has dense heads alone, but .* is empty"),
         ({"MODEL.MASK_ON": True}, "LateFusionDense finds no instances"),
         ({"TEST.BEST_METRIC": "segm/AP50"}, "LateFusionDense is not scored by"),
