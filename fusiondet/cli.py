@@ -101,7 +101,9 @@ def _option_text(match: re.Match) -> str:
 
 
 def _words(value: str) -> str:
-    """Return a Python value as it is typed in a shell; text that is no literal, e.g. a path, stays as it is."""
+    """Return a string or list of Python as it is typed in a shell; other text (a number, a path) stays as it is."""
+    if not value.startswith(("'", '"', "[", "(")):
+        return value
     try:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -125,6 +125,7 @@ LAYERS = {
             "fusiondet.evaluation.matching",
             "fusiondet.evaluation.regions",
             "fusiondet.evaluation.resampling",
+            "fusiondet.evaluation.scoring",
             "fusiondet.evaluation.spacenet_f1",
             "fusiondet.evaluation.table",
             "fusiondet.evaluation.layer_scores",

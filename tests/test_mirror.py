@@ -16,6 +16,7 @@ END_TO_END = {
     "tests/test_layering.py": "imports of all modules",
     "tests/test_learning.py": "a small network learns",
     "tests/test_checkpoint_of_0_5.py": "a checkpoint of 0.5 gives the layer that 0.5 wrote with it",
+    "tests/test_messages.py": "messages of the library, as library and tools give them",
     "tests/test_mirror.py": "this file",
     "tests/test_projects.py": "the package works without any one of its projects",
 }

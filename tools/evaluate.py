@@ -4,15 +4,13 @@
 import argparse
 from pathlib import Path
 
-from fusiondet.cli import parse, positive, run, seed_argument
+from fusiondet.cli import Option, options_of, parse, positive, run, seed_argument
 from fusiondet.converters.prepare import source_options
-from fusiondet.errors import InputError, unknown_name
-from fusiondet.evaluation.table import metrics_table
 from fusiondet.files import require_new, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(_parser(), argv, others=source_options)
+    args = parse(_parser(), argv, others=_other_options)
     if args.out:
         require_new(args.out, args.overwrite)
     metrics, text = args.evaluate(args)
@@ -26,124 +24,53 @@ def main(argv: list[str] | None = None) -> None:
         print(f"computed {len(metrics)} numbers; nothing written (give --out metrics.json to keep them)")
 
 
+def _other_options() -> dict[str, Option]:
+    # Messages of every kind refer to options of `instances`, and to those that the data were converted with.
+    return source_options() | options_of(_parser(), argparse.Namespace(kind="instances"))
+
+
 def evaluate_instances(args) -> tuple[dict, str]:
-    from fusiondet.evaluation.dense import require_instances
-    from fusiondet.evaluation.instances import METRICS, evaluate_instances
-    from fusiondet.evaluation.spacenet_f1 import evaluate_spacenet, spacenet_table
+    from fusiondet.evaluation.scoring import score_instances
 
-    if args.region or args.compare:
-        return evaluate_by_tile(args)
-    asked, others = [name.strip() for name in args.metrics.split(",") if name.strip()], ("dense", "spacenet")
-    for name in asked:
-        if name not in (*METRICS, *others):
-            raise unknown_name("metric", name, (*METRICS, *others))
-    metrics, numbers = tuple(name for name in asked if name not in others), {}
-    if set(asked) != {"dense"}:
-        require_instances(args.predictions)
-    if metrics or not asked:
-        numbers = evaluate_instances(args.annotations, args.predictions, args.max_detections, metrics)
-    if "dense" in asked:
-        numbers |= evaluate_maps(args)
-    lines = [metrics_table(numbers)] if numbers else []
-    if "spacenet" in asked:
-        outlines = evaluate_spacenet(
-            args.annotations, args.predictions, args.min_area_px, args.score_threshold
-        )
-        numbers |= outlines
-        lines.append(spacenet_table(outlines))
-    return numbers, "\n".join(lines)
-
-
-def evaluate_maps(args) -> dict:
-    from fusiondet.evaluation.dense import dense_metrics
-    from fusiondet.evaluation.resampling import tile_scores
-    from fusiondet.io.coco import read_coco
-
-    tiles = tile_scores(read_coco(args.annotations), args.predictions, **_tile_options(args))
-    numbers = dense_metrics([tile.dense for tile in tiles])
-    if any(tile.painted is not tile.dense and tile.painted for tile in tiles):
-        numbers |= dense_metrics([tile.painted for tile in tiles], prefix="painted")
-    return numbers
-
-
-def evaluate_by_tile(args) -> tuple[dict, str]:
-    from fusiondet.evaluation import resampling
-    from fusiondet.evaluation.regions import region_by_name
-    from fusiondet.io.coco import read_coco
-
-    dataset = read_coco(args.annotations)
-    region = region_by_name(args.region, dataset) if args.region else None
-    files = [path for path in (args.predictions, args.compare) if path]
-    options = {"region": region, **_tile_options(args)}
-    options["height_labels"] = resampling.common_height_labels(files, args.height_labels)
-    tiles = resampling.tile_scores(dataset, args.predictions, **options)
-    if not args.compare:
-        scores = resampling.summarize(tiles)
-        return scores, resampling.scores_table(scores)
-    others = resampling.tile_scores(dataset, args.compare, **options)
-    found = resampling.paired_bootstrap(others, tiles, draws=args.draws, seed=args.seed)
-    numbers = {f"{key}/{name}": value for key, one in found.items() for name, value in vars(one).items()}
-    return numbers, resampling.differences_table(found, "other", "predictions")
-
-
-def _tile_options(args) -> dict:
-    return {key: getattr(args, key) for key in ("max_detections", "height_labels", "score_threshold")}
+    names = (
+        "max_detections",
+        "score_threshold",
+        "height_labels",
+        "min_area_px",
+        "region",
+        "compare",
+        "draws",
+        "seed",
+    )
+    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
+    options = {name: getattr(args, name) for name in names}
+    return score_instances(args.annotations, args.predictions, metrics=metrics, **options)
 
 
 def evaluate_vectors(args) -> tuple[dict, str]:
-    from fusiondet.evaluation.layer_scores import evaluate_vectors
+    from fusiondet.evaluation.scoring import score_layers
     from fusiondet.io.vectors import read_layer
 
     truth = read_layer(args.truth, args.truth_height, args.truth_ground, args.truth_layer, signed=True)
     predictions = read_layer(
         args.predictions, args.prediction_height, args.prediction_ground, args.prediction_layer, signed=True
     )
-    for name, layer in (("truth", truth), ("predictions", predictions)):
-        for count in (layer.geometry, layer.reasons):
-            if count:
-                print(f"{name}: " + ", ".join(f"{n} {what}" for what, n in sorted(count.items())))
-    numbers = evaluate_vectors(truth, predictions, args.iou)
-    return numbers, metrics_table(numbers)
+    return score_layers(truth, predictions, args.iou)
 
 
 def evaluate_dfc2023(args) -> tuple[dict, str]:
-    from fusiondet.evaluation import dfc2023_scoring as dfc2023
-    from fusiondet.evaluation import dfc2023_submission as zips
-    from fusiondet.evaluation.dense import require_instances
-    from fusiondet.io.coco import read_predictions
+    from fusiondet.evaluation.scoring import score_dfc2023
 
-    if (args.submission is None) == (args.predictions is None):
-        raise InputError("give either --submission, a zip, or --predictions, COCO results with height_m.")
-    if args.write_submission and not args.predictions:
-        raise InputError(
-            "--write-submission makes a zip of --predictions; give those instead of --submission."
-        )
-    if args.write_submission:
-        require_new(args.write_submission, args.overwrite)
-    # The contest's test split has neither outlines nor heights: there is a zip to write, and nothing to score.
-    truth = dfc2023.read_truth(args.annotations, args.heights, scored=not args.write_submission)
-    findings, notes = zips.Findings(str(args.submission or args.predictions), args.strict), []
-    if args.submission:
-        with zips.ZippedSubmission(args.submission, findings) as submission:
-            numbers = dfc2023.evaluate_dfc2023(truth, submission)
-        return numbers, dfc2023.dfc2023_table(numbers, findings)
-    require_instances(args.predictions)
-    records = read_predictions(args.predictions)
-    submission = zips.PaintedSubmission(
-        truth.document, records, truth.names, findings, truth.category_ids[0], args.score_threshold
+    names = (
+        "heights",
+        "submission",
+        "predictions",
+        "write_submission",
+        "score_threshold",
+        "strict",
+        "overwrite",
     )
-    if submission.without_height:
-        notes.append(f"{submission.without_height} instances have no height and are painted as 0")
-    if args.write_submission:
-        zips.write_submission(submission, truth.shapes, args.write_submission)
-        what = f"{len(truth.images)} tiles and {len(submission.records)} instances"
-        notes.append(f"wrote {what} to {args.write_submission}")
-        if not submission.records:
-            notes.append("the contest's scorer gives no score where there is no instance at all")
-        if not (truth.has_heights and truth.document["annotations"]):
-            return {}, "\n".join([*notes, "not scored: the annotations have no buildings or no true heights"])
-    numbers = dfc2023.evaluate_dfc2023(truth, submission)
-    return numbers, "\n".join([*notes, dfc2023.dfc2023_table(numbers, findings)])
+    return score_dfc2023(args.annotations, **{name: getattr(args, name) for name in names})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,7 +88,7 @@ class TimingSettings:
         if self.device.split(":")[0] not in ("cpu", "cuda"):
             raise unknown_name("device", self.device, ("cpu", "cuda"))
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError("benchmark: device cuda asked for, but torch sees no GPU. Use --device cpu.")
+            raise InputError('benchmark: device cuda asked for, but torch sees no GPU. Pass `device="cpu"`.')
         if self.precision == "float16" and self.device == "cpu":
             raise InputError("benchmark: float16 needs a GPU; on the CPU use bfloat16 or float32.")
 

@@ -113,25 +113,25 @@ def parse_classes(words: Sequence[str], ignored: Sequence[str] = ()) -> ClassLis
     pairs = [word.rpartition("=") for word in words]
     if not all(name and equals for name, equals, _ in pairs):
         raise InputError(
-            f"--class {' '.join(words)}: expected NAME=CODE or NAME=RED,GREEN,BLUE, e.g. tree=0,255,0."
+            f"`classes={list(words)}`: expected NAME=CODE or NAME=RED,GREEN,BLUE, e.g. tree=0,255,0."
         )
-    values = [_number("--class", value) for _, _, value in pairs]
+    values = [_number("classes", value) for _, _, value in pairs]
     try:
         return ClassList(
             tuple(name for name, _, _ in pairs),
             tuple(values),
-            tuple(_number("--ignore", word) for word in ignored),
+            tuple(_number("ignored", word) for word in ignored),
         )
     except InputError as error:
-        raise InputError(f"--class {' '.join(words)}: {error}") from None
+        raise InputError(f"`classes={list(words)}`: {error}") from None
 
 
-def _number(option: str, text: str) -> tuple[int, ...]:
+def _number(parameter: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"{option} {text}: expected a code such as 3, or a colour such as 0,255,0."
+            f"`{parameter}={text!r}`: expected a code such as 3, or a colour such as 0,255,0."
         ) from None
 
 
@@ -151,12 +151,19 @@ def add_arguments(parser) -> None:
         help="what pixels stand for, in order: a code (tree=3) or a colour (tree=0,255,0)",
     )
     parser.add_argument(
-        "--ignore", nargs="+", default=[], metavar="VALUE", help="codes or colours that are not labelled"
+        "--ignore",
+        dest="ignored",
+        nargs="+",
+        default=[],
+        metavar="VALUE",
+        help="codes or colours that are not labelled",
     )
     parser.add_argument(
         "--bands", nargs="+", metavar="NAME", help="of the images, in order (default: red green blue, or pan)"
     )
-    parser.add_argument("--gsd", type=float, metavar="M", help="metres per pixel of images without a CRS")
+    parser.add_argument(
+        "--gsd", dest="gsd_m", type=float, metavar="M", help="metres per pixel of images without a CRS"
+    )
     parser.add_argument(
         "--nodata", type=float, metavar="V", help="number that means no data where an image declares none"
     )
@@ -182,31 +189,31 @@ def add_tile_arguments(parser, size: int, overlap: int) -> None:
 def check_tile_arguments(args) -> None:
     """InputError for numbers that mean nothing."""
     for name, value, low, high in (
-        ("--tile-size", args.tile_size, 32, 8192),
-        ("--overlap", args.overlap, 0, args.tile_size - 1),
-        ("--max-nodata", args.max_nodata, 0, 1),
-        ("--gsd", args.gsd, 0.01, 1000),
+        ("tile_size", args.tile_size, 32, 8192),
+        ("overlap", args.overlap, 0, args.tile_size - 1),
+        ("max_nodata", args.max_nodata, 0, 1),
+        ("gsd_m", args.gsd_m, 0.01, 1000),
     ):
         if value is not None and not low <= value <= high:
-            raise InputError(f"{name} {value:g}: expected {low:g} to {high:g}.")
+            raise InputError(f"`{name}={value:g}`: expected {low:g} to {high:g}.")
 
 
 def main(args) -> None:
     """Run `prepare_dataset.py classes`."""
     check_tile_arguments(args)
-    classes = parse_classes(args.classes, args.ignore)
-    images, labels = expand(args.images, RASTERS, "--images"), expand(args.labels, RASTERS, "--labels")
+    classes = parse_classes(args.classes, args.ignored)
+    images, labels = expand(args.images, RASTERS, "images"), expand(args.labels, RASTERS, "labels")
     both = {*images} & {*labels}
     if both:
-        raise InputError(f"{min(both)}: is among --images and among --labels. Say which files are labels.")
+        raise InputError(f"{min(both)}: is among `images` and among `labels`. Say which files are labels.")
     usual = ("pan",) if first_band_count(images)[1] < 3 else ("red", "green", "blue")
     bands = BandSpec(tuple(args.bands or usual))
     names = ("nodata", "tile_size", "overlap", "max_nodata", "cut")
     options = {name: getattr(args, name) for name in names}
-    source = ClassPairs(images, labels, bands, gsd_m=args.gsd, classes=classes, **options)
+    source = ClassPairs(images, labels, bands, gsd_m=args.gsd_m, classes=classes, **options)
     recipe = {
         "source": "classes",
-        "gsd": args.gsd,
+        "gsd": args.gsd_m,
         "bands": bands.optical,
         "classes": str(classes),
         **options,

@@ -381,7 +381,7 @@ def _slow(part: TileRaster, window: PixelWindow) -> list[str]:
         return []
     return [
         f"{part.path}: its blocks make a reader unpack {ratio:.0f} times the pixels of a tile, which slows down "
-        "training. Copy the tiles with --cut, or tile the raster: gdal_translate -co TILED=YES IN OUT."
+        "training. Copy the tiles with `cut=True`, or tile the raster: gdal_translate -co TILED=YES IN OUT."
     ]
 
 

@@ -112,11 +112,11 @@ def find_parts(root: Path, track: int | None) -> tuple[int, list[ContestPart]]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"--root {root}: is no folder.")
+        raise InputError(f"`root={root}`: is no folder.")
     folders = _split_folders(root)
     if not folders:
         raise InputError(
-            f"--root {root}: expected train/rgb (or rgb) with images and annotations/*.json in it"
+            f"`root={root}`: expected train/rgb (or rgb) with images and annotations/*.json in it"
             f"{_suggestion(root) or '.'}"
         )
     if track is None:
@@ -129,12 +129,12 @@ def find_parts(root: Path, track: int | None) -> tuple[int, list[ContestPart]]:
                 parts.append(ContestPart(name, labels, products))
     if not _has_labels(root, track):
         other = (
-            f" There are labels of the other track: --track {3 - track}."
+            f" There are labels of the other track: `track={3 - track}`."
             if _has_labels(root, 3 - track)
             else ""
         )
         raise InputError(
-            f"--root {root}: no labels; expected annotations/{LABEL_FILES[track]}_train.json (or in JSON/)"
+            f"`root={root}`: no labels; expected annotations/{LABEL_FILES[track]}_train.json (or in JSON/)"
             f"{_suggestion(root) or '.'}{other}"
         )
     return track, parts
@@ -343,7 +343,7 @@ class Dfc2023:
             problems.add(
                 "tiles on the ground of another split",
                 f"{self._place(number).name}: shares ground with {self._place(other).name}, as their names say. What "
-                "is learned is also what is scored: see --holdout-city.",
+                "is learned is also what is scored: see `holdout_city`.",
             )
 
     def _place(self, number: int, split: str | None = None, group: str | None = None) -> Place:
@@ -360,7 +360,7 @@ class Dfc2023:
         names = sorted(set(known.values()))
         if not known:
             raise InputError(
-                "--holdout-city and --split go by the cities in the names of the images, as in "
+                "`holdout_city` and `split` go by the cities in the names of the images, as in "
                 "GF2_Brasilia_-15.8652_-47.9337.tif, but none has one."
             )
         if len(known) < len(labelled):
@@ -375,7 +375,7 @@ class Dfc2023:
                 raise unknown_name("city", city, names)
         if len(wanted) == len(set(map(_plain, names))):
             raise InputError(
-                f"--holdout-city names all cities ({', '.join(names)}): none is left to train on."
+                f"`holdout_city` names all cities ({', '.join(names)}): none is left to train on."
             )
         return [self._place(n, "val" if _plain(city) in wanted else "train") for n, city in known.items()]
 
@@ -538,7 +538,7 @@ class Dfc2023:
         if "GF2" in sensors - self.gsd_m.keys():
             report.notes.append(
                 f"tiles of GF2 are taken as {self.gsd_m['']:g} m per pixel, as published; the sensor's own pixel is "
-                "0.8 m. See --gsd GF2=0.8."
+                '0.8 m. See `gsd_m="GF2=0.8"`.'
             )
 
     def info(self) -> dict:
@@ -620,6 +620,7 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument(
         "--gsd",
+        dest="gsd_m",
         nargs="+",
         default=[str(PUBLISHED_GSD_M)],
         metavar="M",
@@ -641,7 +642,7 @@ def add_arguments(parser) -> None:
 def main(args) -> None:
     """Run `prepare_dataset.py dfc2023`."""
     if args.holdout_city and args.split:
-        raise InputError("--holdout-city and --split both say what the splits are: pass one of them.")
+        raise InputError("`holdout_city` and `split` both say what the splits are: pass one of them.")
     track, parts = find_parts(args.root, args.track)
     source = Dfc2023(
         args.root,
@@ -649,13 +650,18 @@ def main(args) -> None:
         parts,
         zonal=args.zonal,
         outline=args.outline,
-        gsd_m=_gsd_by_sensor(args.gsd),
+        gsd_m=_gsd_by_sensor(args.gsd_m),
         holdout=args.holdout_city,
         by_city=bool(args.split),
         cut=args.cut,
     )
-    names = ("root", "zonal", "outline", "gsd", "holdout_city", "cut")
-    recipe = {"source": "dfc2023", "track": track, **{name: getattr(args, name) for name in names}}
+    names = ("root", "zonal", "outline", "holdout_city", "cut")
+    recipe = {
+        "source": "dfc2023",
+        "track": track,
+        "gsd": args.gsd_m,
+        **{name: getattr(args, name) for name in names},
+    }
     report = conversion.convert(source, args.out, conversion.options_from(args), recipe)
     reports.show(report, args.out)
 
@@ -671,7 +677,7 @@ def _gsd_by_sensor(words: list[str]) -> dict[str, float]:
             value = 0.0
         if not 0.01 <= value <= 100:
             raise InputError(
-                f"--gsd {word}: expected metres per pixel from 0.01 to 100, or SENSOR=M, e.g. GF2=0.8."
+                f"`gsd_m={word!r}`: expected metres per pixel from 0.01 to 100, or SENSOR=M, e.g. GF2=0.8."
             )
         found[sensor] = value
     return found

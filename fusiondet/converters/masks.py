@@ -73,7 +73,7 @@ def read_mask(path: Path, window: PixelWindow | None = None, threshold: float | 
     if not (one and (usual or palette)):
         raise InputError(
             f"{path}: is no mask of buildings; it holds {_listed(values)}, expected 0 and 1, 0 and 255, or black and "
-            "one colour. Where it is in shades, say from which value on it is a building with --threshold."
+            "one colour. Where it is in shades, say from which value on it is a building with `threshold`."
         )
     return building
 
@@ -256,7 +256,7 @@ class MaskPairs:
             **rasters,
         )
         notes = reader.notes + (
-            [] if known else ["the pixel size of images without a CRS is unknown: pass --gsd."]
+            [] if known else ["the pixel size of images without a CRS is unknown: pass `gsd_m`."]
         )
         return Made(tile, {"labels": labels}, notes)
 
@@ -345,7 +345,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--threshold", type=float, metavar="V", help="of masks in shades: this value and above is a building"
     )
-    parser.add_argument("--gsd", type=float, metavar="M", help="metres per pixel of images without a CRS")
+    parser.add_argument(
+        "--gsd", dest="gsd_m", type=float, metavar="M", help="metres per pixel of images without a CRS"
+    )
     parser.add_argument(
         "--nodata", type=float, metavar="V", help="number that means no data where an image declares none"
     )
@@ -386,22 +388,22 @@ def add_arguments(parser) -> None:
 def main(args) -> None:
     """Run `prepare_dataset.py masks`."""
     for name, value, low, high in (
-        ("--tile-size", args.tile_size, 32, 8192),
-        ("--overlap", args.overlap, 0, args.tile_size - 1),
-        ("--gsd", args.gsd, 0.01, 1000),
-        ("--max-nodata", args.max_nodata, 0, 1),
-        ("--min-area-px", args.min_area_px, 0, 1e9),
+        ("tile_size", args.tile_size, 32, 8192),
+        ("overlap", args.overlap, 0, args.tile_size - 1),
+        ("gsd_m", args.gsd_m, 0.01, 1000),
+        ("max_nodata", args.max_nodata, 0, 1),
+        ("min_area_px", args.min_area_px, 0, 1e9),
     ):
         if value is not None and not low <= value <= high:
-            raise InputError(f"{name} {value:g}: expected {low:g} to {high:g}.")
-    images, masks = expand(args.images, RASTERS, "--images"), expand(args.masks, RASTERS, "--masks")
+            raise InputError(f"`{name}={value:g}`: expected {low:g} to {high:g}.")
+    images, masks = expand(args.images, RASTERS, "images"), expand(args.masks, RASTERS, "masks")
     both = {*images} & {*masks}
     if both:
-        raise InputError(f"{min(both)}: is among --images and among --masks. Say which files are masks.")
+        raise InputError(f"{min(both)}: is among `images` and among `masks`. Say which files are masks.")
     names = ("nodata", "threshold", "tile_size", "overlap", "min_area_px", "max_nodata", "cut")
     options = {name: getattr(args, name) for name in names}
-    source = MaskPairs(images, masks, _bands(images), gsd_m=args.gsd, **options)
-    recipe = {"source": "masks", "gsd": args.gsd, **options, "images": images, "masks": masks}
+    source = MaskPairs(images, masks, _bands(images), gsd_m=args.gsd_m, **options)
+    recipe = {"source": "masks", "gsd": args.gsd_m, **options, "images": images, "masks": masks}
     report = conversion.convert(source, args.out, conversion.options_from(args), recipe)
     reports.show(report, args.out)
 

@@ -41,7 +41,7 @@ def merge_layers(layers: Sequence[Layer]) -> Layer:
     crs = layers[0].crs
     if any((layer.crs is None) != (crs is None) for layer in layers):
         raise InputError(
-            "some of the footprints have a CRS, others have none. Name theirs, e.g. --footprints-crs EPSG:28992."
+            'some of the footprints have a CRS, others have none. Name theirs, e.g. `footprints_crs="EPSG:28992"`.'
         )
     if crs is not None:
         layers = [transform_layer(layer, crs) for layer in layers]

@@ -9,7 +9,7 @@ from fusiondet.errors import InputError
 from fusiondet.io.rasters import open_raster
 
 
-def expand(patterns: Sequence[str], suffixes: tuple[str, ...], option: str) -> list[Path]:
+def expand(patterns: Sequence[str], suffixes: tuple[str, ...], parameter: str) -> list[Path]:
     """Files of paths, folders (those with one of `suffixes` in it) and patterns with * and ?, sorted, each once.
 
     Raises:
@@ -28,7 +28,7 @@ def expand(patterns: Sequence[str], suffixes: tuple[str, ...], option: str) -> l
         files = [p for p in files if not p.name.startswith(".")]
         if not files:
             raise InputError(
-                f"{option} {pattern}: no such file, and no {' or '.join(suffixes)} file is found there."
+                f"`{parameter}={pattern}`: no such file, and no {' or '.join(suffixes)} file is found there."
             )
         found.update(dict.fromkeys(sorted(files)))
     return list(found)

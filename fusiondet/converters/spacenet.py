@@ -266,13 +266,13 @@ class TileRules:
     cut: bool = False
 
     def __post_init__(self):
-        """Refuse numbers that make no sense, naming the option."""
+        """Refuse numbers that make no sense, naming the parameter."""
         for name, value, low, high in (
-            ("--max-nodata", self.max_nodata, 0, 1),
-            ("--min-area-m2", self.min_area_m2, 0, 1e6),
+            ("max_nodata", self.max_nodata, 0, 1),
+            ("min_area_m2", self.min_area_m2, 0, 1e6),
         ):
             if not low <= value <= high:
-                raise InputError(f"{name} {value}: expected {low:g} to {high:g}.")
+                raise InputError(f"`{name}={value}`: expected {low:g} to {high:g}.")
 
 
 def add_rule_arguments(parser) -> None:
@@ -463,7 +463,7 @@ def label_layer(path: Path, problems: Problems, **options) -> Layer:
     repeated = layer.counts.get("identifiers of several rows")
     if repeated:
         note = next(note for note in layer.notes if "stand in several rows" in note)
-        note = note.removesuffix(" Join them with --join-parts.")  # there is no such option here
+        note = note.removesuffix(" Join them with `join_parts=True`.")  # there is no such option here
         problems.add("label files with one identifier for several buildings", f"{path.parent}/{note}")
     return layer
 
@@ -698,9 +698,9 @@ def source_of(
         InputError: no images or labels, or names that do not tell which label belongs to which image.
     """
     if not labels and table is None:
-        raise InputError("no labels: pass --labels, --csv or both.")
-    image_files = expand(images, (".tif", ".tiff"), "--images")
-    label_files = expand(labels, (".geojson", ".json"), "--labels") if labels else []
+        raise InputError("no labels: pass `labels`, `table` or both.")
+    image_files = expand(images, (".tif", ".tiff"), "images")
+    label_files = expand(labels, (".geojson", ".json"), "labels") if labels else []
     stems = unique_stems(image_files)
     of_file, unused = match_names([p.stem for p in image_files], [p.stem for p in label_files])
     ids: list[str | None] = [None] * len(image_files)
@@ -729,11 +729,11 @@ def _band_names(images: list[Path], asked: Sequence[str] | None) -> tuple[str, .
     path, count = first_band_count(images)
     if asked and len(asked) != count:
         raise InputError(
-            f"--band-names {' '.join(asked)}: names {len(asked)} bands, but {path} has {count}. Name each of them."
+            f"`band_names={list(asked)}`: names {len(asked)} bands, but {path} has {count}. Name each of them."
         )
     if not asked and count not in BANDS:
         raise InputError(
-            f"{path}: has {count} bands; say what they are with --band-names (known without: "
+            f"{path}: has {count} bands; say what they are with `band_names` (known without: "
             f"{', '.join(map(str, BANDS))} bands)."
         )
     return tuple(asked or BANDS[count])
@@ -752,7 +752,11 @@ def add_arguments(parser) -> None:
         "--labels", nargs="+", default=[], metavar="GLOB", help="footprints, a GeoJSON for each tile"
     )
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="table of the competition, with PolygonWKT_Pix"
+        "--csv",
+        dest="table",
+        type=Path,
+        metavar="FILE",
+        help="table of the competition, with PolygonWKT_Pix",
     )
     parser.add_argument(
         "--band-names",
@@ -774,10 +778,9 @@ def add_arguments(parser) -> None:
 def main(args) -> None:
     """Run `prepare_dataset.py spacenet`."""
     rules = rules_from(args)
-    recipe = {
-        name: getattr(args, name) for name in ("images", "labels", "csv", "band_names", "nodata")
-    } | dataclasses.asdict(rules)
-    source = source_of(args.images, args.labels, args.csv, rules, args.band_names, args.nodata)
+    names = ("images", "labels", "band_names", "nodata")
+    recipe = {name: getattr(args, name) for name in names} | {"csv": args.table} | dataclasses.asdict(rules)
+    source = source_of(args.images, args.labels, args.table, rules, args.band_names, args.nodata)
     report = conversion.convert(
         source, args.out, conversion.options_from(args), {"source": "spacenet", **recipe}
     )

@@ -129,7 +129,7 @@ def find_root(root: Path) -> Path:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"--root {root}: no such folder; expected SpaceNet 6's .../train/AOI_11_Rotterdam.")
+        raise InputError(f"`root={root}`: no such folder; expected SpaceNet 6's .../train/AOI_11_Rotterdam.")
     if _is_root(root):
         return root
     below = itertools.chain.from_iterable(root.glob(depth) for depth in ("*", "*/*", "*/*/*"))
@@ -139,7 +139,7 @@ def find_root(root: Path) -> Path:
     )
     hint = f" Did you mean {better[0]}?" if better else ""
     raise InputError(
-        f"--root {root}: holds none of the folders {', '.join([*PRODUCTS, SAR])}; expected SpaceNet 6's "
+        f"`root={root}`: holds none of the folders {', '.join([*PRODUCTS, SAR])}; expected SpaceNet 6's "
         f".../train/AOI_11_Rotterdam.{hint}"
     )
 
@@ -395,14 +395,14 @@ class SpaceNet6:
         report.notes += self.notes
         if report.unknown_heights["no ground"] and not report.heights["known"]:
             raise InputError(
-                f"--ground {self.ground}: has no elevation under any of the buildings. Is it the terrain of Rotterdam, "
+                f"`ground={self.ground}`: has no elevation under any of the buildings. Is it the terrain of Rotterdam, "
                 "and is its CRS right?"
             )
         if self._height_column is not None:
             facts = self._described(self._height_column)
             datum = "above the ground"
             if self.ground is None:
-                datum = "an elevation above NAP, datum unverified: pass --ground to subtract the ground"
+                datum = "an elevation above NAP, datum unverified: pass `ground` to subtract the ground"
             origin = f"{facts['height_source']} of {self.facts['label_source']}"
             report.notes.append(f"heights: {origin}, 3D BAG's {facts['height_stat']}, {datum}.")
         many = self.facts.get("tiles_per_place", 1)
@@ -412,7 +412,7 @@ class SpaceNet6:
             )
         if self.paper_split:
             report.notes.append(
-                "--paper-split: the 22 % of the tiles farthest east are val, each tile's middle 512 px. Which way the "
+                "`paper_split`: the 22 % of the tiles farthest east are val, each tile's middle 512 px. Which way the "
                 "paper went it does not say, and tiles of both splits overlap at the border."
             )
 
@@ -574,7 +574,7 @@ def source_of(
     """
     root = find_root(root)
     if optical == "none" and sar == "none":
-        raise InputError("--optical none and --sar none: nothing is left. Choose one of them.")
+        raise InputError('`optical="none"` and `sar="none"`: nothing is left. Choose one of them.')
     product = None if optical == "none" else optical
     suffix = ".tif"
     images = tile_files(root / (product or SAR), suffix)
@@ -582,13 +582,13 @@ def source_of(
         there = [name for name in (*PRODUCTS, SAR) if tile_files(root / name, suffix)]
         raise InputError(
             f"{root / (product or SAR)}: holds no tiles. Products with tiles: {', '.join(there) or 'none'} "
-            "(see --optical and --sar)."
+            "(see `optical` and `sar`)."
         )
     if product in ("PS-RGBNIR", "RGBNIR"):
         check_band_order(images, tile_files(root / "PS-RGB", suffix))
     sar_files = tile_files(root / SAR, suffix)
     if sar != "none" and not sar_files:
-        raise InputError(f"{root / SAR}: holds no tiles. Unpack the product, or pass --sar none.")
+        raise InputError(f'{root / SAR}: holds no tiles. Unpack the product, or pass `sar="none"`.')
     names, indexes = _sar_bands(sar)
     facts, notes, scale = {}, [], ""
     if names:
@@ -664,11 +664,11 @@ def parse_ground(text: str | None) -> Path | float | None:
         path = Path(text)
         if not path.is_file():
             raise InputError(
-                f"--ground {text}: neither a number (metres above NAP) nor an existing raster."
+                f"`ground={text}`: neither a number (metres above NAP) nor an existing raster."
             ) from None
         return path
     if not -50 <= value <= 1000:
-        raise InputError(f"--ground {text}: expected metres above NAP, -50 to 1000.")
+        raise InputError(f"`ground={text}`: expected metres above NAP, -50 to 1000.")
     return value
 
 

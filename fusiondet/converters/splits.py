@@ -30,7 +30,7 @@ def parse_split(words: list[str] | None) -> dict[str, float]:
             share = 0.0
         if not name.isidentifier() or name in shares or not 0 < share < float("inf"):
             raise InputError(
-                f"--split {word!r}: expected NAME=SHARE, positive, e.g. train=80 val=10 test=10."
+                f"`split={word!r}`: expected NAME=SHARE, positive, e.g. train=80 val=10 test=10."
             )
         shares[name] = share
     total = sum(shares.values())

@@ -170,13 +170,13 @@ def add_arguments(parser) -> None:
     for name, (text, arguments) in _OPTIONS.items():
         default = defaults[name]
         shown = f" (default: {default})" if default not in (None, [], False) else ""
-        parser.add_argument(_flag(name), help=text + shown, **{"default": default, **arguments})
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", help=text + shown, **{"default": default, **arguments}
+        )
     for name, text in _ANGLES.items():
-        parser.add_argument(_flag(name), type=float, metavar="DEG", help=f"{text} (default: unknown)")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=float, metavar="DEG", help=f"{text} (default: unknown)"
+        )
 
 
 def main(args) -> None:
@@ -202,16 +202,16 @@ def make_tiles(recipe: Recipe, out: Path, options: Options | None = None) -> Rep
 
 def _check(recipe: Recipe) -> None:
     if not recipe.rgb and not recipe.sar:
-        raise InputError("no image: pass --rgb, --sar or both.")
+        raise InputError("no image: pass `rgb`, `sar` or both.")
     if not 32 <= recipe.tile_size <= 8192:
-        raise InputError(f"--tile-size {recipe.tile_size}: expected 32 to 8192 pixels.")
+        raise InputError(f"`tile_size={recipe.tile_size}`: expected 32 to 8192 pixels.")
     if not 0 <= recipe.overlap < recipe.tile_size:
         raise InputError(
-            f"--overlap {recipe.overlap}: expected 0 up to less than the tile size, {recipe.tile_size}."
+            f"`overlap={recipe.overlap}`: expected 0 up to less than the tile size, {recipe.tile_size}."
         )
     if recipe.sar and not (recipe.sar_scale and recipe.sar_names):
         raise InputError(
-            f"--sar needs --sar-names (e.g. HH) and --sar-scale ({', '.join(SAR_SCALES)}): what the numbers mean "
+            f"`sar` needs `sar_names` (e.g. HH) and `sar_scale` ({', '.join(SAR_SCALES)}): what the numbers mean "
             "cannot be told from the file."
         )
     for name, value in recipe.sensor.to_dict().items():
@@ -221,15 +221,15 @@ def _check(recipe: Recipe) -> None:
     for name, (low, high) in _LIMITS.items():
         value = getattr(recipe, name)
         if value is not None and not low <= value <= high:
-            raise InputError(f"{_flag(name)} {value}: expected {low:g} to {high:g}.")
+            raise InputError(f"`{name}={value}`: expected {low:g} to {high:g}.")
     if recipe.nodata is not None and not math.isfinite(recipe.nodata):
         raise InputError(
-            f"--nodata {recipe.nodata}: expected a finite number; NaN and inf are no data anyway."
+            f"`nodata={recipe.nodata}`: expected a finite number; NaN and inf are no data anyway."
         )
     if recipe.footprints_crs is not None:
-        check_crs(recipe.footprints_crs, "--footprints-crs")
+        check_crs(recipe.footprints_crs, "footprints_crs")
     if bool(recipe.dsm) != bool(recipe.dtm) or (recipe.ndsm and recipe.dsm):
-        raise InputError("heights come either from --ndsm, or from --dsm and --dtm together.")
+        raise InputError("heights come either from `ndsm`, or from `dsm` and `dtm` together.")
     statistic(recipe.zonal)
     _filters(recipe)
 
@@ -240,7 +240,7 @@ def _bands(recipe: Recipe) -> BandSpec:
     if recipe.rgb and names is None:
         if recipe.rgb_bands and len(recipe.rgb_bands) not in (1, 3):
             raise InputError(
-                f"--rgb-bands names {len(recipe.rgb_bands)} bands: say what they are with --rgb-names."
+                f"`rgb_bands` names {len(recipe.rgb_bands)} bands: say what they are with `rgb_names`."
             )
         count = len(recipe.rgb_bands) if recipe.rgb_bands else _band_count(recipe.rgb[0])
         names = ["pan"] if count == 1 else ["red", "green", "blue"]

@@ -77,7 +77,7 @@ class HeightRaster:
             InputError: not exactly an nDSM, or a DSM and a DTM; or a file that cannot be read.
         """
         if (ndsm is None) == (dsm is None) or (dsm is None) != (dtm is None):
-            raise InputError("heights come either from --ndsm, or from --dsm and --dtm together.")
+            raise InputError("heights come either from `ndsm`, or from `dsm` and `dtm` together.")
         self.source = "ndsm" if ndsm else "dsm - dtm"
         with ExitStack() as files:
             self._surface = files.enter_context(BandReader(ndsm or dsm, nodata=nodata))

@@ -155,12 +155,12 @@ def _sizes(splits: list[Split]) -> Finding:
         return Finding(name, "warn", detail, remedy, numbers, shown)
     if below > 0.2:
         remedy = (
-            "Small buildings will be missed: resample to a finer GSD (--gsd) or add a smaller anchor "
+            "Small buildings will be missed: resample to a finer GSD (`gsd`) or add a smaller anchor "
             "(MODEL.ANCHOR_GENERATOR.SIZES)."
         )
         return Finding(name, "warn", detail, remedy, numbers, shown)
     if tiny > 0.02 * len(side):
-        remedy = "Drop slivers: make the data again with a larger --min-area-m2."
+        remedy = "Drop slivers: make the data again with a larger `min_area_m2`."
         return Finding(name, "warn", detail, remedy, numbers, shown)
     return Finding(name, "ok", detail, "", numbers)
 
@@ -279,7 +279,7 @@ def _names_and_ids(splits: list[Split]) -> Finding:
             "file names",
             "FAIL",
             f"{counted(len(across), 'image')} stand in more than one split: what is learned is also what is scored.",
-            "Remove them from all splits but one, and split by blocks of ground (--split).",
+            "Remove them from all splits but one, and split by blocks of ground (`split`).",
             numbers,
             cases,
         )

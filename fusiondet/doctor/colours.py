@@ -76,7 +76,7 @@ class ColourCheck:
         where = ", ".join(f"{split} {100 * share:.0f} %" for split, share in shares.items())
         detail = f"{len(odd)} of {len(orders)} tiles fit the others better with bands exchanged ({where})."
         remedy = (
-            "Look at the pictures: name the bands by what they are (--rgb-bands, --rgb-names), for each source "
+            "Look at the pictures: name the bands by what they are (`rgb_bands`, `rgb_names`), for each source "
             "alone."
         )
         return Finding(name, "FAIL" if failed else "warn", detail, remedy, numbers, cases)
@@ -100,7 +100,7 @@ class ColourCheck:
         cases = tuple(case for case in self.cases if case.split == split)[:MAX_CASES]
         remedy = (
             "Look at the pictures: are plants green, brick roofs red and shadows bluish? If not, name the bands by "
-            "what they are (--rgb-bands 3 2 1)."
+            "what they are (`rgb_bands=(3, 2, 1)`)."
         )
         verdict = "FAIL" if score < -1.5 else "warn"
         return Finding(name, verdict, f"Red and blue look exchanged. {detail}", remedy, numbers, cases)

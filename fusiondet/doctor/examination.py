@@ -1,8 +1,9 @@
 """All checks of a data set in one go, and the reports of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from fusiondet.cli import progress
+from fusiondet.cli import progress, translate
 from fusiondet.doctor.annotations import DEFAULT_MAX_DETECTIONS, check_annotations
 from fusiondet.doctor.colours import ColourCheck
 from fusiondet.doctor.copies import check_copies
@@ -74,6 +75,7 @@ def report_data(
         if file is not None:
             require_new(file, overwrite)
     splits, findings = examine(path, max_detections, samples)
+    findings = [_with_options(finding) for finding in findings]
     print(text(findings))
     if out is not None:
         document = {"data": str(path), "findings": [f.to_dict() for f in worst_first(findings)]}
@@ -81,3 +83,9 @@ def report_data(
     if html is not None:
         write_page(html, Path(path), splits, findings)
     return int(any(finding.verdict == "FAIL" for finding in findings))
+
+
+def _with_options(finding: Finding) -> Finding:
+    """Return `finding` with the options of the running tool in the place of parameters, see `fusiondet.cli`."""
+    cases = tuple(replace(case, note=translate(case.note)) for case in finding.cases)
+    return replace(finding, detail=translate(finding.detail), remedy=translate(finding.remedy), cases=cases)

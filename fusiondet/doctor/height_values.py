@@ -43,7 +43,7 @@ def _attribute(splits: list[Split]) -> Finding:
     }
     if not heights_m.size:
         detail = f"None of {counted(len(buildings), 'building')} has one."
-        remedy = "Detection and masks can be trained, heights can not: add --height-field, --ndsm or --dsm with --dtm."
+        remedy = "Detection and masks can be trained, heights can not: add `height_field`, `ndsm` or `dsm` with `dtm`."
         return Finding(name, "warn", detail, remedy, numbers)
     counts, _ = np.histogram(heights_m, BINS_M)
     # Above what stands anywhere but in a few cities, or so low that it is no building.
@@ -116,7 +116,7 @@ def _elevations(splits: list[Split]) -> Finding:
             for t, h in sorted((p for p in per_tile if p[1].size), key=lambda p: -p[1].min())[:MAX_CASES]
         )
         remedy = (
-            "This is what elevations look like: subtract the ground (--ground-field, or --dsm with --dtm). If there "
+            "This is what elevations look like: subtract the ground (`ground_field`, or `dsm` with `dtm`). If there "
             "really is no low building, all is well."
         )
         if worst is None or (lifted and worst.verdict != "FAIL"):
@@ -143,9 +143,7 @@ def _datum(splits: list[Split]) -> Finding:
         for what, c in (("datum", counts), ("source", sources), ("statistic", stats))
     )
     if counts["ground"] < len(known):
-        remedy = (
-            "Make sure heights are above ground, then say so (--height-datum ground), or subtract the ground."
-        )
+        remedy = 'Make sure heights are above ground, then say so (`height_datum="ground"`), or subtract the ground.'
         return Finding("datum of heights", "warn", detail, remedy, numbers)
     if len(stats) > 1 or len(sources) > 1:
         remedy = "A ridge is metres above a median: use one statistic of one source where you can."

@@ -308,5 +308,5 @@ class PixelCheck:
             return Finding(name, "ok", "No sampled tile has exactly black areas.", "", numbers)
         worst = sorted(self.black, key=lambda c: -c[0])
         detail = f"{counted(len(self.black), 'sampled tile')} have exactly black areas, up to {percent(worst[0][0])}."
-        remedy = "Where it is a border and no shadow: make the data again with --nodata 0."
+        remedy = "Where it is a border and no shadow: make the data again with `nodata=0`."
         return Finding(name, "warn", detail, remedy, numbers, tuple(case for _, case in worst[:MAX_CASES]))

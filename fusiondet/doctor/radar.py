@@ -102,7 +102,7 @@ class RadarCheck:
         first = self.bands[tuple(which.split(" of ", 1)[::-1])]
         rest = f" ({len(failed)} of {len(self.bands)} bands)" if len(self.bands) > 1 else ""
         remedy = (
-            "Say what the files hold (--sar-scale linear_power, amplitude, db) and make the data again: the "
+            "Say what the files hold (`sar_scale`: linear_power, amplitude, db) and make the data again: the "
             "conversion to dB is done once, on reading."
         )
         cases = tuple(case for _, case in sorted(first.cases, key=lambda c: -c[0])[:MAX_CASES])

@@ -95,7 +95,8 @@ def _orientation(tiles) -> Finding:
     )
     remedy = (
         "Sensor angles are turned into the image's axes by the transform, so it must be that of the pixels as "
-        "stored. Warp to a north-up grid with square pixels (gdalwarp, or prepare_dataset.py tiles --gsd) to be safe."
+        "stored. Warp to a north-up grid with square pixels (gdalwarp, or prepare_dataset.py tiles with `gsd`) to be "
+        "safe."
     )
     return Finding("orientation", "warn", detail, remedy, numbers, cases)
 
@@ -130,7 +131,7 @@ def _gsd(tiles) -> Finding:
     if high > _GSD_RATIO * low:
         order = np.argsort(gsd_m)
         cases = tuple(Case(tiles[i][0], tiles[i][1].file_name, f"{gsd_m[i]:.3g} m") for i in order[[0, -1]])
-        remedy = "Resample to one GSD (--gsd), or train with scale augmentation that covers the range."
+        remedy = "Resample to one GSD (`gsd`), or train with scale augmentation that covers the range."
         return Finding("GSD", "warn", f"{detail}.", remedy, numbers, cases)
     return Finding("GSD", "ok", f"{detail}.", "", numbers)
 
@@ -170,8 +171,8 @@ def _leak(tiles) -> Finding:
     )
     detail = f"{area_m2:.0f} m² in {counted(len(shared), 'pair')} of tiles, {counted(len(involved), 'tile')} in all."
     remedy = (
-        "Scores on ground that was trained on say nothing: split by blocks of ground (prepare_dataset.py --split "
-        "does it), or drop the training tiles that reach into the other splits."
+        "Scores on ground that was trained on say nothing: split by blocks of ground (prepare_dataset.py "
+        "does it with `split`), or drop the training tiles that reach into the other splits."
     )
     return Finding(name, "FAIL", detail, remedy, numbers, cases)
 

@@ -569,7 +569,7 @@ class FusionTrainer(DefaultTrainer):
             return
         if resume:
             _log.warning(
-                "--resume: %s has no checkpoint yet, starting from the beginning", self.cfg.OUTPUT_DIR
+                "%s has no checkpoint to resume from yet, starting from the beginning", self.cfg.OUTPUT_DIR
             )
         load_weights(self.checkpointer.model, self.cfg)
 
@@ -596,7 +596,7 @@ class FusionTrainer(DefaultTrainer):
             )
         changed = [k for k in ("initial_lr", "weight_decay", "momentum") if saved.get(k) != settings.get(k)]
         if changed:
-            _log.warning("--resume goes on with the optimizer's own %s, not the config's", ", ".join(changed))
+            _log.warning("the resumed run keeps the optimizer's own %s, not the config's", ", ".join(changed))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:

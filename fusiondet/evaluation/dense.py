@@ -163,10 +163,8 @@ def tile_truth(dataset: Dataset, tile: Tile, height_labels: str = "auto") -> tup
     try:
         return tile_height_label(dataset, tile, height_labels), footprint_label(tile)
     except InputError as error:
-        advice = (
-            "Maps are scored against it; INPUT.HEIGHT_LABELS or --height-labels instances needs no raster."
-        )
-        raise InputError(f"{error} {advice}") from None
+        advice = 'INPUT.HEIGHT_LABELS instances or `height_labels="instances"` needs no raster.'
+        raise InputError(f"{error} Maps are scored against it; {advice}") from None
 
 
 def painted(
@@ -333,5 +331,5 @@ def require_instances(predictions: Path) -> None:
     if heads is not None and not heads.instances:
         raise InputError(
             f"{predictions}: of a network that predicts maps and no instances. "
-            "Its maps are scored by `tools/evaluate.py instances --metrics dense`."
+            'Its maps are scored by tools/evaluate.py instances, with `metrics="dense"`.'
         )

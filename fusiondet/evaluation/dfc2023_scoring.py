@@ -128,8 +128,8 @@ def read_truth(path: Path, heights: Path | None = None, scored: bool = True) -> 
         _require_rasters(truth)
     elif scored and not truth.has_heights:
         raise InputError(
-            f"{path}: its images have no ndsm_file_name. Give the folder of true heights with --heights, e.g. "
-            "--heights val/height."
+            f"{path}: its images have no ndsm_file_name. Give the folder of true heights with `heights`, e.g. "
+            '`heights="val/height"`.'
         )
     return truth
 

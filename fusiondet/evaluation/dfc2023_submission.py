@@ -73,7 +73,7 @@ class Findings:
         """One more of `kind` in `FINDINGS`; `name`: the member, tile or record, with details."""
         if self._strict:
             raise InputError(
-                f"{self._source}: {FINDINGS[kind][0]}: {name}. Without --strict it is counted, and the rest is scored."
+                f"{self._source}: {FINDINGS[kind][0]}: {name}. Without `strict` it is counted, and the rest is scored."
             )
         self._names.setdefault(kind, []).append(name)
 

@@ -51,7 +51,7 @@ def region_by_name(name: str, dataset: Dataset) -> Region:
     if not has_clouds(dataset):
         raise InputError(
             f"region {name}: no tile of {dataset.root} has a cloud raster (images[].cloud_file_name). "
-            "tools/prepare_dataset.py synthetic --clouds SHARE writes them."
+            "tools/prepare_dataset.py synthetic writes them with `clouds=SHARE`."
         )
     return REGIONS[name](dataset.root)
 

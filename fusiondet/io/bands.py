@@ -75,7 +75,8 @@ class BandSpec:
         # Training would crop and resample single looks; detection and averaging belong before the cut into tiles.
         if self.sar_scale == "complex":
             raise InputError(
-                "the tiles of a data set hold no complex SAR. Convert with --sar-scale complex: the tiles are then dB."
+                'the tiles of a data set hold no complex SAR. Convert with `sar_scale="complex"`: '
+                "the tiles are then dB."
             )
 
     def has(self, name: str) -> bool:

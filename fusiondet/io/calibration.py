@@ -70,7 +70,7 @@ def check_sar_scale(values: np.ndarray, scale: str, name) -> None:
         low, median, high = np.percentile(known, (1, 50, 99))
         raise InputError(
             f"{name}: its values (1 % below {low:.3g}, median {median:.3g}, 1 % above {high:.3g}, at most "
-            f"{known.max():.3g}) are not {scale}. They look like {' or '.join(plausible)}: say so with --sar-scale."
+            f"{known.max():.3g}) are not {scale}. They look like {' or '.join(plausible)}: say so with `sar_scale`."
         )
 
 
@@ -80,7 +80,7 @@ def check_not_db(values: np.ndarray, scale: str, name) -> None:
     if negative > _MAX_NEGATIVE:
         raise InputError(
             f"{name}: {100 * negative:.0f} % of its values are negative, so it is not {scale}. "
-            "Is it in dB (--sar-scale db)?"
+            'Is it in dB (`sar_scale="db"`)?'
         )
 
 
@@ -103,6 +103,6 @@ def stated_scale_factor(source) -> float | None:
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
         raise InputError(
             f"{source.name}: states a scale factor of {str(factor)[:40]}, expected a positive number. Give the right "
-            "one with --sar-factor; 1 leaves the numbers as they are."
+            "one with `sar_factor`; 1 leaves the numbers as they are."
         )
     return float(factor)

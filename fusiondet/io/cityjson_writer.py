@@ -67,7 +67,7 @@ class CityModelWriter:
         if dtm is None and vertical_crs is not None:
             raise InputError(
                 f"{path}: a vertical CRS says what elevations count from, and there are none without a DTM. "
-                "Pass --dtm as well."
+                "Pass `dtm` as well."
             )
         if vertical_crs is None and crs.is_compound:
             vertical_crs = next((part for part in crs.sub_crs_list if part.is_vertical), None)

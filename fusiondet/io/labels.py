@@ -225,7 +225,7 @@ def _no_heights(datasets: Mapping[str, Dataset], source: str) -> InputError:
         advice = f"Set INPUT.HEIGHT_LABELS to {' or '.join(others)}, which there are."
     else:
         advice = (
-            "Make the data again with --ndsm, with --dsm and --dtm, or with --height-field (tools/prepare_dataset.py "
+            "Make the data again with `ndsm`, with `dsm` and `dtm`, or with `height_field` (tools/prepare_dataset.py "
             "tiles), or leave DenseHeight out of MODEL.DENSE_HEADS.NAMES."
         )
     return InputError(
@@ -339,7 +339,7 @@ def _refuse_elevations(looks: list[_Look]) -> None:
         raise InputError(
             f"{high[0].path}: the ground beside its buildings is at {high[0].ground_m:.1f} m, and far from 0 in "
             f"{len(high)} of {len(seen)} tiles looked at. It looks like elevations: subtract the ground, that is, make "
-            "the data again with --dsm and --dtm (tools/prepare_dataset.py tiles)."
+            "the data again with `dsm` and `dtm` (tools/prepare_dataset.py tiles)."
         )
 
 

@@ -299,7 +299,7 @@ def _unknown_values(name: str, values: np.ndarray, classes: ClassList) -> InputE
     what = "colour" if classes.coloured else "code"
     return InputError(
         f"{name}: {what}{'s' * (found.shape[1] > 1)} of no class: {shown}{f' and {more} more' if more else ''}. The "
-        f"classes are {classes}. Add what is missing as a class, or as not labelled (--class, --ignore)."
+        f"classes are {classes}. Add what is missing as a class, or as not labelled (`classes`, `ignored`)."
         + (" Many colours mean a lossy file, such as JPEG: take the original." if more else "")
     )
 

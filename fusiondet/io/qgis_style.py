@@ -32,7 +32,7 @@ def check_style(layer: Path) -> Path:
     layer = Path(layer)
     if format_of(layer).driver == "CityJSON":
         raise InputError(
-            f"{layer}: QGIS reads no style beside a city model. Leave out --style, or write .gpkg instead."
+            f"{layer}: QGIS reads no style beside a city model. Leave out `style`, or write .gpkg instead."
         )
     return layer.with_suffix(".qml")
 

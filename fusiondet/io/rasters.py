@@ -239,12 +239,12 @@ class FileBands:
         if self._complex and scale != "complex":
             raise InputError(
                 f"{source.name}: holds complex numbers ({', '.join(dtypes)}). If it is a single-look SAR image on a "
-                "map grid, say so with --sar-scale complex: it is detected to power."
+                'map grid, say so with `sar_scale="complex"`: it is detected to power.'
             )
         if scale == "complex" and not all(t.startswith("complex") for t in dtypes):
             raise InputError(
                 f"{source.name}: is {', '.join(dtypes)}, but its SAR scale was declared complex. Say what it holds "
-                "with --sar-scale linear_power, amplitude or db."
+                "with `sar_scale`: linear_power, amplitude or db."
             )
         if scale == "stretched_uint8" and dtypes != {"uint8"}:
             raise InputError(
@@ -253,7 +253,7 @@ class FileBands:
         if scale == "db" and all(np.dtype(t).kind == "u" for t in dtypes):
             raise InputError(
                 f"{source.name}: is {', '.join(dtypes)}, which knows no negative numbers, so it is not in dB, as was "
-                "declared or trained on. Say what it holds with --sar-scale."
+                "declared or trained on. Say what it holds with `sar_scale`."
             )
         if scale in ("complex", "amplitude"):
             self.factor = factor or stated_scale_factor(source) or 1.0

@@ -101,8 +101,8 @@ def _height_fields(columns: tuple[str, ...], statistic: str) -> tuple[str, str] 
         wanted, ground, candidates = unclear
         raise InputError(
             f"{wanted!r} is cut to {_SHAPEFILE_NAME} characters, as shapefiles do, and its name no longer tells it "
-            f"from others: {', '.join(candidates)}. Name the right one, e.g. --height-field {candidates[0]} "
-            f"--ground-field {ground}."
+            f"from others: {', '.join(candidates)}. Name the right one, e.g. `height_field={candidates[0]!r}` "
+            f"`ground_field={ground!r}`."
         )
     ground = _v1_ground(names)
     found = next((c for c in columns if _quantile(c, "roof") == V1_QUANTILES[statistic]), None)
@@ -282,7 +282,7 @@ def check_release(release: str | None, roof_field: str | None, columns: Iterable
     )
     if release == "2023.06.22":
         raise InputError(
-            f"this is 3DBAG's release 2023.06.22. {advice}. Name --height-field and --ground-field to read them all "
+            f"this is 3DBAG's release 2023.06.22. {advice}. Name `height_field` and `ground_field` to read them all "
             "the same."
         )
     # b3_bag_bag_overlap came with 2023.10.08. What was made of a file may have lost it, or been cut to 10 characters.

@@ -101,10 +101,10 @@ class Filters:
             raise InputError(f"empty share {self.max_empty_share}: expected a number from 0 to 1.")
         if self.image_year is None and ("later" in self.actions or self._apart_asked()):
             raise InputError(
-                "filters 'later' and 'apart' compare with the year of the image: give --image-year."
+                "filters 'later' and 'apart' compare with the year of the image: give `image_year`."
             )
         if "apart" in self.actions and self.max_years_apart is None:
-            raise InputError("filter 'apart' needs the number of years: give --max-years-apart.")
+            raise InputError("filter 'apart' needs the number of years: give `max_years_apart`.")
 
     def _apart_asked(self) -> bool:
         return "apart" in self.actions or self.max_years_apart is not None

@@ -234,7 +234,7 @@ def _choose_layer(path: Path, layer: str | None) -> tuple[str, list[str]]:
         return roofs[0], []
     with_geometry = [str(name) for name, kind in layers if kind is not None]
     if len(with_geometry) > 1:
-        raise InputError(f"{path}: has several layers: {', '.join(with_geometry)}. Name one with --layer.")
+        raise InputError(f"{path}: has several layers: {', '.join(with_geometry)}. Name one with `layer`.")
     if not names:
         raise InputError(f"{path}: holds no layer.")
     return (with_geometry or names)[0], []

@@ -123,7 +123,7 @@ def read_layer(
     if height_field is None and (roofs := threedbag.roof_fields(source.columns)):
         result.notes.append(
             f"{path.name}: {', '.join(roofs)} are elevations, but not both {statistic} and the ground are among its "
-            "columns: heights are unknown. Name --height-field and --ground-field."
+            "columns: heights are unknown. Name `height_field` and `ground_field`."
         )
     inspector = _inspector(path, source, filters or Filters())
     facts = {
@@ -195,7 +195,7 @@ def _count_repeated(path: Path, rows: list[_Row], result: Layer, join_parts: boo
         few = ", ".join(f"{name} ({n})" for name, n in list(repeated.items())[:3])
         result.notes.append(
             f"{path.name}: {len(repeated)} identifiers stand in several rows, e.g. {few}; each row is a building of "
-            "its own. Join them with --join-parts."
+            "its own. Join them with `join_parts=True`."
         )
 
 
@@ -267,7 +267,7 @@ def transform_layer(layer: Layer, crs: str) -> Layer:
         InputError: the layer has no CRS.
     """
     if layer.crs is None:
-        raise InputError("the footprints have no CRS. Name it, e.g. --footprints-crs EPSG:28992.")
+        raise InputError('the footprints have no CRS. Name it, e.g. `footprints_crs="EPSG:28992"`.')
     if CRS.from_user_input(layer.crs) == CRS.from_user_input(crs):
         return layer
     convert = Transformer.from_crs(layer.crs, crs, always_xy=True)
@@ -282,8 +282,8 @@ def transform_layer(layer: Layer, crs: str) -> Layer:
     return dataclasses.replace(layer, buildings=kept, crs=crs)
 
 
-def check_crs(text: str, name: str) -> None:
-    """Refuse a CRS `text` that is not understood, naming where it was given: `name`.
+def check_crs(text: str, parameter: str) -> None:
+    """Refuse a CRS `text` that is not understood, naming the parameter that it was given by.
 
     Raises:
         InputError: see above.
@@ -292,7 +292,7 @@ def check_crs(text: str, name: str) -> None:
         CRS.from_user_input(text)
     except CRSError:
         raise InputError(
-            f"{name} {text[:80]!r} is not a CRS. Expected EPSG:n, WKT or a PROJ string."
+            f"`{parameter}={text[:80]!r}` is not a CRS. Expected EPSG:n, WKT or a PROJ string."
         ) from None
 
 

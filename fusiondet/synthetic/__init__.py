@@ -207,7 +207,7 @@ def _splits(texts: list[str]) -> dict[str, int]:
         name, _, number = text.partition("=")
         if not name.isidentifier() or not number.isdigit() or int(number) < 1 or name in splits:
             raise InputError(
-                f"--split {text!r}: expected NAME=TILES once per name, e.g. train=300 val=40 test=40."
+                f"`split={text!r}`: expected NAME=TILES once per name, e.g. train=300 val=40 test=40."
             )
         splits[name] = int(number)
     return splits
@@ -217,7 +217,7 @@ def _check(args) -> None:
     """Limits that would otherwise fail deep inside, or fill memory."""
     if args.footprints is not None and args.height_seed is not None:
         raise InputError(
-            "--height-seed draws invented heights; --footprints has real ones. Drop one of them."
+            "`height_seed` draws invented heights; `footprints` has real ones. Drop one of them."
         )
     limits = {
         "size": (16, 4096),
@@ -239,12 +239,10 @@ def _check(args) -> None:
         given = getattr(args, name)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}.")
+                raise InputError(f"`{name}={value}`: expected {low} to {high}.")
     shift_px = args.sar_shift_px
     if len(shift_px) > 2 or sorted(shift_px) != shift_px:
-        raise InputError(
-            f"--sar-shift-px {' '.join(map(str, shift_px))}: expected one number, or two as LOW <= HIGH."
-        )
+        raise InputError(f"`sar_shift_px={shift_px}`: expected one number, or two as LOW <= HIGH.")
     turn = (-360, 360)
     angles = {
         "sun_elevation": (5, 90),
@@ -255,13 +253,13 @@ def _check(args) -> None:
         "view_azimuth": turn,
     }
     for flag, (low, high) in angles.items():
-        given, option = getattr(args, flag) or (), f"--{flag.replace('_', '-')}"
+        given = getattr(args, flag) or ()
         for value in given:
             if not low <= value <= high:
-                raise InputError(f"{option} {value}: expected {low} to {high} degrees.")
+                raise InputError(f"`{flag}={value}`: expected {low} to {high} degrees.")
         if given and given[0] > given[1]:
-            raise InputError(f"{option} {given[0]} {given[1]}: expected LOW <= HIGH.")
+            raise InputError(f"`{flag}={given}`: expected LOW <= HIGH.")
     if args.off_nadir is None and (args.view_azimuth is not None or args.outline == "roof"):
         raise InputError(
-            "--view-azimuth and --outline roof say how the picture leans: give --off-nadir, too."
+            '`view_azimuth` and `outline="roof"` say how the picture leans: give `off_nadir`, too.'
         )

@@ -53,7 +53,7 @@ def test_bad_options(options, message):
 
 def test_cuda_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="torch sees no GPU. Use --device cpu"):
+    with pytest.raises(InputError, match="torch sees no GPU.*`device=.cpu.`"):
         TimingSettings(device="cuda")
 
 

@@ -92,7 +92,7 @@ def test_labels_that_are_none(tmp_path, labels, facts):
     ("words", "ignored", "facts"),
     [
         (["tree"], [], ["tree", "NAME=CODE"]),
-        (["tree=green", "b=1"], [], ["class", "green"]),
+        (["tree=green", "b=1"], [], ["classes", "green"]),
         (["tree=1"], [], [1, 2]),
         (["tree=1", "road=1"], [], [1, "two"]),
         (["tree=1", "road=2"], ["2"], [2, "two"]),

@@ -356,7 +356,7 @@ def test_splits_that_share_ground_are_told_by_the_names(tmp_path, capsys):
     assert "problem: 2 tiles on the ground of another split" in text
     assert "val/SV_Oslo_60.0003_10.0000: shares ground with train/SV_Oslo_60.0000_10.0000" in text
     assert "val/SV_Oslo_60.0000_10.0007: shares" in text
-    with pytest.raises(InputError, match="see --holdout-city"):
+    with pytest.raises(InputError, match="see `holdout_city`"):
         prepare(root, "--strict", out="strict")
 
 
@@ -372,7 +372,7 @@ def test_the_right_root_is_suggested(archive):
 
 
 def test_labels_that_are_not_there(archive):
-    with pytest.raises(InputError, match="annotations/roof_fine_train.json.*--track 2"):
+    with pytest.raises(InputError, match="annotations/roof_fine_train.json.*`track=2`"):
         prepare(archive, "--track", 1)
     (archive / "annotations" / "buildings_only_val.json").unlink()
     out = prepare(archive)

@@ -343,15 +343,15 @@ def test_faults_are_counted_and_named_and_stop_a_strict_run(tmp_path, fault, kin
 def test_words_that_mean_nothing(tmp_path):
     folder = archive(tmp_path, {"a": town()})
     for words, message in (
-        (("--tile-size", 8), "--tile-size 8: expected 32"),
-        (("--overlap", 512), "--overlap 512: expected 0 to 511"),
-        (("--gsd", 0), "--gsd 0: expected"),
+        (("--tile-size", 8), "`tile_size=8`: expected 32"),
+        (("--overlap", 512), "`overlap=512`: expected 0 to 511"),
+        (("--gsd", 0), "`gsd_m=0`: expected"),
     ):
         with pytest.raises(InputError, match=message):
             prepare(folder, *words)
-    with pytest.raises(InputError, match=r"--masks .*nothing/\*: no such file"):
+    with pytest.raises(InputError, match=r"`masks=.*nothing/\*`: no such file"):
         prepare(folder, masks="nothing/*")
-    with pytest.raises(InputError, match="a.tif: is among --images and among --masks"):
+    with pytest.raises(InputError, match="a.tif: is among `images` and among `masks`"):
         prepare(folder, images="images", masks="images/*.tif")
 
 

@@ -89,9 +89,9 @@ def test_words_are_files_folders_and_patterns(tmp_path):
     for name in ("b.tif", "a.TIF", "._a.tif", "a.txt"):
         (tmp_path / name).touch()
     a, b = tmp_path / "a.TIF", tmp_path / "b.tif"
-    assert expand([str(tmp_path)], (".tif",), "--images") == [a, b]
-    assert expand([str(b), str(tmp_path / "*.[tT]*[fF]")], (".tif",), "--images") == [b, a]
-    with pytest.raises(InputError, match=r"--masks .*: no such file, and no .png file is found there"):
-        expand([str(tmp_path)], (".png",), "--masks")
+    assert expand([str(tmp_path)], (".tif",), "images") == [a, b]
+    assert expand([str(b), str(tmp_path / "*.[tT]*[fF]")], (".tif",), "images") == [b, a]
+    with pytest.raises(InputError, match=r"`masks=.*`: no such file, and no .png file is found there"):
+        expand([str(tmp_path)], (".png",), "masks")
     with pytest.raises(InputError, match="a.TIF"):
         first_band_count([a])

@@ -187,9 +187,9 @@ class TestBadInput:
     def test_options_that_lead_nowhere(self, rio):
         rules = TileRules()
         images = [str(rio / "3band")]
-        with pytest.raises(InputError, match="no labels: pass --labels, --csv or both"):
+        with pytest.raises(InputError, match="no labels: pass `labels`, `table` or both"):
             source_of(images, [], None, rules)
-        with pytest.raises(InputError, match="--images .*nothing: no such file"):
+        with pytest.raises(InputError, match="`images=.*nothing`: no such file"):
             source_of([str(rio / "nothing")], [str(rio / "geoJson")], None, rules)
         with pytest.raises(InputError, match="table.txt: no such file"):
             source_of(images, [], rio / "table.txt", rules)
@@ -198,14 +198,14 @@ class TestBadInput:
             InputError, match=r"column 'BuildingId' is missing \(columns: ImageId, Something\)"
         ):
             source_of(images, [], rio / "table.txt", rules)
-        with pytest.raises(InputError, match="--min-area-m2 -1"):
+        with pytest.raises(InputError, match="`min_area_m2=-1`"):
             TileRules(min_area_m2=-1)
         replica.write_raster(
             rio / "two.tif", np.ones((2, 9, 9), np.uint8), Affine(2, 0, 0, 0, -2, 0), "EPSG:32631"
         )
-        with pytest.raises(InputError, match="has 2 bands; say what they are with --band-names"):
+        with pytest.raises(InputError, match="has 2 bands; say what they are with `band_names`"):
             source_of([str(rio / "two.tif")], [str(rio / "geoJson")], None, rules)
-        with pytest.raises(InputError, match="--band-names a: names 1 bands, but .*two.tif has 2"):
+        with pytest.raises(InputError, match=r"`band_names=\[.a.\]`: names 1 bands, but .*two.tif has 2"):
             source_of([str(rio / "two.tif")], [str(rio / "geoJson")], None, rules, ["a"])
 
     def test_labels_of_another_place_make_no_empty_tile(self, rio, tmp_path):
@@ -301,5 +301,5 @@ def test_command_line(rio, tmp_path, capsys):
     spacenet.main(parser.parse_args(words))
     assert "is up to date" in capsys.readouterr().out
     shutil.rmtree(rio / "geoJson")
-    with pytest.raises(InputError, match="--labels"):
+    with pytest.raises(InputError, match="`labels="):
         spacenet.main(parser.parse_args(words))

@@ -287,7 +287,7 @@ class TestSar:
     def test_scale_and_names_are_never_guessed(self, town, tmp_path):
         sar = raster(tmp_path / "sar.tif", np.ones((1, 120, 200), "float32"))
         for missing in ({"sar_names": ["HH"]}, {"sar_scale": "db"}):
-            with pytest.raises(InputError, match="--sar needs --sar-names .* and --sar-scale"):
+            with pytest.raises(InputError, match="`sar` needs `sar_names` .* and `sar_scale`"):
                 make(town, tmp_path, sar=[sar], **missing)
 
 
@@ -309,7 +309,7 @@ class TestHeightRasters:
         surface = np.full((1, 120, 200), 52, "float32")
         surface[0, 10:30, 10:30] = 60
         path = raster(tmp_path / "dsm.tif", surface)
-        message = r"^dsm.tif: tile ndsm/ortho_x00000_y00000.tif: the ground .* 52.0 m.*with --dsm and --dtm"
+        message = r"^dsm.tif: tile ndsm/ortho_x00000_y00000.tif: the ground .* 52.0 m.*with `dsm` and `dtm`"
         with pytest.raises(InputError, match=message):
             make(town, tmp_path, ndsm=[path])
         assert not (tmp_path / "out").exists()
@@ -496,7 +496,7 @@ class TestBadInput:
         geopandas.GeoDataFrame({"h": [5]}, geometry=[on_map(box(5, 5, 15, 15))], crs=None).to_parquet(
             nameless
         )
-        with pytest.raises(InputError, match="--footprints-crs"):
+        with pytest.raises(InputError, match="`footprints_crs"):
             make(town, tmp_path, footprints=[nameless])
         _, dataset = make(town, tmp_path, footprints=[nameless], footprints_crs="EPSG:32631")
         assert dataset.tiles[0].buildings[0].polygon.equals(box(5, 5, 15, 15))
@@ -504,22 +504,22 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"rgb": []}, "no image: pass --rgb"),
+            ({"rgb": []}, "no image: pass `rgb`"),
             ({"tile_size": 8}, "expected 32 to 8192"),
             ({"overlap": 100}, "less than the tile size"),
             ({"zonal": "mode"}, "unknown statistic"),
             ({"height_field": "hoehe"}, "unknown column 'hoehe'"),
             ({"sensor": SensorGeometry(sar_incidence_deg=120.0)}, "sar_incidence_deg is 120"),
-            ({"rgb_bands": [1, 2]}, "say what they are with --rgb-names"),
+            ({"rgb_bands": [1, 2]}, "say what they are with `rgb_names`"),
             ({"rgb_bands": [1, 2, 4]}, "must be 3 of 1..3"),
             ({"split": ["train"]}, "expected NAME=SHARE"),
             ({"sensor": SensorGeometry(sun_azimuth_deg=math.nan)}, "sun_azimuth_deg is nan"),
-            ({"gsd": 0.0}, "--gsd 0.0: expected 0.01 to 1000"),
-            ({"max_nodata": 7.0}, "--max-nodata 7.0: expected 0 to 1"),
-            ({"min_area_m2": -3.0}, "--min-area-m2 -3.0"),
+            ({"gsd": 0.0}, "`gsd=0.0`: expected 0.01 to 1000"),
+            ({"max_nodata": 7.0}, "`max_nodata=7.0`: expected 0 to 1"),
+            ({"min_area_m2": -3.0}, "`min_area_m2=-3.0`"),
             ({"block_m": 0.0}, "block_m. is 0.0"),
-            ({"nodata": math.nan}, "--nodata nan: expected a finite number"),
-            ({"footprints_crs": "EPSG:nonsense"}, "--footprints-crs 'EPSG:nonsense' is not a CRS"),
+            ({"nodata": math.nan}, "`nodata=nan`: expected a finite number"),
+            ({"footprints_crs": "EPSG:nonsense"}, "`footprints_crs='EPSG:nonsense'` is not a CRS"),
         ],
     )
     def test_options(self, town, tmp_path, changes, message):

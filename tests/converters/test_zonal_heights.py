@@ -79,7 +79,7 @@ def test_surface_minus_terrain_on_another_grid(tmp_path):
 
 @pytest.mark.parametrize("files", [{}, {"dsm": "a"}, {"dtm": "a"}, {"ndsm": "a", "dsm": "a", "dtm": "a"}])
 def test_files_that_do_not_make_a_height(files):
-    with pytest.raises(InputError, match="either from --ndsm, or from --dsm and --dtm"):
+    with pytest.raises(InputError, match="either from `ndsm`, or from `dsm` and `dtm`"):
         HeightRaster(**files)
 
 

@@ -246,7 +246,7 @@ def test_the_truth_of_a_tile_is_its_outlines_and_their_heights():
 
 def test_a_missing_raster_of_heights_is_named_with_the_way_out(tmp_path):
     tile = Tile("a.tif", 3, 2, 0.5, building_height_file_name="heights.tif")
-    with pytest.raises(InputError, match=r"heights.tif: no such file.* --height-labels instances"):
+    with pytest.raises(InputError, match=r"heights.tif: no such file.* .height_labels=.instances.."):
         tile_truth(Dataset([tile], BandSpec(), root=tmp_path), tile)
 
 

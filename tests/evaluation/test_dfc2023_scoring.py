@@ -332,7 +332,7 @@ def test_a_folder_of_heights_one_level_off_is_named(small, tmp_path):
         read_truth(path, tmp_path / "ref/height")
     with pytest.raises(InputError, match="no such folder"):
         read_truth(path, tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="no ndsm_file_name.*--heights"):
+    with pytest.raises(InputError, match="no ndsm_file_name.*`heights`"):
         read_truth(path)
 
 

@@ -97,7 +97,7 @@ def test_what_is_wrong_is_counted_named_and_with_strict_refused(small, change, k
     assert named in line and ("scorer stops" in line) == FINDINGS[kind][1]
     assert named in dfc2023_table(numbers, findings)
     assert 0 <= numbers["dfc2023_strict/score"] <= 1
-    with pytest.raises(InputError, match="s.zip: .*Without --strict"):
+    with pytest.raises(InputError, match="s.zip: .*Without `strict`"):
         scored(truth, path, strict=True)
 
 

@@ -95,7 +95,7 @@ class TestMeans:
 def test_a_data_set_holds_no_complex_bands():
     spec = BandSpec((), ("HH",), "complex")
     for call in (spec.to_dict, lambda: BandSpec.from_dict({**QUAD.to_dict(), "sar_scale": "complex"})):
-        with pytest.raises(InputError, match="no complex SAR.*--sar-scale complex: the tiles are then dB"):
+        with pytest.raises(InputError, match="no complex SAR.*`sar_scale=.complex.`: the tiles are then dB"):
             call()
 
 

@@ -76,7 +76,7 @@ class TestComplex:
         slc = write(tmp_path / "slc.tif", noise((3, 4, 4)))
         real = write(tmp_path / "real.tif", np.ones((1, 4, 4), "float32"))
         for scale in ("linear_power", "amplitude", "db"):
-            with pytest.raises(InputError, match=r"complex numbers \(complex64\).*--sar-scale complex"):
+            with pytest.raises(InputError, match=r"complex numbers \(complex64\).*`sar_scale=.complex.`"):
                 read_scene(None, slc, sar(scale, "HH"))
         with pytest.raises(InputError, match=r"complex numbers"):
             read_scene(slc, None, BandSpec())
@@ -116,7 +116,7 @@ class TestCalibration:
     @pytest.mark.parametrize("factor", [0, -1, "1", None, True, math.inf, math.nan])
     def test_absurd(self, tmp_path, factor):
         path = write(tmp_path / "a.tif", np.ones((1, 2, 2), "complex64"), tags=capella(factor))
-        with pytest.raises(InputError, match=r"a\.tif: states a scale factor .*--sar-factor"):
+        with pytest.raises(InputError, match=r"a\.tif: states a scale factor .*`sar_factor`"):
             read_scene(None, path, sar("complex", "HH"))
 
     @pytest.mark.parametrize(

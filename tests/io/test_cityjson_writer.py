@@ -314,7 +314,7 @@ def test_vertical_systems_that_are_none_are_refused(tmp_path, vertical):
 def test_elevations_are_for_city_models(tmp_path):
     with pytest.raises(InputError, match="lie flat.*city.json"):
         BuildingWriter(tmp_path / "a.gpkg", RD, dtm="dtm.tif")
-    with pytest.raises(InputError, match="Pass --dtm"):
+    with pytest.raises(InputError, match="Pass `dtm`"):
         BuildingWriter(tmp_path / "a.city.json", RD, vertical_crs="EPSG:5709")
 
 

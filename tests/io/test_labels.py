@@ -252,7 +252,7 @@ def test_heights_pass_without_a_word(town):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (heights(52, 58), r"t0.tif: the ground beside its buildings is at 52.0 m.*3 of 3.*--dsm and --dtm"),
+        (heights(52, 58), r"t0.tif: the ground beside its buildings is at 52.0 m.*3 of 3.*`dsm` and `dtm`"),
         (heights(-6, 1), r"t0.tif: the ground beside its buildings is at -6.0 m.*looks like elevations"),
         (heights(1700, 1710) + ramp() / 50, r"at 1700.*looks like elevations: subtract the ground"),
         (heights(0, -9), r"100 % of the pixels of buildings are negative in 3 tiles"),
@@ -310,7 +310,7 @@ def test_tiles_without_any_height_are_counted(town):
 def test_no_height_at_all_says_what_to_add(town):
     bare = town.tile([UNKNOWN])
     with pytest.raises(
-        InputError, match="data set town: no heights.*a building of known height.*--height-field"
+        InputError, match="data set town: no heights.*a building of known height.*`height_field`"
     ):
         check_height_labels({"town": town(bare)})
     with pytest.raises(

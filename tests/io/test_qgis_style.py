@@ -72,7 +72,7 @@ def test_it_lies_beside_the_layer_and_the_users_own_stays(tmp_path):
 @pytest.mark.parametrize("name", ["b.city.json", "b.city.jsonl", "b.CITY.json"])
 def test_a_city_model_has_no_style(tmp_path, name):
     for refuse in (check_style, write_style):
-        with pytest.raises(InputError, match="no style beside a city model. Leave out --style"):
+        with pytest.raises(InputError, match="no style beside a city model. Leave out `style`"):
             refuse(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -81,7 +81,7 @@ def test_zero_power_in_all_polarisations_is_no_data_and_in_one_is_the_floor(tmp_
 
 def test_scale_that_the_numbers_contradict_is_refused(tmp_path):
     path = write(tmp_path / "s.tif", np.full((1, 2, 2), -12.0, "float32"))
-    with pytest.raises(InputError, match="100 % of its values are negative.*--sar-scale db"):
+    with pytest.raises(InputError, match="100 % of its values are negative.*`sar_scale=.db.`"):
         read_tile_image(None, path, sar_spec(), sar_spec())
     with pytest.raises(InputError, match="float32, but its SAR scale was declared stretched_uint8"):
         read_tile_image(None, path, sar_spec("stretched_uint8"), sar_spec("stretched_uint8"))
@@ -247,7 +247,7 @@ class TestBrokenFiles:
 
     def test_complex_sar_says_what_to_do(self, tmp_path):
         path = write(tmp_path / "s.tif", np.ones((1, 2, 2), "complex64"))
-        with pytest.raises(InputError, match="complex numbers .complex64.*--sar-scale complex"):
+        with pytest.raises(InputError, match="complex numbers .complex64.*`sar_scale=.complex.`"):
             read_scene(None, path, sar_spec())
 
     def test_pixels_without_area_are_refused(self, tmp_path):

@@ -93,7 +93,7 @@ class TestHeightFields:
             return
         cut = roof.format("m")[:10]
         with pytest.raises(
-            InputError, match=rf"a\.shp: .*{cut[:-1]}1, {cut}\. Name .*--height-field {cut[:-1]}1"
+            InputError, match=rf"a\.shp: .*{cut[:-1]}1, {cut}\. Name .*`height_field=.{cut[:-1]}1.`"
         ):
             read_layer(path, statistic="max")
         (building,) = read_layer(path, cut[:-1] + "1").buildings  # the ground is known all the same
@@ -125,7 +125,7 @@ class TestHeightFields:
         frame(houses(1), b3_h_70p=[7.0]).to_file(tmp_path / "a.gpkg")
         layer = read_layer(tmp_path / "a.gpkg")
         assert layer.buildings[0].height_m is None
-        assert "b3_h_70p are elevations" in layer.notes[0] and "--ground-field" in layer.notes[0]
+        assert "b3_h_70p are elevations" in layer.notes[0] and "`ground_field`" in layer.notes[0]
 
 
 class TestElevations:
@@ -215,7 +215,7 @@ class TestGeoPackage:
             ("gone", None),
         ]
         assert layer.reasons == {"no ground": 1} and layer.counts == {"identifiers of several rows": 1}
-        assert "e.g. a (2)" in layer.notes[0] and "--join-parts" in layer.notes[0]
+        assert "e.g. a (2)" in layer.notes[0] and "`join_parts=True`" in layer.notes[0]
         joined = read_layer(path, layer="lod12_2d", join_parts=True)
         assert [(b.id, b.height_m) for b in joined.buildings] == [("a", 7.0), ("b", 6.0), ("gone", None)]
         assert joined.buildings[0].polygon.equals(box(0, 0, 30, 10)) and joined.notes == []

@@ -97,9 +97,9 @@ class TestChecks:
         [
             ({"actions": {"greenhouses": "drop"}}, "unknown filter 'greenhouses'. Did you mean 'greenhouse'"),
             ({"actions": {"greenhouse": "remove"}}, "action of the filter 'greenhouse' 'remove'"),
-            ({"actions": {"later": "drop"}}, "give --image-year"),
-            ({"max_years_apart": 3}, "give --image-year"),
-            ({"actions": {"apart": "drop"}, "image_year": 2020}, "give --max-years-apart"),
+            ({"actions": {"later": "drop"}}, "give `image_year`"),
+            ({"max_years_apart": 3}, "give `image_year`"),
+            ({"actions": {"apart": "drop"}, "image_year": 2020}, "give `max_years_apart`"),
             ({"image_year": 20}, "expected a year"),
             ({"image_year": 2020, "max_years_apart": -1}, "expected 0 or more"),
             ({"max_empty_share": 1.5}, "from 0 to 1"),

@@ -131,7 +131,7 @@ def test_several_layers_need_a_name(tmp_path):
     path = tmp_path / "a.gpkg"
     frame().to_file(path, layer="one")
     frame(SQUARES[:1]).to_file(path, layer="two")
-    with pytest.raises(InputError, match="several layers: one, two. Name one with --layer"):
+    with pytest.raises(InputError, match="several layers: one, two. Name one with `layer`"):
         read_layer(path)
     assert len(read_layer(path, layer="two").buildings) == 1
 

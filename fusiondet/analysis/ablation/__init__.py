@@ -38,7 +38,7 @@ from fusiondet.visualization.canvas import figure_png
 __all__ = ["describe", "read_spec", "run_ablation"]
 
 MARK = "ablation.json"
-_WAYS_OUT = "Pass --overwrite to train it anew, or choose another --out to keep both."
+_WAYS_OUT = "Pass `overwrite=True` to train it anew, or choose another `out` to keep both."
 
 
 def run_ablation(
@@ -62,7 +62,7 @@ def run_ablation(
     out = require_new_dir(Path(out), MARK, overwrite=True)
     _check_rows(spec, rows)
     if jobs < 1:
-        raise InputError(f"--jobs {jobs}: expected at least 1.")
+        raise InputError(f"`jobs={jobs}`: expected at least 1.")
     with _alone(out):
         make_data(spec, out, overwrite)
         plan = runs.plan(spec, out)
@@ -145,7 +145,7 @@ def make_data(spec: Spec, out: Path, overwrite: bool = False) -> None:
         if before is not None and not overwrite:
             raise InputError(
                 f"{out}: data set {name} was made by {' '.join(before)!r}, and {spec.path} says {' '.join(words)!r}. "
-                "Pass --overwrite to make it anew, or choose another --out."
+                "Pass `overwrite=True` to make it anew, or choose another `out`."
             )
         print(f"making data set {name}: {' '.join(words)}", flush=True)
         # Noted as made only when it is: whatever a killed process left behind is made again.

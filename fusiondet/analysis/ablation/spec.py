@@ -50,11 +50,11 @@ from detectron2.config import CfgNode
 DEFAULT_METRICS = ("segm/AP50", "joint/AP50", "height/mae_m")
 # What all rows have in common is said once, and where.
 _COMMON = {
-    "DATASETS.TRAIN": "train",
-    "DATASETS.TEST": "val",
-    "SOLVER.MAX_ITER": "steps",
-    "SEED": "seeds",
-    "OUTPUT_DIR": "--out",
+    "DATASETS.TRAIN": "'train'",
+    "DATASETS.TEST": "'val'",
+    "SOLVER.MAX_ITER": "'steps'",
+    "SEED": "'seeds'",
+    "OUTPUT_DIR": "`out`",
 }
 
 
@@ -326,7 +326,7 @@ def _refuse_common(keys, where: str, steps_too: bool) -> None:
     for key in keys:
         if key in _COMMON and (steps_too or key != "SOLVER.MAX_ITER"):
             raise InputError(
-                f"{where}: {key} is the same for all rows; set it by {_COMMON[key]!r} of the ablation instead."
+                f"{where}: {key} is the same for all rows; set it by {_COMMON[key]} of the ablation instead."
             )
 
 

@@ -392,7 +392,7 @@ def _calibrated(model: nn.Module, stored, calibration: str | None, limit: int | 
     why_not = _without_utilization(model)
     if why_not and calibration:
         raise InputError(
-            f"--calibration {calibration} is of no use for this network, leave it out: {why_not}"
+            f"`calibration={calibration}` is of no use for this network, leave it out: {why_not}"
         )
     if why_not:
         return None, {}, [why_not]
@@ -402,7 +402,7 @@ def _calibrated(model: nn.Module, stored, calibration: str | None, limit: int | 
     except InputError as error:
         raise InputError(
             f"the mean messages of the cut-off come from the training set, here {', '.join(names) or 'none'}: "
-            f"{error} Name it with --calibration."
+            f"{error} Name it with `calibration`."
         ) from None
     datasets = [_first_tiles(catalog.load_split(name), limit) for name in names]
     records = [record for dataset in datasets for record in catalog.records(dataset)]

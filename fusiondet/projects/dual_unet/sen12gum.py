@@ -85,7 +85,7 @@ def find_patches(root: Path, problems: Problems) -> tuple[list[Patch], Counter]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"--root {root}: is no folder.")
+        raise InputError(f"`root={root}`: is no folder.")
     split_of = {site: split for split, sites in SITES.items() for site in sites}
     sites = sorted(folder.name for folder in root.iterdir() if (folder / SAMPLES).is_file())
     if not {*sites} & {*split_of}:
@@ -94,7 +94,7 @@ def find_patches(root: Path, problems: Problems) -> tuple[list[Patch], Counter]:
         )
         hint = f" Is it {inner}?" if inner else ""
         raise InputError(
-            f"--root {root}: expected folders of sites such as losangeles/, each with {SAMPLES}, sentinel1/, "
+            f"`root={root}`: expected folders of sites such as losangeles/, each with {SAMPLES}, sentinel1/, "
             f"sentinel2/ and buildings/; none of the data set's sites is there.{hint}"
         )
     # In the order of the splits, not of the folders.
@@ -167,11 +167,11 @@ class Sen12Gum:
             for site in sites
         }
         if not known:
-            raise InputError(f"--root {self.root}: no sample with labels is listed in any {SAMPLES}.")
+            raise InputError(f"`root={self.root}`: no sample with labels is listed in any {SAMPLES}.")
         if len(known) > 1:
             listed = " and ".join(", ".join(o + s) for o, s in sorted(known))
             raise InputError(
-                f"--root {self.root}: sites have different bands: {listed}. Convert them one by one."
+                f"`root={self.root}`: sites have different bands: {listed}. Convert them one by one."
             )
         optical, sar = known.pop()
         self.bands = BandSpec(tuple(OPTICAL_NAMES[name] for name in optical), sar, "db")
@@ -238,10 +238,10 @@ class Sen12Gum:
         unit = bool(((known >= 0) & (known <= 1)).all())
         low_db, high_db = UNIT_RANGE_DB
         if known.size and unit != (self.sar_scale == "unit"):
-            expected = "decibels, many of them below 0. Leave out --sar-scale db"
+            expected = 'decibels, many of them below 0. Leave out `sar_scale="db"`'
             if not unit:
                 expected = (
-                    f"0 to 1 for {low_db:g} to {high_db:g} dB. Where they are decibels, pass --sar-scale db"
+                    f'0 to 1 for {low_db:g} to {high_db:g} dB. Where they are decibels, pass `sar_scale="db"`'
                 )
             raise InputError(f"{path}: numbers from {known.min():g} to {known.max():g}, expected {expected}.")
         if self.sar_scale == "db":

@@ -93,7 +93,7 @@ def _check_truth(cfg: CfgNode, train: list[PatchSplit]) -> None:
     if not known:
         raise InputError(
             f"MODEL.HSE_LCZ.TASKS names hse, but no patch of {', '.join(cfg.DATASETS.TRAIN)} has a settlement extent. "
-            "Convert the data again with --hse-train, or set MODEL.HSE_LCZ.TASKS \"['lcz']\"."
+            "Convert the data again with `hse_train`, or set MODEL.HSE_LCZ.TASKS \"['lcz']\"."
         )
     if known < count:
         _log.warning(

@@ -105,49 +105,52 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check(args, sources: dict[str, Path], extents: dict[str, Path], places: dict[str, Path]) -> None:
-    """InputError for words that do not go together; for the same file twice; for what --overwrite would delete."""
+    """InputError for words that do not go together; for the same file twice; for what `overwrite` would delete."""
     if args.generate:
         if sources or extents or places or args.hse_raster:
+            given = [*sources, *(f"hse_{s}" for s in extents), *(f"positions_{s}" for s in places)]
+            given += ["hse_raster"] if args.hse_raster else []
             raise InputError(
-                "--generate invents its patches: drop --train, --val, --test, --hse-* and --positions-*."
+                f"`generate` invents its patches: drop {', '.join(f'`{name}`' for name in given)}."
             )
         if args.generate < 2 * len(LCZ_CLASSES) * 4:
             raise InputError(
-                f"--generate {args.generate}: expected {8 * len(LCZ_CLASSES)} or more, so that every class is in every "
+                f"`generate={args.generate}`: expected {8 * len(LCZ_CLASSES)} or more, so that every class is in every "
                 "split."
             )
     elif not sources:
-        raise InputError("name the files: --train training.h5 --val validation.h5, or --generate N.")
+        raise InputError("name the files: `train=training.h5` `val=validation.h5`, or `generate=N`.")
     if args.unknown_hse and not args.generate:
-        raise InputError("--unknown-hse is for --generate; real extents are NaN where they are unknown.")
+        raise InputError("`unknown_hse` is for `generate`; real extents are NaN where they are unknown.")
     if not 0 <= args.unknown_hse <= 1:
-        raise InputError(f"--unknown-hse {args.unknown_hse:g}: expected a share from 0 to 1.")
+        raise InputError(f"`unknown_hse={args.unknown_hse:g}`: expected a share from 0 to 1.")
     if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: expected 0 or more.")
+        raise InputError(f"`seed={args.seed}`: expected 0 or more.")
     for option, given in (("hse", extents), ("positions", places)):
         for split in given:
             if split not in sources:
-                raise InputError(f"--{option}-{split} is given, but --{split} is not.")
+                raise InputError(f"`{option}_{split}` is given, but `{split}` is not.")
     both = [split for split in places if split in extents]
     if both:
         raise InputError(
-            f"--hse-{both[0]} and --positions-{both[0]} both say the extent of the split. Drop one."
+            f"`hse_{both[0]}` and `positions_{both[0]}` both say the extent of the split. Drop one."
         )
     if bool(places) != bool(args.hse_raster):
         raise InputError(
-            "--hse-raster and --positions-train, -val or -test go together: the built-up share, and where patches are."
+            "`hse_raster` and `positions_train`, `positions_val` or `positions_test` go together: the "
+            "built-up share, and where patches are."
         )
     real: dict[Path, str] = {}
     for split, path in sources.items():
         other = real.setdefault(path.resolve(), split)
         if other != split:
             raise InputError(
-                f"{path}: is both --{other} and --{split}; scores would be of what was trained on."
+                f"{path}: is both `{other}` and `{split}`; scores would be of what was trained on."
             )
     read = (*sources.values(), *extents.values(), *places.values(), *([args.hse_raster] if places else []))
     for path in read:
         if args.out.resolve() in path.resolve().parents:
-            raise InputError(f"{path}: lies in --out {args.out}, which is replaced. Choose another --out.")
+            raise InputError(f"{path}: lies in `out={args.out}`, which is replaced. Choose another `out`.")
 
 
 def _write_split(

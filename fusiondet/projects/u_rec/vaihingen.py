@@ -146,7 +146,7 @@ def add_arguments(parser) -> None:
         metavar="PX",
         help="largest side of tiles of val and test, which do not overlap; 0: whole areas (default: %(default)s)",
     )
-    parser.set_defaults(gsd=GSD_M)
+    parser.set_defaults(gsd_m=GSD_M)
     conversion.add_arguments(parser)
 
 
@@ -154,14 +154,14 @@ def main(args) -> None:
     """Run `prepare_dataset.py vaihingen`."""
     check_tile_arguments(args)
     if args.eval_tile_size != 0 and not 32 <= args.eval_tile_size <= 8192:
-        raise InputError(f"--eval-tile-size {args.eval_tile_size}: expected 32 to 8192, or 0.")
+        raise InputError(f"`eval_tile_size={args.eval_tile_size}`: expected 32 to 8192, or 0.")
     if args.split or args.block_m:
-        raise InputError("--split, --block-m: areas have their splits. Use --train, --val and --test.")
+        raise InputError("`split`, `block_m`: areas have their splits. Use `train`, `val` and `test`.")
     areas = {split: tuple(getattr(args, split)) for split in SPLITS if getattr(args, split)}
     listed = [area for of_split in areas.values() for area in of_split]
     twice = {area for area in listed if listed.count(area) > 1}
     if twice:
-        raise InputError(f"area {min(twice)} is listed twice in --train, --val and --test.")
+        raise InputError(f"area {min(twice)} is listed twice in `train`, `val` and `test`.")
     labels = args.labels or args.root / "gts_for_participants"
     paths = _rasters(labels)
     if args.eval_labels:
@@ -170,7 +170,7 @@ def main(args) -> None:
         paths += [path for area, path in _by_area(_rasters(args.eval_labels)).items() if area in others]
     options = {name: getattr(args, name) for name in ("tile_size", "overlap", "max_nodata", "cut")}
     source = Areas(
-        _rasters(args.root / "top"), paths, BandSpec(("nir", "red", "green")), gsd_m=args.gsd, classes=CLASSES,
+        _rasters(args.root / "top"), paths, BandSpec(("nir", "red", "green")), gsd_m=args.gsd_m, classes=CLASSES,
         areas=areas, eval_size=args.eval_tile_size, **options,
     )  # fmt: skip
     recipe = {"source": "vaihingen", "areas": areas, "eval_tile_size": args.eval_tile_size, **options}

@@ -253,7 +253,7 @@ def test_changed_configs_are_refused_and_nothing_is_touched(finished, write_spec
     ):
         with pytest.raises(InputError, match=message) as raised:
             run_ablation(spec, out)
-        assert "--overwrite" in str(raised.value) and "another --out" in str(raised.value)
+        assert "`overwrite=True`" in str(raised.value) and "another `out`" in str(raised.value)
     assert times(out) == before
 
 
@@ -358,7 +358,7 @@ def test_one_at_a_time_in_a_directory(finished):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run"):
             run_ablation(spec, out)
-    with pytest.raises(InputError, match="--jobs 0: expected at least 1"):
+    with pytest.raises(InputError, match="`jobs=0`: expected at least 1"):
         run_ablation(spec, out, jobs=0)
 
 

@@ -317,7 +317,7 @@ def test_a_missing_calibration_set_is_named(city, monkeypatch, name):
     stored.DATASETS.TRAIN = (name,) if name else ()
     monkeypatch.setattr(analysis, "_network", lambda *_: (stored, cfg, model))
     with pytest.raises(
-        InputError, match=f"training set, here {name or 'none'}: .*Name it with --calibration"
+        InputError, match=f"training set, here {name or 'none'}: .*Name it with `calibration`"
     ):
         analyze("parrot.pth", str(city / "annotations" / "val.json"))
 
@@ -379,7 +379,7 @@ def test_branches_that_exchange_nothing_have_no_utilization_to_report(city):
     assert "exchange nothing" in report.notes[0]
     assert "u(sar|opt)" not in text_table(report)
     assert {key for key in report.to_dict() if key.startswith("utilization/")} == set()
-    with pytest.raises(InputError, match="--calibration gone_train is of no use .* exchange nothing"):
+    with pytest.raises(InputError, match="`calibration=gone_train` is of no use .* exchange nothing"):
         analyze(city / "apart.pth", str(city / "annotations" / "val.json"), calibration="gone_train")
 
 

@@ -5,6 +5,7 @@ import json
 
 from fusiondet.buildings import Building, Tile
 from fusiondet.converters.masks import components
+from fusiondet.converters.prepare import StrictParser, prepare
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import footprint_label
 from fusiondet.io.coco import read_coco
@@ -149,7 +150,7 @@ def test_decibels_are_taken_as_they_are(archive, tmp_path):
         with rasterio.open(path, "r+") as f:
             f.write(f.read() * 30 - 25)
     with pytest.raises(
-        InputError, match="numbers from -2.* expected 0 to 1 for -25 to 5 dB.* --sar-scale db"
+        InputError, match="numbers from -2.* expected 0 to 1 for -25 to 5 dB.* `sar_scale=.db.`"
     ):
         convert(archive, tmp_path / "out", "--strict")
     dataset = convert(archive, tmp_path / "out", "--sar-scale", "db")["val"]
@@ -158,7 +159,7 @@ def test_decibels_are_taken_as_they_are(archive, tmp_path):
 
 
 def test_numbers_from_0_to_1_are_no_decibels(archive, tmp_path):
-    with pytest.raises(InputError, match="no tile is left|Leave out --sar-scale db"):
+    with pytest.raises(InputError, match="no tile is left|Leave out `sar_scale=.db.`"):
         convert(archive, tmp_path / "out", "--sar-scale", "db")
 
 
@@ -243,7 +244,7 @@ def test_lists_that_are_none(archive, tmp_path, text, message):
 def test_other_folders_are_no_archive(archive, tmp_path):
     with pytest.raises(InputError, match=f"none of the data set's sites is there. Is it {archive}"):
         convert(archive.parent, tmp_path / "out")
-    with pytest.raises(InputError, match="gone: is no folder"):
+    with pytest.raises(InputError, match="gone`: is no folder"):
         convert(tmp_path / "gone", tmp_path / "out")
     with pytest.raises(InputError, match="these data prescribe their splits"):
         convert(archive, tmp_path / "out", "--split", "train=50", "val=50")
@@ -253,3 +254,8 @@ def test_an_archive_without_labels_is_refused(tmp_path):
     write_list(tmp_path, "losangeles", [{"patch_id": "a", "is_labeled": False}])
     with pytest.raises(InputError, match="no sample with labels"):
         convert(tmp_path, tmp_path / "out")
+
+
+def test_the_command_is_refused_in_its_own_words():
+    with pytest.raises(InputError, match="^--root nowhere: is no folder"):
+        prepare("sen12gum --root nowhere --out b".split(), parser=StrictParser)

@@ -120,7 +120,7 @@ def test_what_the_weights_were_trained_on_stays(root):
         ((), {"train": "gone"}, "gone.json: no such annotation file"),
         (("INPUT.OPTICAL_BANDS", "['red']"), {}, "unknown band of patches 'red'"),
         (("MODEL.PIXEL_MEAN", "[1.0]"), {}, r"PIXEL_MEAN has 1 numbers, expected one per band \(B2, B3"),
-        ((), {"train": "unknown"}, "no patch of .*unknown.json has a settlement extent.*--hse-train"),
+        ((), {"train": "unknown"}, "no patch of .*unknown.json has a settlement extent.*`hse_train`"),
     ],
 )
 def test_data_that_do_not_fit_are_bad_input(root, overrides, which, message):

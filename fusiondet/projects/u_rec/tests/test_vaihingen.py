@@ -1,6 +1,7 @@
 """The layout of ISPRS Vaihingen: areas, splits, windows, eroded labels, and input that is refused."""
 
-from fusiondet.converters.prepare import prepare
+from fusiondet.converters.prepare import StrictParser, prepare
+from fusiondet.errors import InputError
 from fusiondet.io.coco import read_coco
 from fusiondet.io.pixel_classes import UNKNOWN, class_list, tile_classes
 from fusiondet.io.tile_rasters import read_tile
@@ -141,3 +142,17 @@ def test_a_colour_that_is_nearly_one_is_none(tmp_path):
         vaihingen(root)
     out = vaihingen(root, "--skip-invalid", "--train", 1, 2, "--test")
     assert len(read_coco(out / "annotations/train.json").tiles) == 20, "area 2 alone"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--eval-tile-size 8", "--eval-tile-size 8: expected 32 to 8192, or 0"),
+        ("--tile-size 8", "--tile-size 8: expected 32 to 8192"),
+        ("--split train=1", "--split, --block-m: .* Use --train, --val and --test"),
+        ("--train 1 --val 1", "area 1 is listed twice in --train, --val and --test"),
+    ],
+)
+def test_the_command_is_refused_in_its_own_words(words, message):
+    with pytest.raises(InputError, match=message):
+        prepare(f"vaihingen --root a --out b {words}".split(), parser=StrictParser)

@@ -1,0 +1,61 @@
+"""Scores of files: what is counted, what heads the table, and what is refused. `tests/tools` has the rest."""
+
+from fusiondet.buildings import Building, Tile
+from fusiondet.errors import InputError
+from fusiondet.evaluation.scoring import score_dfc2023, score_instances, score_layers
+from fusiondet.files import write_json
+from fusiondet.geometry.painting import polygon_to_mask
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset, encode_rle, prediction_record, write_coco
+from fusiondet.io.vectors import Layer
+
+import pytest
+from shapely.geometry import box
+
+
+@pytest.fixture
+def files(tmp_path):
+    """(annotations, predictions) of one tile: one of its two houses is found, 1 m too low."""
+    houses = [Building(box(2, 2, 12, 12), 6.0), Building(box(20, 2, 32, 12), 3.0)]
+    write_coco(Dataset([Tile("a.tif", 64, 64, 0.5, buildings=houses)], BandSpec()), tmp_path / "truth.json")
+    rle = encode_rle(polygon_to_mask(houses[0].polygon, 64, 64))
+    write_json([prediction_record(1, 0.9, (2, 2, 12, 12), rle, (5.0, 5.0, 5.0))], tmp_path / "found.json")
+    return tmp_path / "truth.json", tmp_path / "found.json"
+
+
+def test_metrics_are_those_asked_for(files):
+    numbers, table = score_instances(*files, metrics=("height",))
+    assert numbers["height/mae_m"] == 1 and "segm/AP50" not in numbers and "MAE 1.000 m" in table
+    numbers, _ = score_instances(*files, metrics=("dense", "spacenet"))
+    assert numbers["spacenet/tp"] == 1 and numbers["spacenet/fn"] == 1 and "height/mae_m" not in numbers
+    assert numbers["dense/recall"] == pytest.approx(100 / 220)
+    with pytest.raises(InputError, match="unknown metric 'hight'.*'height'"):
+        score_instances(*files, metrics=("hight",))
+
+
+def test_results_do_not_differ_from_themselves(files):
+    numbers, _ = score_instances(*files, compare=files[1], draws=10)
+    assert numbers["match/f1/difference"] == 0
+
+
+def test_rows_that_are_no_buildings_head_the_table():
+    truth = Layer([Building(box(0, 0, 10, 10), 5.0)], "EPSG:32631")
+    found = Layer([Building(box(0, 0, 10, 10), 4.0)], "EPSG:32631")
+    found.reasons.update({"below the ground": 2})
+    numbers, table = score_layers(truth, found)
+    assert numbers["match/n"] == 1 and numbers["height/mae_m"] == 1
+    assert table.splitlines()[0] == "predictions: 2 below the ground"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ("`submission`", "`predictions`")),
+        ({"submission": "a.zip", "predictions": "a.json"}, ("`submission`", "`predictions`")),
+        ({"submission": "a.zip", "write_submission": "b.zip"}, ("`write_submission`", "`predictions`")),
+    ],
+)
+def test_a_contest_takes_a_zip_or_results(files, options, names):
+    with pytest.raises(InputError) as refused:
+        score_dfc2023(files[0], **options)
+    assert all(name in str(refused.value) for name in names)
