@@ -199,7 +199,13 @@ def parse_args():
         parser.add_argument(option, dest=angle, type=float, metavar="DEG", help=help_text)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    return cli.parse(parser)
+    return cli.parse(parser, others=_other_options)
+
+
+def _other_options() -> dict[str, cli.Option]:
+    from fusiondet.converters.prepare import source_options
+
+    return source_options() | {"eval_only": cli.Option("--eval-only", is_switch=True)}  # of train_net.py
 
 
 def main():

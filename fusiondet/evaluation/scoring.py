@@ -9,10 +9,10 @@ from fusiondet.evaluation import dfc2023_submission as zips
 from fusiondet.evaluation import resampling
 from fusiondet.evaluation.dense import dense_metrics, require_instances
 from fusiondet.evaluation.instances import METRICS, evaluate_instances
+from fusiondet.evaluation.layer_scores import evaluate_vectors
 from fusiondet.evaluation.regions import region_by_name
 from fusiondet.evaluation.spacenet_f1 import evaluate_spacenet, spacenet_table
 from fusiondet.evaluation.table import metrics_table
-from fusiondet.evaluation.vectors import evaluate_vectors
 from fusiondet.files import require_new
 from fusiondet.io.coco import read_coco, read_predictions
 from fusiondet.io.vectors import Layer

@@ -89,14 +89,14 @@ class Predictor:
         if not architecture.predicts_scenes:
             raise InputError(
                 f"{weights}: is a network of patches ({cfg.MODEL.META_ARCHITECTURE}), and draws no buildings or "
-                "maps. Its predictions of a split are written by tools/train_net.py --eval-only."
+                "maps. Its predictions of a split are written by tools/train_net.py with `eval_only`."
             )
         cfg.MODEL.DEVICE = device_name(device)
         if score_threshold == "layer":
             score_threshold = 0.25 if has_two_detectors(cfg) else 0.5
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
-                raise InputError(f"--score-threshold is {score_threshold}, expected 0 to 1.")
+                raise InputError(f"`score_threshold` is {score_threshold}, expected 0 to 1.")
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
         self.cfg, self.config_yaml = cfg, checkpoint["config_yaml"]
         self.bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
@@ -218,7 +218,7 @@ def device_name(wanted: str | None) -> str:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(
-            f"--device {wanted}: not on this machine, which has cpu and {torch.cuda.device_count()} CUDA GPUs."
+            f"`device={wanted}`: not on this machine, which has cpu and {torch.cuda.device_count()} CUDA GPUs."
         ) from None
     return wanted
 

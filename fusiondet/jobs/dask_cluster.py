@@ -83,7 +83,7 @@ def _connect(distributed, address: str):
         return distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(
-            f"--scheduler {address}: no scheduler of dask.distributed answers there within {_CONNECT_S} s "
+            f"`scheduler={address}`: no scheduler of dask.distributed answers there within {_CONNECT_S} s "
             f"({type(error).__name__}: {error}). Start it with `dask scheduler`, and workers with "
             f"`dask worker {address}`."
         ) from None
@@ -96,12 +96,12 @@ def _told(distributed, address: str, lighter: str, again: str):
         yield
     except distributed.KilledWorker as error:
         raise ClusterError(
-            f"--scheduler {address}: a task ended several workers ({error}). Give them more memory, or {lighter}. "
+            f"`scheduler={address}`: a task ended several workers ({error}). Give them more memory, or {lighter}. "
             f"What is finished is kept: {again}."
         ) from None
     except (OSError, TimeoutError, distributed.CancelledError) as error:
         raise ClusterError(
-            f"--scheduler {address}: is gone ({type(error).__name__}). Start it again and {again}: what is finished "
+            f"`scheduler={address}`: is gone ({type(error).__name__}). Start it again and {again}: what is finished "
             "is kept."
         ) from None
 
@@ -111,7 +111,7 @@ def _import_distributed():
         import distributed
     except ImportError:
         raise ClusterError(
-            f"--scheduler needs dask.distributed, which is not installed: pip install '{REQUIREMENT}'."
+            f"`scheduler` needs dask.distributed, which is not installed: pip install '{REQUIREMENT}'."
         ) from None
     return distributed
 
