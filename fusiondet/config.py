@@ -2,7 +2,7 @@
 
 Keys of projects are beside their networks (`fusiondet.plugins`); `fusiondet.config_loading` loads and checks configs.
 
-Empty lists marked *from the training data* are filled in by `fusiondet.engine.trainer.complete_config` before the model
+Empty lists marked *from the training data* are filled in by `fusiondet.engine.complete_config` before the model
 is built, and are then part of the saved config and of every checkpoint: inference needs no dataset.
 
 Of Detectron2's keys these mean nothing here: INPUT.FORMAT (bands go by name), INPUT.MIN_SIZE_*, MAX_SIZE_*, RANDOM_FLIP

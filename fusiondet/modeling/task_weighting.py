@@ -142,7 +142,7 @@ class UncertaintyWeighting(TaskWeighting):
         """See TaskWeighting."""
         super().__init__(tasks)
         self.learned = [task for task in self.tasks if task not in _LIKELIHOODS]
-        # fusiondet.engine.trainer.build_optimizer knows it by this name.
+        # fusiondet.engine.optimizer knows it by this name.
         self.task_log_scales = nn.Parameter(torch.zeros(len(self.learned)))
 
     def _weighted(self, losses: dict[str, Tensor], shared: list[Tensor]) -> dict[str, Tensor]:

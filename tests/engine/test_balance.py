@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 from fusiondet.engine.balance import BalanceModalities
 from fusiondet.engine.checkpoint import read_checkpoint
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.modeling.fusion import MODALITIES, exchanges
 from tests.support.tiny_city import tiny_config, write_split

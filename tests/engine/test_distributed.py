@@ -5,8 +5,9 @@ import json
 import fusiondet.compat  # noqa: F401
 from fusiondet.compat import launch
 from fusiondet.data import catalog
+from fusiondet.engine.complete_config import complete_config
 from fusiondet.engine.hooks import WeighTasks
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from tests.support.tiny_city import tiny_config, write_split
 

@@ -1,7 +1,8 @@
 """A trained network goes on with other bands: RGB weights start an RGB + SAR training."""
 
 from fusiondet.engine.checkpoint import stored_config
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from tests.support.tiny_city import tiny_config, write_split
 
 import pytest

@@ -330,7 +330,7 @@ def test_a_missing_raster_is_named_even_where_no_sample_falls(town):
 
 
 def test_training_looks_before_it_starts(tmp_path, caplog):
-    from fusiondet.engine.trainer import complete_config
+    from fusiondet.engine.complete_config import complete_config
 
     write_split(tmp_path)
     cfg = tiny_config(tmp_path, "MODEL.DENSE_HEADS.NAMES", "['DenseHeight']", test="")

@@ -8,7 +8,8 @@ from fusiondet.buildings import Building, Tile
 from fusiondet.config_loading import load_config
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
-from fusiondet.engine.trainer import complete_config, training_records
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import training_records
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import read_coco

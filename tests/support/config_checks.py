@@ -8,7 +8,8 @@ from fusiondet.config import find_config
 from fusiondet.config_loading import config_from_yaml_text, load_config
 from fusiondet.config_text import flat, renamed_keys
 from fusiondet.engine.checkpoint import network_differences, read_checkpoint
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.modeling.architecture import architecture_of
 from tests.support.detectors import caffe2_blobs
 

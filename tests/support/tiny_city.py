@@ -141,3 +141,12 @@ def tiny_config(root: Path, *overrides, train: str = "train", test: str = "val")
             *overrides,
         ],
     )
+
+
+def completed_config(root: Path, *overrides, stored=None, **splits):
+    """`tiny_config` with what the data give to it; `stored`: config of the weights."""
+    from fusiondet.engine.complete_config import complete_config
+
+    cfg = tiny_config(root, *overrides, **splits)
+    complete_config(cfg, stored)
+    return cfg

@@ -8,7 +8,8 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.analysis.ablation.runs import Run, load_trained
 from fusiondet.analysis.timing import Contestant, count_flops, paired_ratio, processor, take_turns
 from fusiondet.engine.checkpoint import versions
-from fusiondet.engine.trainer import FusionTrainer, precision
+from fusiondet.engine.trainer import FusionTrainer
+from fusiondet.engine.training_step import precision
 from fusiondet.files import read_json, write_json
 
 import numpy as np

@@ -33,7 +33,8 @@ from fusiondet.engine.checkpoint import (
     stored_config,
     versions,
 )
-from fusiondet.engine.trainer import FusionTrainer, complete_config, settle_data
+from fusiondet.engine.complete_config import complete_config, settle_data
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.evaluation.regions import region_by_name
 from fusiondet.evaluation.resampling import TileScores, tile_scores

@@ -13,7 +13,8 @@ from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.data.sampler import evaluation_loader
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import GROUND_M, dense_counts, tile_truth
 from fusiondet.evaluation.evaluator import predicted_maps, prediction_records

@@ -11,8 +11,9 @@ from fusiondet.data import catalog
 from fusiondet.data.augmentations import allowed_dihedral
 from fusiondet.data.sampler import TileLoader, TrainingSampler
 from fusiondet.engine.checkpoint import is_own_checkpoint, network_differences, stored_config
+from fusiondet.engine.complete_config import draw_seed, settle_statistics, take_over
 from fusiondet.engine.hooks import TrainingFigures
-from fusiondet.engine.trainer import FusionTrainer, rounded, take_over
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.evaluation.classification import ConfusionMatrix, class_metrics
 from fusiondet.evaluation.evaluator import nested
@@ -50,7 +51,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     """Fill in, in place, the bands and statistics that `cfg` leaves open, for networks of patches.
 
     Args:
-        stored: config of the checkpoint that the weights come from; see `fusiondet.engine.trainer.complete_config`.
+        stored: config of the checkpoint that the weights come from; see `fusiondet.engine.complete_config`.
 
     Raises:
         InputError: an unknown data set, or one of tiles; a band that patches do not have; no settlement extent or zone
@@ -66,21 +67,15 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
     for name, split in zip((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), (*train, *test)):
         if "lcz" in cfg.MODEL.HSE_LCZ.TASKS and split.absent_classes():
             _log.warning("%s has no patch of the classes %s", name, ", ".join(split.absent_classes()))
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed() % 2**31
-        _log.info("SEED %d was drawn; it is part of the config that is saved", cfg.SEED)
+    draw_seed(cfg)
     optical, sar = _settle_bands(cfg)
-    if not len(cfg.MODEL.PIXEL_MEAN) or not len(cfg.MODEL.PIXEL_STD):
-        mean, std = _pooled_statistics(train or test, optical, sar)
-        cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN) or rounded(mean)
-        # A band of one value would become infinite.
-        cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD) or rounded(np.where(std > 0, std, 1.0))
-    for key in ("PIXEL_MEAN", "PIXEL_STD"):
-        if len(cfg.MODEL[key]) != len(optical) + len(sar):
-            raise InputError(
-                f"MODEL.{key} has {len(cfg.MODEL[key])} numbers, expected one per band "
-                f"({', '.join((*optical, *sar))}), or [] to have them computed from the training data."
-            )
+    splits = train or test
+    settle_statistics(
+        cfg,
+        (*optical, *sar),
+        lambda: [split.statistics(optical, sar) for split in splits],
+        [len(split) for split in splits],
+    )
     if not len(cfg.INPUT.GSD_RANGE_M):
         cfg.INPUT.GSD_RANGE_M = [GSD_M, GSD_M]
 
@@ -112,15 +107,6 @@ def _settle_bands(cfg: CfgNode) -> tuple[list[str], list[str]]:
         cfg.INPUT[key] = wanted
     cfg.MODEL.FUSION.OPTICAL_CHANNELS = len(cfg.INPUT.OPTICAL_BANDS)
     return list(cfg.INPUT.OPTICAL_BANDS), list(cfg.INPUT.SAR_BANDS)
-
-
-def _pooled_statistics(splits: list[PatchSplit], optical: Sequence[str], sar: Sequence[str]):
-    """Mean and deviation per band over all splits, each weighted by its number of patches."""
-    parts = [split.statistics(optical, sar) for split in splits]
-    share = np.array([len(split) for split in splits], float)[:, None] / sum(len(split) for split in splits)
-    means, stds = np.array([m for m, _ in parts]), np.array([s for _, s in parts])
-    mean = (share * means).sum(axis=0)
-    return mean, np.sqrt((share * (stds**2 + (means - mean) ** 2)).sum(axis=0))
 
 
 class PatchRecords(Sequence):

@@ -4,7 +4,8 @@ import math
 
 from fusiondet.analysis.ablation import read_spec
 from fusiondet.config_text import flat, safe_yaml
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from tests.support.ablation_cases import CONDITIONS, NARROW, ROWS
 from tests.support.tiny_city import ROOT, tiny_config, write_split

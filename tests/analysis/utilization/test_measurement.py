@@ -24,7 +24,8 @@ from fusiondet.analysis.utilization.measurement import (
     replace_modality,
 )
 from fusiondet.engine.checkpoint import FusionCheckpointer
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.evaluation.resampling import summarize
 from fusiondet.geometry.painting import footprint_label

@@ -7,7 +7,8 @@ from fusiondet.config_loading import check_tasks
 from fusiondet.data import catalog
 from fusiondet.data.mapper import FusionDatasetMapper
 from fusiondet.engine.balance import BalanceModalities
-from fusiondet.engine.trainer import FusionTrainer, complete_config
+from fusiondet.engine.complete_config import complete_config
+from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.modeling.dense_heads import DenseTargets
 from fusiondet.modeling.dense_nets import Picture, dense_net_named
