@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -174,6 +175,11 @@ def replace_dir(fresh: Path, path: Path, replaced: Path) -> None:
         if replaced.exists():
             os.replace(replaced, path)
         raise
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return `value` as JSON can hold it: None for NaN and infinity."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def write_json(data, path: Path, indent: int | None = None) -> None:

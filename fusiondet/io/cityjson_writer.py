@@ -26,8 +26,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fusiondet.errors import InputError
+from fusiondet.files import finite_or_none
 from fusiondet.geometry.solids import apart, extrude
-from fusiondet.io.crs import check_crs, crs_text, not_in_metres
+from fusiondet.io.crs import check_crs, crs_text, not_in_metres, parse_crs
 from fusiondet.io.layers import NUMBERS
 from fusiondet.io.terrain import GroundRaster
 
@@ -35,7 +36,6 @@ import numpy as np
 import shapely
 from pyproj import CRS
 from pyproj.crs import CompoundCRS
-from pyproj.exceptions import CRSError
 from shapely.geometry.polygon import orient
 
 # Metres per unit of the integer vertices.
@@ -168,10 +168,7 @@ class CityModelWriter:
 
 
 def _vertical(crs: str | CRS, path: Path) -> CRS:
-    try:
-        crs = CRS.from_user_input(crs)
-    except CRSError as error:
-        raise InputError(f"{path}: vertical CRS {str(crs)[:80]!r} is not understood ({error}).") from None
+    crs = parse_crs(crs, f"{path}: vertical CRS")
     crs = next((part for part in crs.sub_crs_list if part.is_vertical), crs)
     if not crs.is_vertical or not_in_metres(crs.axis_info[0]) or crs.axis_info[0].direction != "up":
         raise InputError(f"{path}: {crs.name} is not a vertical CRS in metres, up. For NAP pass EPSG:5709.")
@@ -192,7 +189,7 @@ class _Blocks:
         """Name -> CityObject: the building, then its parts. `polygon` is in units, `vertex` numbers a place."""
         attributes = self._attributes(row)
         building = {"type": "Building", "attributes": attributes}
-        height_m, ground_m = attributes["height_m"], _number(row["ground_m"])
+        height_m, ground_m = attributes["height_m"], finite_or_none(row["ground_m"])
         self.without_area += polygon.is_empty
         if polygon.is_empty:
             return {name: building}
@@ -213,9 +210,9 @@ class _Blocks:
         return {name: {**building, "children": list(parts)}, **parts}
 
     def _attributes(self, row: dict) -> dict:
-        values = {"id": row["id"], **{k: _number(row[k]) for k in (*NUMBERS, "area_m2", "volume_m3")}}
+        values = {"id": row["id"], **{k: finite_or_none(row[k]) for k in (*NUMBERS, "area_m2", "volume_m3")}}
         values["height_stat"] = row["height_stat"] or self._height_stat
-        values["ground_m"] = _number(row["ground_m"]) if self._has_dtm else None
+        values["ground_m"] = finite_or_none(row["ground_m"]) if self._has_dtm else None
         if values["height_stat"] == "max" and values["height_m"] is not None:
             values["measuredHeight"] = values["height_m"]
         return values
@@ -295,7 +292,3 @@ def _write_sequence(target: Path, head: dict, batches, blocks: _Blocks) -> int:
 
 def _text(value) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _number(value) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)

@@ -32,7 +32,7 @@ from pathlib import Path
 from fusiondet import plugins
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, read_json, safe_join
+from fusiondet.files import atomic_path, finite_or_none, read_json, safe_join
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
 
@@ -532,9 +532,9 @@ def prediction_record(
         "score": float(score),
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "segmentation": rle,
-        "height_m": _plain(median),
-        "height_p16_m": _plain(p16),
-        "height_p84_m": _plain(p84),
+        "height_m": finite_or_none(median),
+        "height_p16_m": finite_or_none(p16),
+        "height_p84_m": finite_or_none(p84),
     }
 
 
@@ -560,16 +560,12 @@ def read_predictions(path: Path) -> list[dict]:
     return records
 
 
-def _plain(value) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
 def _image_record(tile: Tile) -> dict:
     record = {name: getattr(tile, name) for name in _TILE_KEYS}
     for name in _RARE_KEYS:
         if record[name] is None:
             del record[name]
-    record["gsd_m"] = _plain(tile.gsd_m)
+    record["gsd_m"] = finite_or_none(tile.gsd_m)
     record["transform"] = None if tile.transform is None else [float(v) for v in tuple(tile.transform)[:6]]
     return {**record, "sensor": tile.sensor.to_dict()}
 

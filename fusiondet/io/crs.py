@@ -9,6 +9,24 @@ from pathlib import Path
 from fusiondet.errors import InputError
 
 from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+
+def parse_crs(crs: str | CRS, name: str) -> CRS:
+    """Return `crs` ("EPSG:n", WKT, a PROJ string or a pyproj CRS) as a pyproj CRS.
+
+    Args:
+        name: what the CRS belongs to, for the message.
+
+    Raises:
+        InputError: it is not understood.
+    """
+    try:
+        return CRS.from_user_input(crs)
+    except CRSError as error:
+        raise InputError(
+            f"{name} {str(crs)[:80]!r} is not understood ({error}). Expected EPSG:n, WKT or a PROJ string."
+        ) from None
 
 
 def crs_text(crs: CRS | None) -> str | None:

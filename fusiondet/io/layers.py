@@ -27,14 +27,13 @@ from fusiondet.buildings import Building, clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.files import read_json, require_new
 from fusiondet.io.cityjson_reader import open_cityjson
-from fusiondet.io.crs import check_crs, crs_text
+from fusiondet.io.crs import check_crs, crs_text, parse_crs
 
 import geopandas
 import numpy as np
 import pyogrio
 import shapely
 from pyproj import CRS, Proj, Transformer
-from pyproj.exceptions import CRSError
 from shapely.geometry.polygon import orient
 
 NUMBERS = ("score", "height_m", "height_p16_m", "height_p84_m")
@@ -238,10 +237,7 @@ def layer_crs(crs, path: Path) -> CRS:
             f"{path}: the buildings have no CRS, so a GIS could not place them. Give the image one first, e.g. "
             "`gdal_edit.py -a_srs EPSG:32631 image.tif`."
         )
-    try:
-        return CRS.from_user_input(crs)
-    except CRSError as error:
-        raise InputError(f"{path}: CRS {str(crs)[:80]!r} is not understood ({error}).") from None
+    return parse_crs(crs, f"{path}: CRS")
 
 
 def _building(polygon, row: dict) -> Building:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fusiondet.io.crs import check_crs, crs_text, file_crs_text, not_in_metres, raster_crs_text
+from fusiondet.io.crs import check_crs, crs_text, file_crs_text, not_in_metres, parse_crs, raster_crs_text
 from tests.support.messages import raises_naming
 
 import pytest
@@ -63,3 +63,9 @@ def test_others_are_refused_with_a_way_out(crs, facts):
 def test_units_of_axes():
     assert [not_in_metres(axis) for axis in CRS("EPSG:2263").axis_info] == [True, True]
     assert not any(not_in_metres(axis) for axis in CRS("EPSG:28992").axis_info)
+
+
+def test_crs_that_is_not_understood_is_named_with_its_owner():
+    assert parse_crs("EPSG:28992", "a CRS").to_epsg() == 28992
+    with raises_naming("b.gpkg: CRS", "somewhere", "EPSG:n"):
+        parse_crs("somewhere", "b.gpkg: CRS")

@@ -31,6 +31,7 @@ from fusiondet import __version__
 from fusiondet.buildings import Building, clean_height_m, clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path, require_new
+from fusiondet.io.crs import parse_crs
 from fusiondet.io.layers import areas_m2
 from fusiondet.io.vectors import Layer
 from fusiondet.visualization.building_overlays import MATCH_COLOURS, error_colours, height_colours
@@ -45,7 +46,6 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from pyproj import CRS
-from pyproj.exceptions import CRSError
 
 _STOPS = 17
 # Half the side of the ground that is shown where there is nothing on it, metres.
@@ -95,7 +95,7 @@ def page(
     title: str = "buildings",
 ) -> str:
     """The page as text; see `write_report`."""
-    crs = _crs(crs)
+    crs = parse_crs(crs, "the CRS of the buildings") if crs else None
     polygons = _outlines(buildings)
     frame, shown, picture = _placed(polygons, crs, image)
     columns = _columns(buildings, polygons, crs)
@@ -126,15 +126,6 @@ def page(
         data["columns"] |= {name: _packed(values, "<f4") for name, values in extra.items()}
     facts = _facts(buildings, crs, image, frame, shapes, metadata)
     return _html(title, data, columns, comparison, picture, facts)
-
-
-def _crs(crs) -> CRS | None:
-    if not crs:
-        return None
-    try:
-        return CRS.from_user_input(crs)
-    except CRSError as error:
-        raise InputError(f"CRS {str(crs)[:80]!r} of the buildings is not understood ({error}).") from None
 
 
 def _outlines(buildings: list[Building]) -> np.ndarray:
