@@ -12,7 +12,7 @@ tab's process.
     viewer.js                        9.3 MB   0.03 MB      4 to 16 s    0.6 to 1.2 s   0.9 to 2.4 s    12, 190 MB
     three.js 0.187, bundled          9.9 MB   0.57 MB      7 to 10 s    0.6 to 1.8 s   1.7 to 6.8 s    45, 221 MB
     deck.gl 9.4, bundled            10.2 MB   0.89 MB     35 to 104 s   0.7 to 27 s     15 to 18 s     57, 310 MB
-    pydeck 0.9, offline=True        29.3 MB   4.3 MB      refers to five addresses, which the page's policy forbids
+    pydeck 0.9, offline=True        29.3 MB   4.3 MB      loads four addresses, which the page's policy forbids
 
 deck.gl draws the edges of the buildings as layers of their own: the small numbers are without them. Both bundles obey
 the policy and work offline. three.js would replace the matrices and buffers, about 150 of 670 lines; picking, colours
