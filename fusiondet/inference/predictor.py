@@ -1,6 +1,5 @@
 """A trained network, rebuilt from its checkpoint, and what it says about images."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from fusiondet.geometry.painting import mask_to_polygon
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.height_rasters import HEIGHT_BANDS, NO_CLASS
 from fusiondet.io.pixel_classes import FOOTPRINT_CLASSES
+from fusiondet.jobs.hashing import file_sha256
 from fusiondet.modeling.architecture import architecture_of
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 
@@ -123,11 +123,7 @@ class Predictor:
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the checkpoint's file, hexadecimal."""
-        with open(self.weights, "rb") as f:
-            digest = hashlib.sha256()
-            while block := f.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_sha256(self.weights)
 
     def predict(self, image: np.ndarray, gsd_m: float, sensor: dict | None = None) -> list[Building]:
         """Buildings of one image, in its pixels, best first; for the arguments see `predict_image`."""

@@ -176,6 +176,7 @@ class SceneRun:
         sources = {"optical": self._rasters.optical, "sar": self._rasters.sar}
         return made_with(
             self._predictor.weights,
+            self._predictor.weights_sha256,
             self._predictor.config_yaml,
             {modality: acquisition_time(files[0]) for modality, files in sources.items() if files},
             images=[Path(name).name for files in self.plan.images.values() for name in files],

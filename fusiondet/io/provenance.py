@@ -9,7 +9,6 @@
 No date of the run and no path is among them: the same input gives the same file, on any machine.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,13 +16,13 @@ from importlib import metadata
 from pathlib import Path
 
 from fusiondet import __version__
-from fusiondet.errors import InputError
 
 _PACKAGES = ("torch", "detectron2", "rasterio", "shapely", "pyogrio", "pyproj", "pyarrow")
 
 
 def made_with(
     weights: Path | None = None,
+    weights_sha256: str | None = None,
     config: str | None = None,
     acquired: Mapping[str, str | None] | None = None,
     **more,
@@ -31,34 +30,19 @@ def made_with(
     """Metadata for `BuildingWriter`; what is not given is left out.
 
     Args:
-        weights: checkpoint whose bytes are hashed.
+        weights, weights_sha256: checkpoint, of which the name is stored, and hash of its content.
         config: YAML text.
         acquired: modality -> ISO 8601 text, e.g. from `acquisition_time`.
         more: further plain values, e.g. gsd_m, height_stat.
-
-    Raises:
-        InputError: `weights` cannot be read.
     """
     facts = {}
     if weights is not None:
-        facts |= {"weights": Path(weights).name, "weights_sha256": sha256(weights)}
+        facts |= {"weights": Path(weights).name, "weights_sha256": weights_sha256}
     if config is not None:
         facts["config"] = config
     if acquired is not None:
         facts["acquired"] = dict(acquired)
     return {**facts, **more, "versions": {"fusiondet": __version__, **_versions()}}
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes; InputError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as f:
-            while part := f.read(1 << 20):
-                digest.update(part)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    return digest.hexdigest()
 
 
 def acquisition_time(raster) -> str | None:

@@ -1,5 +1,6 @@
 """Scenes to frames, from Python; and the example in the documentation does what it says."""
 
+import hashlib
 import textwrap
 
 from fusiondet.inference import ScenePredictor, api, predict_to_file
@@ -28,6 +29,8 @@ def test_a_frame_has_what_the_layer_has(predictor, write_scene, city, tmp_path):
     assert frame.crs == "EPSG:32631" and len(frame) == len(city)
     np.testing.assert_allclose(frame.volume_m3, frame.area_m2 * frame.height_m)
     assert frame.attrs["metadata"]["weights"] == "model.pth" and frame.attrs["notes"] == []
+    expected = hashlib.sha256(predictor.predictor.weights.read_bytes()).hexdigest()
+    assert frame.attrs["metadata"]["weights_sha256"] == expected
     assert len(read_buildings(tmp_path / "b.gpkg")[0]) == len(city)
 
 

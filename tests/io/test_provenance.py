@@ -1,11 +1,9 @@
 """What a layer was made with: the same for the same input, and read back from the file."""
 
-import hashlib
 import json
 
 from fusiondet import __version__
 from fusiondet.buildings import Building
-from fusiondet.errors import InputError
 from fusiondet.io.layer_writer import write_buildings
 from fusiondet.io.layers import read_metadata
 from fusiondet.io.provenance import acquisition_time, made_with
@@ -17,22 +15,17 @@ from shapely.geometry import box
 
 
 def test_the_model_is_told_by_its_bytes(tmp_path):
-    (tmp_path / "model_best.pth").write_bytes(b"weights" * 400_000)
-    (tmp_path / "copy.pth").write_bytes(b"weights" * 400_000)
-    facts = made_with(tmp_path / "model_best.pth", "MODEL:\n  A: 1\n", {"sar": None}, gsd_m=0.5)
+    facts = made_with(tmp_path / "model_best.pth", "0f" * 32, "MODEL:\n  A: 1\n", {"sar": None}, gsd_m=0.5)
     assert facts["weights"] == "model_best.pth"
-    assert facts["weights_sha256"] == hashlib.sha256(b"weights" * 400_000).hexdigest()
+    assert facts["weights_sha256"] == "0f" * 32
     assert (
         facts["config"] == "MODEL:\n  A: 1\n" and facts["acquired"] == {"sar": None} and facts["gsd_m"] == 0.5
     )
     assert facts["versions"]["fusiondet"] == __version__ and facts["versions"]["shapely"]
     assert str(tmp_path) not in json.dumps(facts), "no path of the machine is in the file"
-    assert made_with(tmp_path / "copy.pth")["weights_sha256"] == facts["weights_sha256"]
     assert list(made_with()) == ["versions"]
     write_buildings([Building(box(0, 0, 1, 1))], "EPSG:32631", tmp_path / "a.gpkg", facts)
     assert read_metadata(tmp_path / "a.gpkg") == facts
-    with pytest.raises(InputError, match=r"gone.pth: cannot be read \(No such file"):
-        made_with(tmp_path / "gone.pth")
 
 
 @pytest.mark.parametrize(
