@@ -1,7 +1,6 @@
 """Everything that is decided about a scene before it is predicted, as plain values that any process can take up."""
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from fusiondet.inference.windows import check_windows, scene_windows, windows_ne
 from fusiondet.io.grids import axis_gsd_m
 from fusiondet.io.scene_reader import SceneRasters, SceneReader
 from fusiondet.io.vectors import read_layer
-from fusiondet.jobs.hashing import file_state, values_sha256
+from fusiondet.jobs.hashing import file_state, sha256, values_sha256
 
 import shapely
 from affine import Affine
@@ -124,7 +123,7 @@ class ScenePlan:
     def fingerprint(self, predictor: Predictor) -> dict:
         """What a result follows from, plain values: two runs with the same one can take up each other's parts."""
         names = ("window_px", "overlap_px", "batch", "skip_invalid")
-        area = None if self.aoi_wkb is None else hashlib.sha256(self.aoi_wkb).hexdigest()
+        area = None if self.aoi_wkb is None else sha256(self.aoi_wkb)
         return {
             "fusiondet": __version__,
             "weights_sha256": predictor.weights_sha256,
