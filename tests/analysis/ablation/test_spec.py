@@ -99,7 +99,10 @@ def test_joint_has_each_task_alone_every_weighting_and_every_help(joint):
     ],
 )
 def test_rows_of_joint_take_two_steps(joint, name, tmp_path):
-    words = (*joint.rows[name].overrides, "MODEL.DENSE_HEADS.CONV_DIM", 8, "SOLVER.MAX_ITER", 2)
+    row = joint.rows[name]
+    words = (*row.overrides, "MODEL.DENSE_HEADS.CONV_DIM", 8, "SOLVER.MAX_ITER", 2)
+    # `tiny_config` sets a metric of instances.
+    words += ("TEST.BEST_METRIC", joint.config(row, 1).TEST.BEST_METRIC)
     write_split(tmp_path)
     cfg = tiny_config(tmp_path, *NARROW, *words, test="")
     complete_config(cfg)
