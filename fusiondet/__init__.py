@@ -1,16 +1,24 @@
 """Instance-level buildings with heights from RGB + SAR: a Detectron2 extension.
 
-Map of the package (three layers; nothing is imported here, so `import fusiondet` costs nothing):
+Imports run downwards in this list, and nothing is imported here, so `import fusiondet` costs nothing:
 
-    buildings, polygons/, export/, evaluation/         geo: records, outlines, GIS files, scores
-    data/{bands,coco,imagery,converters,synthetic}     geo: tiles and footprints in, COCO out
-    visualization, report/                             geo: pictures, the page of a layer
-    config, compat, modeling/                          modeling: backbones, heads, weights
-    data/{catalog,mapper,augmentations,sampler}        glue: disk to tensors
-    engine/, evaluators, inference, benchmarking       glue: train, score, predict, time
-    doctor/, diagnostics, cli, files, errors           checks of data and set-up, command line, files on disk
+    projects/                               one folder per system of the papers that is not the detector
+    analysis/, doctor/, visualization/      networks compared; what is wrong with data; figures and report pages
+    inference/                              checkpoint + rasters -> buildings on the map
+    engine/                                 training
+    evaluation/                             scores
+    data/                                   from files to tensors
+    modeling/                               backbones, fusion, heads, architectures
+    converters/, synthetic/                 other people's data, and the rendered city, as data sets
+    jobs/                                   many pieces of work: executors, resumable store, hashes
+    io/                                     all files that are read or written: rasters, vectors, COCO, layers
+    geometry/                               pure functions on outlines, masks and heights
+    buildings                               the record that all parts share
+    config, config_text, config_loading     config keys; YAML and old names; checks
+    plugins, cli, files, compat, errors     how projects are found; what tools share; files on disk
 
-Geo never imports torch or detectron2, modeling never imports rasterio or shapely; tests/test_layering.py checks it.
+io and geometry never import torch or detectron2, modeling never imports rasterio or shapely; tests/test_layering.py
+checks both, and the order above.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
