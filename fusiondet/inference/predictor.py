@@ -17,13 +17,16 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.height_rasters import HEIGHT_BANDS, NO_CLASS
 from fusiondet.io.pixel_classes import FOOTPRINT_CLASSES
 from fusiondet.jobs.hashing import file_sha256
-from fusiondet.modeling.architecture import architecture_of
+from fusiondet.modeling.architecture import Architecture, architecture_of
+from fusiondet.modeling.decision_fusion import BoxFusion
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 
 import numpy as np
 import shapely
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 # Outlines lose vertices that move them less than this; the mask is not sharper.
 SIMPLIFY_PX = 0.1
@@ -93,7 +96,7 @@ class Predictor:
             )
         cfg.MODEL.DEVICE = device_name(device)
         if score_threshold == "layer":
-            score_threshold = 0.25 if has_two_detectors(cfg) else 0.5
+            score_threshold = 0.5 / architecture.detectors
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
                 raise InputError(f"`score_threshold` is {score_threshold}, expected 0 to 1.")
@@ -119,6 +122,8 @@ class Predictor:
         if build:
             self.model = build_model(cfg).eval()
             load_model(self.model, checkpoint["model"], weights)
+            if not isinstance(self.model, Architecture):
+                self.model = Detectron2Outputs(self.model)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -159,10 +164,7 @@ class Predictor:
         ]
         if isinstance(self.model, torch.nn.Module):
             raise_limits(self.model, self.cfg, max(image[0].size for image in images))
-        if hasattr(self.model, "outputs"):
-            outputs = self.model.outputs(batch, do_postprocess=False)
-        else:  # Detectron2's own architectures
-            outputs = [{"instances": x} for x in self.model.inference(batch, do_postprocess=False)]
+        outputs = self.model.outputs(batch, do_postprocess=False)
         return [
             {name: None if value is None else value.to("cpu") for name, value in output.items()}
             for output in outputs
@@ -179,6 +181,20 @@ class Predictor:
         return ImagePrediction([b for b in kept if b is not None], *maps, classes)
 
 
+class Detectron2Outputs(torch.nn.Module):
+    """One of Detectron2's own detectors with the `outputs` of an architecture of fusiondet."""
+
+    def __init__(self, detector: torch.nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def outputs(self, batched_inputs: list[dict], do_postprocess: bool = True) -> list[dict]:
+        """As `FusionRCNN.outputs`."""
+        if do_postprocess:
+            return self.detector(batched_inputs)
+        return [{"instances": x} for x in self.detector.inference(batched_inputs, do_postprocess=False)]
+
+
 def _class_numbers(output: dict) -> np.ndarray | None:
     """(H, W) uint8 number of the class of each pixel, as `Predictor.class_names`; None where there are no classes."""
     if output.get("class_map") is not None:
@@ -190,20 +206,24 @@ def _class_numbers(output: dict) -> np.ndarray | None:
 def raise_limits(model: torch.nn.Module, cfg, area_px: int) -> None:
     """Let a detector of `cfg` find as many buildings as an image of `area_px` pixels may hold; see PROPOSAL_PX."""
     wanted = math.ceil(area_px / PROPOSAL_PX**2)
+    most_proposals = max(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, wanted)
+    # As many more before NMS as there were in training.
+    ratio = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST / cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    most_before_nms = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, math.ceil(ratio * wanted))
+    most_detections = max(cfg.TEST.DETECTIONS_PER_IMAGE, wanted)
     for module in model.modules():
-        if hasattr(module, "post_nms_topk"):
-            # As many more before NMS as there were in training.
-            ratio = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST / cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-            module.post_nms_topk[False] = max(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, wanted)
-            module.pre_nms_topk[False] = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, math.ceil(ratio * wanted))
-        for name in ("test_topk_per_image", "max_detections"):
-            if hasattr(module, name):
-                setattr(module, name, max(cfg.TEST.DETECTIONS_PER_IMAGE, wanted))
+        if isinstance(module, RPN):
+            module.post_nms_topk[False] = most_proposals
+            module.pre_nms_topk[False] = most_before_nms
+        elif isinstance(module, FastRCNNOutputLayers):
+            module.test_topk_per_image = most_detections
+        elif isinstance(module, BoxFusion):
+            module.max_detections = most_detections
 
 
 def has_two_detectors(cfg) -> bool:
-    """Whether a network of `cfg` is one detector per modality, whose scores are averaged."""
-    return cfg.MODEL.META_ARCHITECTURE == "LateFusionRCNN"
+    """Return whether a network of `cfg` is one detector per modality, whose scores are averaged."""
+    return architecture_of(cfg).detectors == 2
 
 
 def device_name(wanted: str | None) -> str:

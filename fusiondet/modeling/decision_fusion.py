@@ -4,13 +4,41 @@ Legend: R regions; pairs are in the order of `MODALITIES`. The *share* of a moda
 area that has data of it, [0, 1].
 """
 
-from fusiondet.modeling.fusion import weights_of
+from fusiondet.modeling.fusion import MODALITIES, weights_of
 from fusiondet.modeling.height_head import HeightDistribution
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
+
+
+class BoxFusion(nn.Module):
+    """Merge the boxes of both detectors, see `fuse_boxes`, and keep the best."""
+
+    def __init__(self, *, match_iou: float = 0.5, score_threshold: float = 0.05, max_detections: int = 100):
+        """For the boxes of one image.
+
+        Args:
+            match_iou: boxes of both detectors that overlap more are one building.
+            score_threshold, max_detections: of the merged boxes.
+        """
+        super().__init__()
+        self.match_iou, self.score_threshold, self.max_detections = match_iou, score_threshold, max_detections
+
+    def forward(self, found: dict[str, list[Instances]], shares: dict[str, list[Tensor]]) -> list[Instances]:
+        """Boxes of each modality's detector and (R, 2) shares of both modalities in them, per image -> merged ones."""
+        merged = []
+        for optical, sar, optical_shares, sar_shares in zip(
+            *(found[m] for m in MODALITIES), *(shares[m] for m in MODALITIES), strict=True
+        ):
+            boxes = fuse_boxes(optical, sar, optical_shares, sar_shares, self.match_iou)
+            merged.append(self.above_threshold(boxes)[: self.max_detections])
+        return merged
+
+    def above_threshold(self, boxes: Instances) -> Instances:
+        """Return those of `boxes` that score above `score_threshold`."""
+        return boxes[boxes.scores > self.score_threshold]
 
 
 def valid_shares(image: Tensor, box_xyxy: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, buildings_from_instances, predict_scene
+from fusiondet.inference.predictor import PROPOSAL_PX, Detectron2Outputs, raise_limits
 from fusiondet.io.bands import BandSpec
+from fusiondet.modeling.decision_fusion import BoxFusion
 from tests.support.scene_cases import raw_output
 
 import numpy as np
@@ -11,6 +13,9 @@ import rasterio
 import shapely
 import torch
 from affine import Affine
+from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 GSD_M = 0.5
 TRANSFORM = Affine(GSD_M, 0, 600000, 0, -GSD_M, 5750000)
@@ -234,3 +239,41 @@ def test_a_config_with_python_tags_in_a_checkpoint_is_refused(small_checkpoint, 
     torch.save(content, tmp_path / "evil.pth")
     with pytest.raises(InputError, match="not a plain YAML config"):
         Predictor(tmp_path / "evil.pth")
+
+
+def test_a_detector_of_detectron2_predicts_in_the_same_form(small_checkpoint):
+    cfg = Predictor(small_checkpoint, "cpu", build=False).cfg
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEIGHT_ON = "GeneralizedRCNN", False
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    detector = build_model(cfg).eval()
+    x = {"image": torch.rand(3, 64, 64) * 255, "height": 64, "width": 64}
+    with torch.no_grad():
+        (raw,) = Detectron2Outputs(detector).outputs([x], do_postprocess=False)
+        (whole,) = Detectron2Outputs(detector).outputs([x])
+    assert raw.keys() == whole.keys() == {"instances"} and len(raw["instances"]) > 0
+    assert raw["instances"].pred_masks.shape[1:] == (1, 28, 28)
+    assert whole["instances"].pred_masks.shape[1:] == (64, 64)
+
+
+@pytest.mark.parametrize("architecture", ["FusionRCNN", "LateFusionRCNN"])
+def test_limits_rise_with_the_area_and_never_fall_below_those_of_the_config(small_cfg, architecture):
+    small_cfg.MODEL.META_ARCHITECTURE, small_cfg.MODEL.FUSION.OPTICAL_CHANNELS = architecture, 3
+    if architecture == "LateFusionRCNN":
+        small_cfg.MODEL.BACKBONE.NAME = "build_two_pyramids_resnet_fpn_backbone"
+    rpn = small_cfg.MODEL.RPN
+    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST, small_cfg.TEST.DETECTIONS_PER_IMAGE = 200, 50, 30
+    model = build_model(small_cfg)
+    for area_px, expected in ((PROPOSAL_PX**2 * 80, (80, 320, 80)), (1, (50, 200, 30))):
+        raise_limits(model, small_cfg, area_px)
+        found = set()
+        for module in model.modules():
+            if isinstance(module, RPN):
+                found.add(("proposals", module.post_nms_topk[False], module.pre_nms_topk[False]))
+            if isinstance(module, FastRCNNOutputLayers):
+                found.add(("detections", module.test_topk_per_image))
+            if isinstance(module, BoxFusion):
+                found.add(("merged", module.max_detections))
+        proposals, before_nms, detections = expected
+        merged = {("merged", detections)} if architecture == "LateFusionRCNN" else set()
+        assert found == {("proposals", proposals, before_nms), ("detections", detections)} | merged

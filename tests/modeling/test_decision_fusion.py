@@ -3,7 +3,7 @@
 import math
 
 import fusiondet.compat  # noqa: F401
-from fusiondet.modeling.decision_fusion import combine_heights, fuse_boxes, valid_shares
+from fusiondet.modeling.decision_fusion import BoxFusion, combine_heights, fuse_boxes, valid_shares
 from fusiondet.modeling.height_head import HeightDistribution
 
 import pytest
@@ -126,3 +126,14 @@ def test_without_data_of_one_the_height_is_the_others_and_the_width_is_common():
     low, median, high = result.heights_m()
     assert math.log(high[0] / median[0]) == pytest.approx(1.5 * 0.1 * math.log(1 / 0.32), rel=1e-5)
     assert math.log(median[0] / low[0]) == pytest.approx(1.5 * 0.1 * math.log(1 / 0.32), rel=1e-5)
+
+
+def test_merged_boxes_above_the_threshold_are_kept_best_first_up_to_a_number():
+    boxes = [[20.0 * i, 0, 20 * i + 10, 10] for i in range(3)]
+    pairs = {"optical": found(boxes, [0.9, 0.3, 0.7]), "sar": found(boxes, [0.9, 0.3, 0.9])}
+    instances = {m: [pair[0]] for m, pair in pairs.items()}
+    shares = {m: [pair[1]] for m, pair in pairs.items()}
+    (kept,) = BoxFusion(match_iou=0.5, score_threshold=0.5)(instances, shares)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.8])
+    (best,) = BoxFusion(score_threshold=0.5, max_detections=1)(instances, shares)
+    assert best.scores.tolist() == pytest.approx([0.9])

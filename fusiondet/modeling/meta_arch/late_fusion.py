@@ -10,7 +10,7 @@ Legend: R regions; pairs are in the order of `MODALITIES`.
 from fusiondet.errors import InputError
 from fusiondet.modeling.backbone import LateFusionFPN, PyramidPair
 from fusiondet.modeling.branch_dense_heads import BranchDenseHeads, BranchMaps
-from fusiondet.modeling.decision_fusion import combine_heights, fuse_boxes, valid_shares
+from fusiondet.modeling.decision_fusion import BoxFusion, combine_heights, valid_shares
 from fusiondet.modeling.dense_heads import build_dense_heads
 from fusiondet.modeling.fusion import MODALITIES, weights_of
 from fusiondet.modeling.height_head import HeightDistribution
@@ -91,17 +91,10 @@ class LateFusionRCNN(FusionRCNN):
     detectors = 2
 
     @configurable
-    def __init__(
-        self, *, match_iou: float = 0.5, score_threshold: float = 0.05, max_detections: int = 100, **kwargs
-    ):
-        """See FusionRCNN; `backbone` gives {modality: pyramid}, and all heads are `PerModality`.
-
-        Args:
-            match_iou: boxes of both branches that overlap more are one building.
-            score_threshold, max_detections: of the merged boxes of an image.
-        """
+    def __init__(self, *, box_fusion: BoxFusion, **kwargs):
+        """See FusionRCNN; `backbone` gives {modality: pyramid}, and all heads are `PerModality`."""
         super().__init__(**kwargs)
-        self.match_iou, self.score_threshold, self.max_detections = match_iou, score_threshold, max_detections
+        self.box_fusion = box_fusion
         self.predicts_heights = all(heads.height_head is not None for heads in self.roi_heads.values())
         if self.predicts_heights:
             self.register_buffer("fused_interval_width", torch.ones(()))
@@ -130,10 +123,12 @@ class LateFusionRCNN(FusionRCNN):
             "backbone": backbone,
             "proposal_generator": PerModality({m: build_proposal_generator(cfg, shapes) for m in MODALITIES}),
             "roi_heads": PerModality({m: build_roi_heads(_branch_cfg(cfg, m), shapes) for m in MODALITIES}),
-            # What a single detector would take for one building twice.
-            "match_iou": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-            "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "box_fusion": BoxFusion(
+                # What a single detector would take for one building twice.
+                match_iou=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+                score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
             **(_dense_branches(cfg, shapes) if len(cfg.MODEL.DENSE_HEADS.NAMES) else {}),
         }
 
@@ -221,7 +216,7 @@ class LateFusionRCNN(FusionRCNN):
         maps = self.dense_heads(shared, images.tensor) if self.dense_prior else None
         features = self.instance_features(shared, images.tensor, maps)
         found = self._detections(images, features)
-        boxes = {m: [x[x.scores > self.score_threshold] for x in found[m]] for m in MODALITIES}
+        boxes = {m: [self.box_fusion.above_threshold(x) for x in found[m]] for m in MODALITIES}
         results = {m: self.complete_instances(images, features, boxes[m], (m,)) for m in MODALITIES}
         results["fused"] = self.complete_instances(images, features, self._merged(images, found))
         sizes = images.image_sizes
@@ -245,9 +240,8 @@ class LateFusionRCNN(FusionRCNN):
         return found
 
     def _merged(self, images: SensedImages, found: dict[str, list[Instances]]) -> list[Instances]:
-        shares = [self._shares(images, [x.pred_boxes for x in found[m]]) for m in MODALITIES]
-        merged = [fuse_boxes(*parts, self.match_iou) for parts in zip(*found.values(), *shares)]
-        return [x[x.scores > self.score_threshold][: self.max_detections] for x in merged]
+        shares = {m: self._shares(images, [x.pred_boxes for x in found[m]]) for m in MODALITIES}
+        return self.box_fusion(found, shares)
 
 
 def _check_two_pyramids(cfg, backbone: nn.Module) -> None:
