@@ -549,10 +549,10 @@ class TestBadArchives:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
-        "words", [["--ground", "nowhere.tif"], ["--ground", "4000"], ["--max-nodata", "2"]]
+        "words", [["--ground", "nowhere.tif"], ["--ground", "4000"], ["--max-nodata", "2.0"]]
     )
     def test_options_without_sense(self, archive, tmp_path, words):
-        with raises_naming(words[0].removeprefix("--"), words[1]):
+        with raises_naming(words[0].removeprefix("--").replace("-", "_"), words[1]):
             command(archive, tmp_path / "out", *words)
 
     def test_nothing_left(self, archive):

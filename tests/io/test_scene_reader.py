@@ -290,7 +290,7 @@ class TestBands:
         path = write(tmp_path / "s.tif", np.array([[[1, 1]], [[2, 2]]], "float32"))
         scene = read_scene(None, path, sar_spec("db"))
         assert scene.image[:, 0, 0].tolist() == [1.0]
-        assert "the first is taken as HH (see --sar-bands)" in scene.notes[0]
+        assert "the first is taken as HH (see `sar_bands`)" in scene.notes[0]
 
     def test_by_number(self, tmp_path):
         path = write(
@@ -298,7 +298,7 @@ class TestBands:
         )
         assert read_scene(path, None, RGB, rgb_bands=[4, 2, 1]).image[:, 0, 0].tolist() == [4.0, 2.0, 1.0]
         for wrong in ([1, 2], [1, 2, 5], [0, 1, 2]):
-            with pytest.raises(InputError, match=r"--rgb-bands .* must be 3 of 1\.\.4"):
+            with pytest.raises(InputError, match=r"`rgb_bands` .* must be 3 of 1\.\.4"):
                 read_scene(path, None, RGB, rgb_bands=wrong)
 
 
