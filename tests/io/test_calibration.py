@@ -105,7 +105,7 @@ class TestCalibration:
         assert read_scene(None, path, sar("complex", "HH"), sar_factor=1.0).image.mean() == pytest.approx(40)
         assert read_scene(None, path, sar("complex", "HH"), sar_factor=0.1).image.mean() == pytest.approx(20)
         for factor in (0.0, -1.0, math.nan, math.inf):
-            with pytest.raises(InputError, match="--sar-factor .* expected a positive number"):
+            with pytest.raises(InputError, match="`sar_factor` .* expected a positive number"):
                 read_scene(None, path, sar("complex", "HH"), sar_factor=factor)
 
     def test_power_and_decibels_are_what_they_are(self, tmp_path):
@@ -168,12 +168,12 @@ class TestMeanPower:
         assert self.read(path, ["HH+VV"], sar_bands=[(2, 4)])[0, 0] == pytest.approx(
             10 * math.log10(505), abs=1e-4
         )
-        with pytest.raises(InputError, match=r"--sar-bands 2\+5 must be 1 of 1\.\.4"):
+        with pytest.raises(InputError, match=r"`sar_bands` 2\+5 must be 1 of 1\.\.4"):
             self.read(path, ["HH+VV"], sar_bands=[(2, 5)])
 
     def test_of_unnamed_bands_is_refused_unless_there_are_no_others(self, tmp_path):
         path = write(tmp_path / "a.tif", self.POWER[:, :, :1].astype("float32"))
-        with pytest.raises(InputError, match=r"do not tell which .* HH\+VV.*--sar-bands 1\+2"):
+        with pytest.raises(InputError, match=r"do not tell which .* HH\+VV.*`sar_bands` 1\+2"):
             self.read(path, ["HH+VV"])
         assert self.read(path, ["HH+HV+VH+VV"])[0, 0] == pytest.approx(10 * math.log10(1111 / 4), abs=1e-4)
 
