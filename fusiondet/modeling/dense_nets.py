@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fusiondet import plugins
 from fusiondet.errors import InputError, unknown_name
+from fusiondet.modeling.architecture import architecture_of
 from fusiondet.modeling.dense_heads import DenseMaps, DenseTargets
 
 import torch
@@ -113,7 +114,7 @@ class DenseNet(nn.Module):
 def check_dense_net(cfg) -> None:
     """InputError when a key of MODEL.DENSE_NET means nothing, or would be ignored by the network that is named."""
     keys, model = cfg.MODEL.DENSE_NET, cfg.MODEL
-    if model.META_ARCHITECTURE != "FusionDenseNet":
+    if not architecture_of(cfg).reads_dense_net:
         if keys.NAME:
             raise InputError(
                 f"MODEL.DENSE_NET.NAME is {keys.NAME}, but MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE}, which "
