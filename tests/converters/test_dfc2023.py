@@ -30,6 +30,7 @@ from tests.support.dfc2023_replica import (
     write_archive,
     write_tif,
 )
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_a_list_of_images_needs_no_list_of_labels(tmp_path):
     assert [t.id for t in split(out, "test").tiles] == [i["id"] for i in listed["images"]]
     assert split(out, "test").info["splits_without_labels"] == ["test"]
     (root / "buildings_only_train.json").write_text(json.dumps({"images": listed["images"]}))
-    with pytest.raises(InputError, match="buildings_only_train.json: .* no list 'annotations'"):
+    with raises_naming("buildings_only_train.json", "'annotations'"):
         prepare(root, out="other")
 
 
@@ -298,7 +299,7 @@ def test_held_out_cities_are_the_validation(archive, capsys):
     text = capsys.readouterr().out
     assert "2 tiles are left out: their names do not say of which city" in text
     assert not (out / "annotations" / "test.json").exists()
-    with pytest.raises(InputError, match="unknown city 'Brasil'. Did you mean 'Brasilia'"):
+    with raises_naming("'Brasil'", "'Brasilia'"):
         prepare(archive, "--holdout-city", "Brasil", out="b")
     with pytest.raises(InputError, match="all cities"):
         prepare(archive, "--holdout-city", *("Brasilia", "NewYork", "Copenhagen"), out="b")
@@ -356,7 +357,7 @@ def test_splits_that_share_ground_are_told_by_the_names(tmp_path, capsys):
     assert "problem: 2 tiles on the ground of another split" in text
     assert "val/SV_Oslo_60.0003_10.0000: shares ground with train/SV_Oslo_60.0000_10.0000" in text
     assert "val/SV_Oslo_60.0000_10.0007: shares" in text
-    with pytest.raises(InputError, match="see `holdout_city`"):
+    with raises_naming("holdout_city"):
         prepare(root, "--strict", out="strict")
 
 
@@ -372,7 +373,7 @@ def test_the_right_root_is_suggested(archive):
 
 
 def test_labels_that_are_not_there(archive):
-    with pytest.raises(InputError, match="annotations/roof_fine_train.json.*`track=2`"):
+    with raises_naming("annotations/roof_fine_train.json", "track=2"):
         prepare(archive, "--track", 1)
     (archive / "annotations" / "buildings_only_val.json").unlink()
     out = prepare(archive)

@@ -11,6 +11,7 @@ from fusiondet.converters.pairing import (
     unique_stems,
 )
 from fusiondet.errors import InputError
+from tests.support.messages import raises_naming
 
 import pytest
 
@@ -38,7 +39,7 @@ class TestPairs:
         assert notes == [
             "SAR rasters are paired with the images in the order given: their names do not tell."
         ]
-        with pytest.raises(InputError, match="3 SAR rasters for 2 images: pass one for all, or one for each"):
+        with raises_naming("3 SAR", "2 images"):
             pair(base, paths("a", "b", "c"), "SAR raster", notes)
 
 
@@ -74,9 +75,9 @@ class TestBands:
         assert group_by_band(paths(*names), bands) == [[path] for path in paths(*names)]
 
     def test_missing_and_doubled_bands(self):
-        with pytest.raises(InputError, match=r"no file of band VH beside d/t2_VV\.tif"):
+        with raises_naming("VH", "d/t2_VV.tif"):
             group_by_band(paths("t1_VV.tif", "t1_VH.tif", "t2_VV.tif"), ("VV", "VH"))
-        with pytest.raises(InputError, match="are both band VV of one image"):
+        with raises_naming("band VV"):
             group_by_band(paths("t1_VV.tif", "VV_t1.tif", "t1_VH.tif"), ("VV", "VH"))
 
 

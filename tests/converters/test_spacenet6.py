@@ -153,7 +153,7 @@ class TestSar:
             np.testing.assert_allclose(read_tile(after["train"], tile), expected, atol=1e-3)
 
     def test_a_scale_that_contradicts_the_numbers_is_refused(self, archive):
-        with pytest.raises(InputError, match=r"SAR-Intensity: its values .* are not linear_power"):
+        with raises_naming("SAR-Intensity", "linear_power"):
             spacenet6.source_of(archive, TileRules(), sar_scale="linear_power")
 
     def test_mean_power_of_polarisations(self, archive, tmp_path):
@@ -305,7 +305,7 @@ class TestHeights:
         dtm = tmp_path / "dtm.tif"
         far = Affine(5, 0, replica.LEFT + 1e5, 0, -5, replica.TOP)
         replica.write_raster(dtm, np.ones((1, 9, 9), np.float32), far, "EPSG:32631")
-        with pytest.raises(InputError, match="`ground=.*dtm.tif`: has no elevation under any"):
+        with raises_naming("ground", "dtm.tif"):
             make(archive, tmp_path / "out", ground=dtm)
         assert not (tmp_path / "out").exists()
 
@@ -397,12 +397,10 @@ class TestBadArchives:
 
     def test_product_that_is_not_there(self, own_archive):
         shutil.rmtree(own_archive / "PAN")
-        with pytest.raises(
-            InputError, match=r"PAN: holds no tiles. Products with tiles: PS-RGB, PS-RGBNIR, RGBNIR, SAR"
-        ):
+        with raises_naming("PAN", "PS-RGB, PS-RGBNIR, RGBNIR, SAR"):
             spacenet6.source_of(own_archive, TileRules(), optical="PAN")
         shutil.rmtree(own_archive / spacenet6.SAR)
-        with pytest.raises(InputError, match='pass `sar="none"`'):
+        with raises_naming('sar="none"'):
             spacenet6.source_of(own_archive, TileRules())
         shutil.rmtree(own_archive / spacenet6.LABELS)
         shutil.rmtree(own_archive / "SummaryData")
@@ -437,7 +435,7 @@ class TestBadArchives:
         assert len(data["train"].tiles) == 6
         (without,) = [t for t in data["train"].tiles if t.sar_file_name is None]
         assert np.isnan(read_tile(data["train"], without)[3:]).all()
-        with pytest.raises(InputError, match="has no PS-RGB"):
+        with raises_naming("PS-RGB"):
             make(own_archive, tmp_path / "strict", Options(strict=True))
         assert not (tmp_path / "strict").exists()
 
@@ -500,7 +498,7 @@ class TestBadArchives:
         for feature in document["features"]:
             del feature["properties"]["roof_075mean"]
         path.write_text(json.dumps(document))
-        with pytest.raises(InputError, match="unknown column 'roof_075mean'"):
+        with raises_naming("'roof_075mean'"):
             make(own_archive, tmp_path / "out", Options())
 
     @pytest.mark.parametrize("line", ["20190822070610_20190822070846 2", "20190822070610 0", "a b c"])
@@ -534,9 +532,7 @@ class TestBadArchives:
                 own_archive / "PS-RGB" / path.name.replace("PS-RGBNIR", "PS-RGB"), "r+"
             ) as raster:
                 raster.write((image[:3] / 6).astype(np.uint8))
-        with pytest.raises(
-            InputError, match="its first bands are blue, green, red by comparison with PS-RGB"
-        ):
+        with raises_naming("blue, green, red", "PS-RGB"):
             spacenet6.source_of(own_archive, TileRules(), optical="PS-RGBNIR")
 
     def test_strict_ends_the_process_with_2(self, own_archive, tmp_path, monkeypatch, capsys, load_tool):

@@ -1,7 +1,7 @@
 """Blocks of ground: shares, and no ground in two splits."""
 
 from fusiondet.converters.splits import assign_blocks, conflicts, leaked_area, parse_split
-from fusiondet.errors import InputError
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -29,9 +29,9 @@ def test_shares():
     "word", ["train", "train=", "train=x", "train=0", "train=-1", "train=inf", "../x=1", "=1"]
 )
 def test_bad_shares(word):
-    with pytest.raises(InputError, match="expected NAME=SHARE"):
+    with raises_naming("NAME=SHARE"):
         parse_split([word])
-    with pytest.raises(InputError, match="expected NAME=SHARE"):
+    with raises_naming("NAME=SHARE"):
         parse_split(["val=1", "val=1"])
 
 

@@ -20,6 +20,7 @@ from fusiondet.evaluation.resampling import (
 from fusiondet.files import write_json
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
+from tests.support.messages import raises_naming
 from tests.support.square_houses import LEFT, RIGHT, SIZE, city, found, record
 
 import numpy as np
@@ -175,10 +176,10 @@ def test_counts_of_dense_heads_lie_beside_the_predictions(tmp_path):
     drawn = paired_bootstrap(tile_scores(dataset, [found(LEFT)]), [one], draws=5)
     assert drawn["dense/dice"].difference == drawn["dense/dice"].low == pytest.approx(-0.1)
     assert drawn["painted/dice"].difference == 0 and "dense/normalizer_m" not in drawn
-    with pytest.raises(InputError, match="no counts of image 1, left_half"):
+    with raises_naming("image 1", "left_half"):
         tile_scores(dataset, tmp_path / "predictions.json", region=left_half)
     another = city(Building(LEFT, 6.0), Building(RIGHT, 6.0))  # of another split, whose ids begin at 1 too
-    with pytest.raises(InputError, match="of other tiles: in image 1 it counted 100 of 2304.* have 200 of"):
+    with raises_naming("image 1", "100 of 2304", "200 of"):
         tile_scores(another, tmp_path / "predictions.json")
 
 

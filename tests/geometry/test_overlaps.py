@@ -1,8 +1,8 @@
 """Of outlines that overlap, the better one stays."""
 
 from fusiondet.buildings import Building
-from fusiondet.errors import InputError
 from fusiondet.geometry.overlaps import check_max_overlap, without_overlaps
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ class TestOverlaps:
 
     def test_numbers_that_are_no_share(self):
         for wrong in (0.0, -1, 1.1, float("nan")):
-            with pytest.raises(InputError, match="`max_overlap` is .*expected a share above 0"):
+            with raises_naming("max_overlap", "0"):
                 check_max_overlap(wrong)
 
     @given_(

@@ -2,6 +2,7 @@
 
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec, band_index, band_numbers
+from tests.support.messages import raises_naming
 
 import pytest
 
@@ -71,9 +72,9 @@ class TestMeans:
         mean = BandSpec((), ("HV", "HH+VV"), "db")
         assert mean.select(sar=("VV+HH",)).sar == ("HH+VV",)
         assert band_numbers(("VV+HH",), mean.sar, "SAR") == [2]
-        with pytest.raises(InputError, match="unknown SAR band 'HH'"):
+        with raises_naming("SAR", "'HH'"):
             mean.select(sar=("HH",))
-        with pytest.raises(InputError, match="unknown SAR band 'HH'"):
+        with raises_naming("SAR", "'HH'"):
             mean.select(sar=("HH+HV",))
 
     def test_a_display_stretch_has_no_mean_power(self):
@@ -88,14 +89,14 @@ class TestMeans:
 
     def test_optical_names_are_names(self):
         assert BandSpec(("nir+red",)).optical == ("nir+red",)
-        with pytest.raises(InputError, match="unknown optical band 'red.green'"):
+        with raises_naming("red+green"):
             BandSpec().select(("red+green",))
 
 
 def test_a_data_set_holds_no_complex_bands():
     spec = BandSpec((), ("HH",), "complex")
     for call in (spec.to_dict, lambda: BandSpec.from_dict({**QUAD.to_dict(), "sar_scale": "complex"})):
-        with pytest.raises(InputError, match="no complex SAR.*`sar_scale=.complex.`: the tiles are then dB"):
+        with raises_naming("complex SAR", "sar_scale", "complex", "dB"):
             call()
 
 

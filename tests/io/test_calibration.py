@@ -8,6 +8,7 @@ from fusiondet.io.bands import BandSpec, band_numbers
 from fusiondet.io.calibration import check_sar_scale, plausible_sar_scales
 from fusiondet.io.rasters import SAR_FLOOR_DB, Bands, open_raster, sample_values
 from fusiondet.io.scene_reader import SceneReader, read_scene
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -76,18 +77,18 @@ class TestComplex:
         slc = write(tmp_path / "slc.tif", noise((3, 4, 4)))
         real = write(tmp_path / "real.tif", np.ones((1, 4, 4), "float32"))
         for scale in ("linear_power", "amplitude", "db"):
-            with pytest.raises(InputError, match=r"complex numbers \(complex64\).*`sar_scale=.complex.`"):
+            with raises_naming("complex64", "sar_scale", "complex"):
                 read_scene(None, slc, sar(scale, "HH"))
         with pytest.raises(InputError, match=r"complex numbers"):
             read_scene(slc, None, BandSpec())
-        with pytest.raises(InputError, match="is float32, but its SAR scale was declared complex"):
+        with raises_naming("float32", "complex"):
             read_scene(None, real, sar("complex", "HH"))
 
     def test_radar_geometry_is_refused(self, tmp_path):
         rgb = write(tmp_path / "rgb.tif", np.ones((3, 8, 8), "uint8"))
         points = [GroundControlPoint(r, c, 600_000 + c, 5_750_000 - r) for r, c in ((0, 0), (0, 8), (8, 0))]
         slc = write(tmp_path / "slc.tif", noise((1, 8, 8)), None, "EPSG:32631", gcps=points)
-        with pytest.raises(InputError, match=r"slc\.tif: has ground control points only"):
+        with raises_naming("slc.tif", "ground control points"):
             read_scene(rgb, slc, BandSpec(sar=("HH",), sar_scale="complex"))
 
 
@@ -116,7 +117,7 @@ class TestCalibration:
     @pytest.mark.parametrize("factor", [0, -1, "1", None, True, math.inf, math.nan])
     def test_absurd(self, tmp_path, factor):
         path = write(tmp_path / "a.tif", np.ones((1, 2, 2), "complex64"), tags=capella(factor))
-        with pytest.raises(InputError, match=r"a\.tif: states a scale factor .*`sar_factor`"):
+        with raises_naming("a.tif", "sar_factor"):
             read_scene(None, path, sar("complex", "HH"))
 
     @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ class TestMeanPower:
     def test_that_a_file_holds_is_found_and_stands_for_no_polarisation(self, tmp_path):
         path = write(tmp_path / "a.tif", np.full((1, 2, 2), 10, "float32"), names=("HH+VV",))
         assert self.read(path, ["VV+HH"])[0].tolist() == [10, 10]
-        with pytest.raises(InputError, match="HH is needed; no polarisation stands for another"):
+        with raises_naming("HH"):
             self.read(path, ["HH"])
 
     def test_of_a_display_stretch_is_refused(self, tmp_path):
@@ -229,9 +230,9 @@ class TestSeveralFiles:
     def test_a_name_that_tells_is_not_given_to_another(self, tmp_path):
         paths = self.files(tmp_path, "sar_hv", "other")
         assert read_scene(None, paths, sar("linear_power", "HH", "HV")).image[:, 0, 0].tolist() == [10, 0]
-        with pytest.raises(InputError, match="VV is needed; no polarisation stands for another"):
+        with raises_naming("VV"):
             read_scene(None, paths[:1], sar("linear_power", "VV"))
-        with pytest.raises(InputError, match="has 2 bands .*but 3 are needed"):
+        with raises_naming("2 bands", "3"):
             read_scene(None, paths, sar("linear_power", "HH", "VH", "VV"))
 
     def test_first_band_of_each_file(self, tmp_path):
@@ -293,16 +294,12 @@ class TestSeveralFiles:
         rgb = write(tmp_path / "rgb.tif", np.ones((3, 8, 8), "uint8"), Affine.identity(), None)
         placed = self.files(tmp_path, "sar_hh")
         bands = BandSpec(sar=("HH",), sar_scale="linear_power")
-        with pytest.raises(InputError, match=r"has EPSG:32631, but .*rgb\.tif has no georeference"):
+        with raises_naming("EPSG:32631", "rgb.tif"):
             read_scene(rgb, placed, bands, gsd_m=1.0)
         half = write(tmp_path / "half.tif", np.ones((1, 8, 8), "float32"), crs=None)
-        with pytest.raises(
-            InputError, match=r"has a transform without CRS, but .*rgb\.tif has no georeference"
-        ):
+        with raises_naming("CRS", "rgb.tif"):
             read_scene(rgb, half, bands, gsd_m=1.0)
-        with pytest.raises(
-            InputError, match=r"sar_vv\.tif: has a transform without CRS, but .*sar_hh.tif has EPSG"
-        ):
+        with raises_naming("sar_vv.tif", "CRS", "sar_hh.tif", "EPSG:32631"):
             other = self.files(tmp_path, "sar_vv", crs=None)
             read_scene(None, placed + other, sar("linear_power", "HH", "VV"))
 
@@ -356,7 +353,7 @@ class TestScales:
         check_sar_scale(db, "db", "a.tif")
         for scale in ("complex", "stretched_uint8"):
             check_sar_scale(db, scale, "a.tif")
-        with pytest.raises(InputError, match=r"a\.tif: .*not amplitude"):
+        with raises_naming("a.tif", "amplitude"):
             check_sar_scale(db, "amplitude", "a.tif")
 
     def test_sample_is_of_all_places_and_leaves_no_data_out(self, tmp_path):

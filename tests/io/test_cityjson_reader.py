@@ -5,6 +5,7 @@ import json
 from fusiondet.errors import InputError
 from fusiondet.io.cityjson_reader import open_cityjson, read_cityjson
 from fusiondet.io.vectors import read_layer
+from tests.support.messages import raises_naming
 
 import pytest
 from shapely.geometry import Polygon, box
@@ -138,7 +139,7 @@ def test_sequence(tmp_path):
     assert [b.id for b in model.buildings] == ["house", "n"] and model.crs == "EPSG:28992"
     assert model.buildings[0].footprint().area == pytest.approx(75)
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(InputError, match="line 3 is not JSON"):
+    with raises_naming("line 3", "JSON"):
         read_cityjson(path)
 
 
@@ -153,7 +154,7 @@ def test_a_sequence_is_read_line_by_line(tmp_path):
     path.write_text("\n".join([json.dumps(city({}, [])), json.dumps(feature), '{"type": "CityJSONFe']))
     with open_cityjson(path) as model:
         assert next(model.buildings).id == "h"  # before the end of the file was looked at
-        with pytest.raises(InputError, match="line 3 is not JSON"):
+        with raises_naming("line 3", "JSON"):
             next(model.buildings)
 
 
@@ -210,13 +211,13 @@ class TestOtherJson:
 
     def test_feature_without_the_head_of_its_file(self, tmp_path):
         (tmp_path / "a.jsonl").write_text('{"type": "CityJSONFeature", "CityObjects": {}, "vertices": []}\n')
-        with pytest.raises(InputError, match="expected CityJSON.*found 'CityJSONFeature'"):
+        with raises_naming("CityJSON", "'CityJSONFeature'"):
             read_layer(tmp_path / "a.jsonl")
 
     def test_cut_off(self, tmp_path):
         path = write(tmp_path, city(*two_parts()))
         path.write_text(path.read_text()[:-30])
-        with pytest.raises(InputError, match="not valid JSON .* complete"):
+        with raises_naming("JSON"):
             read_layer(path)
 
 

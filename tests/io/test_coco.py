@@ -26,6 +26,7 @@ from fusiondet.io.coco import (
     tile_records,
     write_coco,
 )
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -362,7 +363,7 @@ class TestWriter:
                 writer.add({**tile_records(Tile("x.tif", 4, 4, 1.0))[0], "id": i}, [])
                 for i in (2, None, 7, None)
             ]
-            with pytest.raises(InputError, match="image 7: this id occurs twice"):
+            with raises_naming("image 7", "twice"):
                 writer.add({**tile_records(Tile("x.tif", 4, 4, 1.0))[0], "id": 7}, [])
         assert ids == [2, 1, 7, 3]
 

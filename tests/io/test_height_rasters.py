@@ -8,6 +8,7 @@ from fusiondet.buildings import Building
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import paint_heights
 from fusiondet.io.height_rasters import NO_CLASS, check_height_raster, class_raster, height_raster
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, limit_bytes):
 
 def test_targets_that_cannot_be_are_refused(tmp_path):
     (tmp_path / "h.tif").write_text("mine")
-    with pytest.raises(InputError, match=r"a.gpkg: heights are written as GeoTIFF. Use the suffix .tif"):
+    with raises_naming("a.gpkg", "GeoTIFF", ".tif"):
         check_height_raster(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match="already exists"):
         check_height_raster(tmp_path / "h.tif")
@@ -199,5 +200,5 @@ def test_on_an_error_nothing_is_written(tmp_path):
 
 
 def test_another_format_is_refused(tmp_path):
-    with pytest.raises(InputError, match="c.png: classes are written as GeoTIFF"):
+    with raises_naming("c.png", "GeoTIFF"):
         check_height_raster(tmp_path / "c.png", what="classes")

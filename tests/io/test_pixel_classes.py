@@ -24,6 +24,7 @@ from fusiondet.io.pixel_classes import (
     tile_classes,
 )
 from fusiondet.io.tile_rasters import TileRaster
+from tests.support.messages import raises_naming
 from tests.support.tiny_city import ROOT, write_raster, write_split, write_tiles
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_round_trip(tmp_path):
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path):
     path = town(tmp_path)
     path.write_text(path.read_text().replace("train_classes.tif", "../../secret.tif"))
-    with pytest.raises(InputError, match="secret.tif"):
+    with raises_naming("secret.tif"):
         read_coco(path)
 
 
@@ -97,7 +98,7 @@ def test_footprints_tell_two_classes_where_there_is_no_raster(tmp_path):
     expected[y0:y1, x0:x1] = 0
     same(first, expected)
     assert (second == 1).all()
-    with pytest.raises(InputError, match="background, building, which footprints tell"):
+    with raises_naming("background, building"):
         tile_classes(dataset, dataset.tiles[0], NAMES)
 
 
@@ -130,7 +131,7 @@ def test_lists_that_are_none(tmp_path, info, message):
 def test_a_raster_that_does_not_cover_its_tile(tmp_path):
     town(tmp_path)
     raster = TileRaster(tmp_path / "train_classes.tif", (4, 0, 4, 4))
-    with pytest.raises(InputError, match="6 x 5 px does not cover the tile"):
+    with raises_naming("6 x 5"):
         read_classes(raster, CODES, (4, 4))
     same(read_classes(TileRaster(raster.path, (2, 1, 4, 4)), CODES, (4, 4), (1, 0, 2, 3)), NUMBERS[1:4, 3:5])
 
@@ -170,7 +171,7 @@ def test_classes_are_those_of_the_pixels(tmp_path):
 def test_classes_are_numbered_as_the_network_does(tmp_path):
     order = ("field", "road", "building", "water")
     same(mapper(class_names=order)(record_of(town(tmp_path)))["classes"], 3 - LABEL)
-    with pytest.raises(InputError, match="water, building, road, field, expected a, b"):
+    with raises_naming("water, building, road, field", "a, b"):
         mapper(class_names=("a", "b"))(record_of(tmp_path / "annotations/train.json"))
 
 
@@ -245,7 +246,7 @@ def test_footprints_of_any_data_are_classes(tmp_path):
 def test_a_code_that_appears_later_is_named(tmp_path):
     path = town(tmp_path)
     write_raster(tmp_path / "train_classes.tif", np.full((1, 5, 6), 77, np.uint8))
-    with pytest.raises(InputError, match="train_classes.tif: code of no class: 77 in 30 pixels"):
+    with raises_naming("train_classes.tif", "77", "30 pixels"):
         mapper()(record_of(path))
 
 
@@ -276,12 +277,10 @@ def test_an_order_of_the_config_stays(tmp_path):
 def test_test_data_of_other_classes_are_refused(tmp_path):
     other = ClassList(("water", "roof", "road", "field"), CODES.values, CODES.ignored)
     cfg = config(town(tmp_path), test=[town(tmp_path, split="val", classes=other)])
-    with pytest.raises(
-        InputError, match="val.json has the classes water, roof, road, field, expected water, build"
-    ):
+    with raises_naming("val.json", "water, roof, road, field", "water, building"):
         complete_config(cfg)
     cfg = config(town(tmp_path), test=[write_split(tmp_path / "other", "val")])
-    with pytest.raises(InputError, match="has the classes background, building, expected water"):
+    with raises_naming("background, building", "water"):
         complete_config(cfg)
 
 

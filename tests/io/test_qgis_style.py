@@ -5,9 +5,9 @@ import warnings
 from xml.etree import ElementTree
 
 from fusiondet.buildings import Building
-from fusiondet.errors import InputError
 from fusiondet.io.layer_writer import write_buildings
 from fusiondet.io.qgis_style import BREAKS_M, check_style, height_style, write_style
+from tests.support.messages import raises_naming
 
 import pyogrio
 import pytest
@@ -72,7 +72,7 @@ def test_it_lies_beside_the_layer_and_the_users_own_stays(tmp_path):
 @pytest.mark.parametrize("name", ["b.city.json", "b.city.jsonl", "b.CITY.json"])
 def test_a_city_model_has_no_style(tmp_path, name):
     for refuse in (check_style, write_style):
-        with pytest.raises(InputError, match="no style beside a city model. Leave out `style`"):
+        with raises_naming("style", "city model"):
             refuse(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ from fusiondet.engine.complete_config import complete_config
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from tests.support.ablation_cases import CONDITIONS, NARROW, ROWS
+from tests.support.messages import raises_naming
 from tests.support.tiny_city import ROOT, tiny_config, write_split
 
 import pytest
@@ -190,7 +191,7 @@ def test_wrong_files_are_refused_by_name(write_spec, changes, message):
 def test_claims_pair_the_same_tiles_only(write_spec):
     conditions = CONDITIONS + "  other: {dataset: TEST, regions: [under_cloud]}\n"
     path = write_spec(conditions=conditions, claims=claim(to="[early, other/under_cloud]"), name="pairs.yaml")
-    with pytest.raises(InputError, match="clear with other/under_cloud, which are not the same tiles"):
+    with raises_naming("clear", "other/under_cloud"):
         read_spec(path)
     claims = read_spec(write_spec(claims=claim(to="[early, no_sar]", above=-3), name="pairs.yaml")).claims
     assert (claims[0].above, claims[0].text) == (-3, "early (no_sar) against rgb (clear)")
@@ -227,5 +228,5 @@ def test_files_that_are_no_yaml(tmp_path, content, message):
     (tmp_path / "broken.yaml").write_bytes(content)
     with pytest.raises(InputError, match=f"broken.yaml.*{message}"):
         read_spec(tmp_path / "broken.yaml")
-    with pytest.raises(InputError, match="gone.yaml: no such file"):
+    with raises_naming("gone.yaml"):
         read_spec(tmp_path / "gone.yaml")

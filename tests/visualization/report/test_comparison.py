@@ -1,10 +1,10 @@
 """Layer against truth: pairs, errors, missed buildings and the curve, on rows one can count by hand."""
 
 from fusiondet.buildings import Building
-from fusiondet.errors import InputError
 from fusiondet.evaluation.layer_scores import evaluate_vectors
 from fusiondet.io.vectors import Layer
 from fusiondet.visualization.report.comparison import compare
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -71,5 +71,5 @@ def test_either_side_may_be_empty(buildings, truth):
 
 def test_layers_without_crs_are_compared_as_they_are_and_one_alone_is_refused():
     assert compare([house(0, 5.0)], None, Layer([house(0, 6.0)], None)).error_m.tolist() == [-1]
-    with pytest.raises(InputError, match="has no CRS"):
+    with raises_naming("CRS"):
         compare([house(0)], None, Layer([house(0)], RD))

@@ -1,9 +1,9 @@
 """The page of a layer in a file; without its image where that cannot be read."""
 
 from fusiondet.buildings import Building
-from fusiondet.errors import InputError
 from fusiondet.io.layer_writer import write_buildings
 from fusiondet.visualization.report import write_layer_report
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -30,14 +30,14 @@ def test_it_shows_the_buildings_over_the_image(image, tmp_path):
     write_layer_report(layer(tmp_path), tmp_path / "b.html", image=image)
     page = (tmp_path / "b.html").read_text()
     assert "<b>1</b><span>buildings</span>" in page and 'id="picture"' in page
-    with pytest.raises(InputError, match="b.html: already exists"):
+    with raises_naming("b.html", "overwrite"):
         write_layer_report(tmp_path / "b.gpkg", tmp_path / "b.html", image=image)
     write_layer_report(tmp_path / "b.gpkg", tmp_path / "b.html", image=image, overwrite=True)
 
 
 def test_only_a_layer_of_a_damaged_image_does_without_it(image, tmp_path):
     image.write_bytes(image.read_bytes()[:100])
-    with pytest.raises(InputError, match="a.tif"):
+    with raises_naming("a.tif"):
         write_layer_report(layer(tmp_path), tmp_path / "b.html", image=image)
     (tmp_path / "b.gpkg").unlink()
     write_layer_report(layer(tmp_path, unreadable_px=9), tmp_path / "b.html", image=image)
