@@ -188,16 +188,6 @@ def positive(text: str) -> int:
     return value
 
 
-def band_number(text: str):
-    """Argparse type of a band: a number from 1 on, or 1+4 for the mean power of bands 1 and 4, a tuple."""
-    from fusiondet.io.bands import band_index
-
-    try:
-        return band_index(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def seed_argument(parser) -> None:
     """Add `--seed`: default 0, or the environment's FUSIONDET_SEED."""
     parser.add_argument(

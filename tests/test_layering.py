@@ -50,19 +50,6 @@ TRAINING = {
     "inference",
 }
 
-# Imports that still run upwards. It may only become shorter.
-UPWARD = {
-    # Networks that take turns on a clock are the package's own.
-    "fusiondet.analysis.ablation.costs -> benchmarks",
-    # Numbers of bands are parsed by the tools.
-    "fusiondet.cli -> fusiondet.io.bands",
-}
-
-# Imports inside functions that are still to move to the top of their files. It may only become shorter.
-IN_FUNCTIONS_FOR_NOW = UPWARD | {
-    "fusiondet.projects.hse_lcz.so2sat -> fusiondet.projects.hse_lcz.synthetic_patches",
-}
-
 # Imports of our own modules inside functions, "importer -> imported", each with the heavy library that it avoids.
 IN_FUNCTIONS = {
     "fusiondet.doctor.environment -> fusiondet": "the check of the environment imports nothing until a check runs",
@@ -294,7 +281,7 @@ def test_every_room_has_its_row():
 
 def test_imports_run_downwards():
     upward = {str(i) for i in first_party_imports() if rank(i.imported) > rank(i.importer)}
-    assert upward - UPWARD == set()
+    assert upward == set()
 
 
 def test_data_set_writers_and_training_do_not_import_each_other():
@@ -313,21 +300,21 @@ def test_projects_are_not_imported_from_outside_nor_by_each_other():
         for i in first_party_imports()
         if room(i.imported).startswith("projects.") and room(i.importer) != room(i.imported)
     }
-    assert wrong - UPWARD == set()
+    assert wrong == set()
 
 
 def test_no_cycle_between_files():
-    assert cycles((i.importer, i.imported) for i in first_party_imports() if str(i) not in UPWARD) == []
+    assert cycles((i.importer, i.imported) for i in first_party_imports()) == []
 
 
 def test_no_cycle_between_packages():
-    edges = ((room(i.importer), room(i.imported)) for i in first_party_imports() if str(i) not in UPWARD)
+    edges = ((room(i.importer), room(i.imported)) for i in first_party_imports())
     assert cycles(edges) == []
 
 
 def test_own_modules_are_imported_at_the_top_of_files():
     inside = {str(i) for i in first_party_imports() if i.in_function}
-    assert inside - IN_FUNCTIONS.keys() - IN_FUNCTIONS_FOR_NOW == set()
+    assert inside - IN_FUNCTIONS.keys() == set()
 
 
 def test_cycles_are_found():

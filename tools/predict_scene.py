@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from fusiondet import cli
+from fusiondet.io.bands import band_number
 
 # Options that hold the fields of a SensorGeometry.
 ANGLES = {
@@ -91,7 +92,7 @@ def parse_args():
     )
     parser.add_argument(
         "--sar-bands",
-        type=cli.band_number,
+        type=band_number,
         nargs="+",
         metavar="N",
         help="1-based bands of --sar in training order; 1+4 is the mean power of two",

@@ -23,7 +23,7 @@ from fusiondet.converters.reports import Report
 from fusiondet.converters.zonal_heights import statistic
 from fusiondet.errors import InputError
 from fusiondet.io import threedbag
-from fusiondet.io.bands import LINEAR_SCALES, SAR_SCALES, BandSpec, sar_members
+from fusiondet.io.bands import LINEAR_SCALES, SAR_SCALES, BandSpec, band_number, sar_members
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.threedbag_filters import CHECKS, Filters, parse_filters
 from fusiondet.io.vectors import Layer, check_crs, read_layer
@@ -73,7 +73,7 @@ _LIMITS = {"gsd": (0.01, 1000), "max_nodata": (0, 1), "min_area_m2": (0, 1e6)}
 _FILES = {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
 _COUNT = {"type": int, "metavar": "PX"}
 _NUMBERS = {"type": int, "nargs": "+", "metavar": "N"}
-_MEANS = {"type": cli.band_number, "nargs": "+", "metavar": "N"}
+_MEANS = {"type": band_number, "nargs": "+", "metavar": "N"}
 _NAME = {"metavar": "NAME"}
 # Option -> (help, arguments of add_argument). Recipe has the same names, and the defaults.
 _OPTIONS = {

@@ -4,6 +4,7 @@ A SAR band is one polarisation, "HH", or the mean power of several, "HH+VV": the
 set's JSON, in a config and in a checkpoint alike, and it can be made of any files that have the polarisations.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -152,6 +153,14 @@ def band_index(text: str) -> int | tuple[int, ...]:
             f"{text!r} is no band: expected a number from 1, or several as 1+4 for their mean power."
         )
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def band_number(text: str) -> int | tuple[int, ...]:
+    """Argparse type of a band: `band_index`, whose error names the option then."""
+    try:
+        return band_index(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_averaging(sar_scale: str | None) -> None:

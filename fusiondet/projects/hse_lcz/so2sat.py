@@ -28,6 +28,7 @@ from fusiondet.projects.hse_lcz.patches import (
     read_labels,
     read_patches,
 )
+from fusiondet.projects.hse_lcz.synthetic_patches import write_patches
 
 import numpy as np
 from rasterio.crs import CRS
@@ -226,9 +227,6 @@ def extents_from_raster(raster: Path, places: np.ndarray) -> np.ndarray:
 
 
 def _generate(folder: Path, args) -> None:
-    # Only here: what reads real files needs no generator.
-    from fusiondet.projects.hse_lcz.synthetic_patches import write_patches
-
     for k, split in enumerate(SPLITS):
         count = max(len(LCZ_CLASSES), round(_SHARES[split] * args.generate))
         names = f"hdf5/{split}.h5", f"hse/{split}.npy"
