@@ -81,6 +81,8 @@ QUICK = (
     "tests/test_plugins.py", "tests/test_config.py", "tests/test_config_text.py", "tests/test_config_loading.py",
     "tests/test_layering.py", "tests/converters/test_prepare.py", "tests/data/test_catalog.py",
     "tests/analysis/ablation/test_spec.py", "tests/modeling/test_architecture.py", "tests/test_projects.py",
+    "tests/test_mirror.py", "tests/io/test_pixel_classes.py", "tests/modeling/test_dense_nets.py",
+    "tests/inference/test_class_raster.py", "tests/analysis/utilization/test_measurement.py",
 )  # fmt: skip
 
 LOAD = """

@@ -10,6 +10,7 @@ from fusiondet.errors import InputError
 from fusiondet.files import parts_folder, write_json
 from fusiondet.inference import Predictor, SceneFiles, blocks, predict_scenes, predict_to_file
 from fusiondet.io.height_rasters import NO_CLASS
+from tests.support.projects import needs_network
 from tests.support.tiny_city import GSD_M, ROOT
 
 import numpy as np
@@ -18,6 +19,7 @@ import rasterio
 import torch
 from detectron2.modeling import build_model
 
+pytestmark = needs_network("UREC")
 NAMES = ["water", "building", "road"]
 
 

@@ -25,6 +25,7 @@ from fusiondet.io.pixel_classes import (
 )
 from fusiondet.io.tile_rasters import TileRaster
 from tests.support.messages import raises_naming
+from tests.support.projects import needs_network
 from tests.support.tiny_city import ROOT, write_raster, write_split, write_tiles
 
 import numpy as np
@@ -259,6 +260,7 @@ def config(train, *words, test=()):
     return load_config(ROOT / "configs/synthetic/u_rec_small.yaml", [*small, *names, *words])
 
 
+@needs_network("UREC")
 def test_names_come_from_the_training_data(tmp_path):
     cfg = config(town(tmp_path))
     complete_config(cfg)
@@ -268,12 +270,14 @@ def test_names_come_from_the_training_data(tmp_path):
     assert footprints.MODEL.DENSE_NET.CLASSES == list(FOOTPRINT_CLASSES)
 
 
+@needs_network("UREC")
 def test_an_order_of_the_config_stays(tmp_path):
     cfg = config(town(tmp_path), "MODEL.DENSE_NET.CLASSES", str(list(NAMES[::-1])))
     complete_config(cfg)
     assert cfg.MODEL.DENSE_NET.CLASSES == list(NAMES[::-1])
 
 
+@needs_network("UREC")
 def test_test_data_of_other_classes_are_refused(tmp_path):
     other = ClassList(("water", "roof", "road", "field"), CODES.values, CODES.ignored)
     cfg = config(town(tmp_path), test=[town(tmp_path, split="val", classes=other)])
@@ -284,6 +288,7 @@ def test_test_data_of_other_classes_are_refused(tmp_path):
         complete_config(cfg)
 
 
+@needs_network("UREC")
 def test_a_class_that_is_nowhere_is_named(tmp_path, caplog):
     lacking = np.where(NUMBERS == 2, 0, NUMBERS)
     cfg = config(town(tmp_path), test=[town(tmp_path, lacking, split="val")])
@@ -296,6 +301,7 @@ def test_a_class_that_is_nowhere_is_named(tmp_path, caplog):
     assert absent_classes(dataset, NAMES) == (["road"], 1)
 
 
+@needs_network("UREC")
 def test_tiles_without_buildings_are_learned_from(tmp_path):
     cfg = config(town(tmp_path), "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True")
     assert len(training_records(cfg)) == 1

@@ -7,9 +7,11 @@ from fusiondet.config_loading import check_tasks
 from fusiondet.config_text import set_key
 from fusiondet.engine.checkpoint import network_differences
 from fusiondet.errors import InputError
+from tests.support.projects import needs_network
 
 import pytest
 
+pytestmark = needs_network("FusionHeightNet")
 NAN = math.nan
 
 

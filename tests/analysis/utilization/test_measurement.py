@@ -33,6 +33,7 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import read_coco
 from fusiondet.modeling.fusion import MODALITIES, Exchange, exchanges, mean_messages
 from tests.support.messages import raises_naming
+from tests.support.projects import needs_network
 from tests.support.tiny_city import tiny_config, write_split
 
 import numpy as np
@@ -440,6 +441,7 @@ def analyzed_maps(city, monkeypatch, model, *overrides, **options):
     return analyze("maps.pth", str(city / "annotations" / "val.json"), draws=50, **options)
 
 
+@needs_network("DualUNet")
 def test_utilization_of_maps_by_hand(city, monkeypatch):
     dataset = read_coco(city / "annotations" / "val.json")
     model = Shares({tile.id: footprint_label(tile) for tile in dataset.tiles})
@@ -487,6 +489,7 @@ def test_a_tile_where_nothing_is_left_to_see_is_a_map_of_nothing(city, monkeypat
         analysis.map_counts(model, [(blank, blank)], only)
 
 
+@needs_network("DualUNet")
 def test_maps_of_something_else_than_buildings_are_refused(city, monkeypatch):
     class OfClasses(BrightPixels):
         def forward(self, batched_inputs):
@@ -496,6 +499,7 @@ def test_maps_of_something_else_than_buildings_are_refused(city, monkeypatch):
         analyzed_maps(city, monkeypatch, OfClasses([1.0, 0, 0, 0]), *DUAL_UNET)
 
 
+@needs_network("DualUNet")
 def test_the_tool_measures_a_dual_unet(city, tmp_path, load_tool, capsys):
     path = checkpoint(city, "dual_unet", *DUAL_UNET, change=open_gates)
     words = [

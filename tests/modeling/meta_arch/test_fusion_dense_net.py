@@ -9,6 +9,7 @@ from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.inference import Predictor, predict_scene
 from fusiondet.modeling.dense_nets import Picture
 from tests.inference.test_height_rasters_of_scenes import bands, scene
+from tests.support.projects import needs_network
 from tests.support.tiny_city import GSD_M
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+pytestmark = needs_network("FusionHeightNet")
 NAN = math.nan
 NETS = ["FusionHeightNet", "DeepLabV3Plus", "ResUNet", "UPerNet", "PSPNet", "SegNet", "DUCHDC"]
 
