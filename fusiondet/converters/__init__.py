@@ -1,1 +1,5 @@
-"""From other people's files to tiles with buildings: `vectors` and `cityjson` read layers, `tiles` cuts them."""
+"""From other people's files to data sets.
+
+A new data source implements `source.Source` and is listed in `prepare.SOURCES`; `conversion.convert` does the rest:
+processes, resuming, splits, reports, writing. `tiles` takes any rasters with any footprints, without new code.
+"""

@@ -1,4 +1,7 @@
-"""Everything that is decided about a scene before it is predicted, as plain values that any process can take up."""
+"""Grid, windows and area of a scene, settled before it is predicted, as plain values that any process can take up.
+
+Outputs are checked in `outputs`, options in `options`.
+"""
 
 import dataclasses
 import math
