@@ -11,6 +11,13 @@ ROOT = Path(__file__).resolve().parents[1]
 END_TO_END = {
     "tests/test_bad_fusion_input.py": "wrong inputs of fusion networks, from the config to the scene",
     "fusiondet/projects/u_rec/tests/test_end_to_end.py": "class rasters from the converter to the scores",
+    "tests/engine/test_distributed.py": "two processes train and score one network",
+    "tests/engine/test_finetune.py": "a trained network goes on with other bands, from its checkpoint",
+    "tests/inference/test_class_raster.py": "classes of a scene, from the checkpoint to the file",
+    "tests/inference/test_height_rasters_of_scenes.py": "heights of a scene, from the checkpoint to the file",
+    "tests/inference/test_orientation.py": "mirrored rasters, from the reader to the layer",
+    "tests/inference/test_resume.py": "predictions that are killed and resumed",
+    "tests/visualization/report/test_in_browser.py": "a whole report, in a browser",
     "tests/test_configs.py": "every file in configs/ is loaded and its network built",
     "tests/test_end_to_end.py": "a synthetic city is made, learned and predicted",
     "tests/test_layering.py": "imports of all modules",
@@ -19,30 +26,6 @@ END_TO_END = {
     "tests/test_messages.py": "messages of the library, as library and tools give them",
     "tests/test_mirror.py": "this file",
     "tests/test_projects.py": "the package works without any one of its projects",
-}
-
-# Modules that have no test file yet. It may only become shorter.
-WITHOUT_TESTS: set[str] = {
-    "fusiondet/analysis/ablation/costs.py",
-    "fusiondet/analysis/ablation/examples.py",
-    "fusiondet/converters/reports.py",
-    "fusiondet/converters/shards.py",
-    "fusiondet/converters/source.py",
-    "fusiondet/modeling/roi_heads.py",
-    "fusiondet/projects/fusion_height_net/duc_hdc.py",
-    "fusiondet/projects/fusion_height_net/segnet.py",
-    "fusiondet/projects/hse_lcz/synthetic_patches.py",
-}
-
-# Test files whose module was moved or split.
-WITHOUT_MODULE: set[str] = {
-    "tests/engine/test_distributed.py",
-    "tests/engine/test_finetune.py",
-    "tests/inference/test_class_raster.py",
-    "tests/inference/test_height_rasters_of_scenes.py",
-    "tests/inference/test_orientation.py",
-    "tests/inference/test_resume.py",
-    "tests/visualization/report/test_in_browser.py",
 }
 
 
@@ -78,17 +61,13 @@ def of_an_absent_project(name: str) -> bool:
 
 def test_every_module_has_a_test_file():
     missing = {str(module) for module in MODULES if mirror(module) not in TEST_FILES}
-    unexpected = missing - WITHOUT_TESTS
-    assert unexpected == set(), f"write {[str(mirror(Path(module))) for module in sorted(unexpected)]}"
-    listed = {name for name in WITHOUT_TESTS if not of_an_absent_project(name)}
-    assert listed - missing == set(), "take these out of WITHOUT_TESTS: they have tests, or are gone"
+    assert missing == set(), f"write {[str(mirror(Path(module))) for module in sorted(missing)]}"
 
 
 def test_every_test_file_has_a_module():
     known = {mirror(module) for module in MODULES} | SCRIPTS | {Path(name) for name in END_TO_END}
     orphans = {str(path) for path in TEST_FILES if path not in known}
-    assert orphans - WITHOUT_MODULE == set(), "rename these after the module that they test"
-    assert WITHOUT_MODULE - orphans == set(), "take these out of WITHOUT_MODULE"
+    assert orphans == set(), "rename these after the module that they test"
 
 
 @pytest.mark.parametrize("name", END_TO_END)

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusiondet.buildings import Building, Tile
-from fusiondet.converters import reports, shards, source
 from fusiondet.converters.conversion import Options, convert
-from fusiondet.converters.reports import Problems, Report
 from fusiondet.converters.source import Made, Place
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
@@ -27,8 +25,6 @@ from tests.support.processes import kill, start_program, wait_for, workers_of
 
 import pytest
 import shapely
-from hypothesis import given
-from hypothesis import strategies as st
 
 SIZE = 100
 
@@ -246,17 +242,6 @@ class TestCluster:
         with pytest.raises(InputError, match="pass one of them"):
             run(tmp_path, scheduler="tcp://127.0.0.1:9", workers=2)
 
-    def test_a_worker_that_does_not_see_the_folder(self, tmp_path):
-        job = [(0, Grid(1).places(None)[0])]
-        away = tmp_path / "elsewhere" / ".out.parts"
-        with pytest.raises(
-            InputError, match="elsewhere.*does not see this folder.*share under the same paths"
-        ):
-            shards._make_piece_on_cluster(
-                tmp_path, away / "a.mark", Grid(), away / "made", False, "a.jsonl", job
-            )
-        assert list(tmp_path.iterdir()) == []
-
 
 class TestSecondRun:
     def test_changes_nothing(self, tmp_path):
@@ -452,14 +437,6 @@ class TestProblems:
         with pytest.raises(InputError, match="^t001: damaged.$"):
             run(tmp_path, Grid(bad=(1, 20)), skip_invalid=True, strict=True, seed=1, overwrite=True)
 
-    def test_only_the_first_of_a_kind_are_named(self):
-        problems = Problems()
-        for i in range(reports.MAX_NAMED + 3):
-            problems.add("holes", f"hole {i}")
-        lines = problems.lines()
-        assert lines[0] == f"problem: {reports.MAX_NAMED + 3} holes" and lines[-1] == "  ... and 3 more"
-        assert len(lines) == reports.MAX_NAMED + 2
-
 
 class TestSplits:
     def test_overlapping_tiles_are_cut_back_until_no_ground_is_shared(self, tmp_path):
@@ -500,38 +477,3 @@ class TestSplits:
     def test_blocks_have_a_size(self, tmp_path, block_m):
         with raises_naming("block_m"):
             run(tmp_path, block_m=block_m)
-
-
-class TestPlace:
-    def test_ground_is_where_the_window_is(self):
-        place = Place("t", 0, (10, 20, 30, 40), (0.5, 0, 1000.0, 0, -0.5, 2000.0), "EPSG:32631")
-        assert place.ground(None).bounds == (1005, 1970, 1020, 1990)
-        assert place.ground("EPSG:32631").equals(place.ground(None))
-
-    def test_edges_are_bent_in_another_crs(self):
-        place = Place("t", 0, (0, 0, 1000, 1000), (1e-3, 0, 4.0, 0, -1e-3, 52.0), "EPSG:4326")
-        outline = place.ground("EPSG:32631")
-        assert len(outline.exterior.coords) == 41 and outline.is_valid
-        assert outline.area == pytest.approx(68_200 * 111_200, rel=0.02)
-
-    @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 900), st.integers(1, 900))
-    def test_area_follows_from_pixels(self, x0, y0, width, height):
-        place = Place("t", 0, (x0, y0, width, height), (0.3, 0.4, 7.0, 0.4, -0.3, 9.0), None)
-        assert place.ground(None).area == pytest.approx(width * height * 0.25)
-
-    def test_nowhere(self):
-        with pytest.raises(ValueError, match="nowhere on the map"):
-            Place("t", 0, (0, 0, 1, 1)).ground(None)
-
-
-def test_a_link_is_made_once_and_needs_no_second_name(tmp_path):
-    target = tmp_path / "archive"
-    target.mkdir()
-    (target / "a.tif").write_text("pixels")
-    for _ in range(2):
-        assert source.link(tmp_path / "out", "images", target) == "images"
-    assert (tmp_path / "out" / "images" / "a.tif").read_text() == "pixels"
-
-
-def test_an_empty_report_has_lines():
-    assert Report().lines() == ["tiles: none", "labels: none", "heights: none"]

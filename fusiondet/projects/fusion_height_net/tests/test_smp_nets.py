@@ -1,14 +1,13 @@
 """Baselines of FusionHeightNet: sizes of their maps, what makes each of them itself."""
 
+import functools
 import math
 import socket
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.errors import InputError
-from fusiondet.modeling.dense_nets import Picture, dense_net_named
-from fusiondet.projects.fusion_height_net.duc_hdc import _DILATIONS
+from fusiondet.projects.fusion_height_net.tests.baselines import network, picture
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,19 +17,7 @@ SMP = ["DeepLabV3Plus", "ResUNet", "UPerNet", "PSPNet"]
 
 @pytest.fixture
 def build(dense_cfg):
-    def network(name, optical=3, sar=1, width=8, encoder="resnet18"):
-        dense_cfg.MODEL.DENSE_NET.WIDTH, dense_cfg.MODEL.DENSE_NET.SMP.ENCODER = width, encoder
-        torch.manual_seed(0)
-        return dense_net_named(name)(dense_cfg, optical, sar)
-
-    return network
-
-
-def picture(n=2, height=64, width=96, optical=3, sar=1):
-    generator = torch.Generator().manual_seed(1)
-    bands = torch.randn(n, optical + sar, height, width, generator=generator)
-    valid = torch.ones(n, 1, height, width)
-    return Picture(bands[:, :optical], bands[:, optical:], valid, valid, bands)
+    return functools.partial(network, dense_cfg)
 
 
 @pytest.mark.parametrize(
@@ -82,61 +69,6 @@ def test_the_deep_encoder_of_psp_stays_at_stride_8(build):
     with torch.no_grad():
         net(picture())
     assert strides == {1: 4, 2: 8, 3: 8, 4: 8}
-
-
-def test_segnet_unpools_to_where_the_maxima_were(build):
-    net, seen = build("SegNet").eval(), {}
-    net.body.down[0].register_forward_hook(lambda _, __, said: seen.update(pooled=said))
-    net.body.up[0].register_forward_hook(lambda _, given, __: seen.update(unpooled=given[0]))
-    with torch.no_grad():
-        net(picture())
-    blocks = [
-        nn.functional.unfold(seen[key], 2, stride=2).unflatten(1, (8, 4)) for key in ("pooled", "unpooled")
-    ]
-    pooled, unpooled = blocks
-    filled = unpooled != 0
-    assert (filled.sum(2) <= 1).all() and filled.any()
-    # The one that is filled in a block of 2 x 2 is the greatest of what went in.
-    greatest = pooled == pooled.amax(2, keepdim=True)
-    assert (greatest | ~filled).all()
-
-
-def test_segnet_goes_down_and_up_five_levels(build):
-    net, sizes = build("SegNet").eval(), []
-    for level in (*net.body.down, *reversed(net.body.up)):
-        level.register_forward_hook(lambda _, __, said: sizes.append((said.shape[1], said.shape[-2])))
-    with torch.no_grad():
-        net(picture())
-    down = [(8, 64), (16, 32), (32, 16), (64, 8), (64, 4)]
-    assert sizes == down + [(64, 4), (32, 8), (16, 16), (8, 32), (8, 64)]
-
-
-def test_hybrid_dilations_leave_no_pixel_out(build):
-    """Where a unit behind the dilated stages looks, along one line; with dilation 2 throughout it would miss half."""
-
-    def looked_at(dilations):
-        seen = np.ones(1)
-        for d in dilations:
-            kernel = np.zeros(2 * d + 1)
-            kernel[[0, d, -1]] = 1
-            seen = np.convolve(seen, kernel)
-        return seen > 0
-
-    hybrid = [d for stage in _DILATIONS[2:] for d in stage]
-    assert looked_at(hybrid).all() and not looked_at([2] * len(hybrid)).all()
-    found = [m.dilation[0] for m in build("DUCHDC").body if hasattr(m, "conv2") for m in [m.conv2]]
-    assert found == [d for stage in _DILATIONS for d in stage]
-
-
-@torch.no_grad()
-def test_dense_upsampling_says_each_pixel_from_its_cell_alone(build):
-    """A change of one cell's channels changes its own 8 x 8 pixels alone, and filter k the pixel k of all cells."""
-    shuffle = build("DUCHDC").body[-1]
-    assert isinstance(shuffle, nn.PixelShuffle) and shuffle.upscale_factor == 8
-    x = torch.zeros(1, 64, 2, 3)
-    x[0, 8 * 3 + 5, 1, 2] = 1
-    said = shuffle(x)
-    assert said.shape == (1, 1, 16, 24) and said[0, 0, 8 + 3, 16 + 5] == 1 and said.sum() == 1
 
 
 @pytest.mark.parametrize("name", [*SMP, "SegNet", "DUCHDC"])
