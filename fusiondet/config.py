@@ -9,6 +9,7 @@ Of Detectron2's keys these mean nothing here: INPUT.FORMAT (bands go by name), I
 (tiles keep their pixels; see SCALE_RANGE and DIHEDRAL), DATALOADER.SAMPLER_TRAIN and ASPECT_RATIO_GROUPING, TEST.AUG.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
@@ -296,10 +297,18 @@ def config_file(name: str) -> Path:
 
 
 def find_config(path: str | Path) -> Path | None:
-    """Return `path` if it is a file, else the config of that name, with or without `configs/` before it; or None."""
+    """Return `path` if it is a file, else the config of that name, with or without `configs/` before it; or None.
+
+    Configs of projects were in the checkout's `configs/` up to 0.5: any path into such a folder finds them.
+    """
     path = Path(path)
     if path.is_file():
         return path
+    if "configs" in path.parts[:-1]:
+        last = len(path.parts) - 1 - path.parts[::-1].index("configs")
+        moved = _named(Path(*path.parts[last + 1 :]).as_posix(), config_folders()[1:])
+        if moved is not None:
+            return moved
     core = config_folders()[0]
     if path.is_absolute():
         folder = path.parent.resolve()
@@ -311,8 +320,8 @@ def find_config(path: str | Path) -> Path | None:
     return _named(path.as_posix().removeprefix("configs/"))
 
 
-def _named(name: str) -> Path | None:
-    for folder in config_folders():
+def _named(name: str, folders: Sequence[Path] | None = None) -> Path | None:
+    for folder in config_folders() if folders is None else folders:
         path = (folder / name).resolve()
         if folder in path.parents and path.is_file():
             return path

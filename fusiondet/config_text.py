@@ -3,6 +3,7 @@
 Nothing here knows networks; `fusiondet.config_loading` checks what was read.
 """
 
+import difflib
 import logging
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _NOTED: set[tuple[str, int]] = set()
 _MOST_YAML_VALUES = 100_000
 # Where projects add sections.
 _SECTIONS_OF_PROJECTS = ("MODEL", "MODEL.DENSE_NET")
+# A section so similar to one that exists is a spelling mistake; names of projects' sections are far from all others.
+_MISSPELT = 0.8
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------
@@ -188,7 +191,8 @@ def _section(tree: dict, path: list[str]) -> dict | None:
 def drop_absent_sections(tree: dict, usual: CN, source: str) -> list[str]:
     """Drop, in place, what a complete config holds of projects that are not there; return the names of the sections.
 
-    A config that someone wrote is not complete, and a section of it that does not exist is a spelling mistake.
+    A config that someone wrote is not complete, and a section of it that does not exist is a spelling mistake. So is
+    one of a complete config that is spelt nearly as one that exists.
     """
     if not usual.keys() <= tree.keys():
         return []
@@ -196,6 +200,8 @@ def drop_absent_sections(tree: dict, usual: CN, source: str) -> list[str]:
     for name in _SECTIONS_OF_PROJECTS:
         section, known = _section(tree, name.split(".")), get_key(usual, name)
         for key in [k for k, value in (section or {}).items() if k not in known and isinstance(value, dict)]:
+            if difflib.get_close_matches(key, known, cutoff=_MISSPELT):
+                continue  # refused when it is merged, with the right name
             del section[key]
             dropped.append(f"{name}.{key}")
     if dropped:
@@ -246,7 +252,8 @@ def merge(cfg: CN, merge_into, source: str) -> None:
             hint = ". Write a whole number with a decimal point here: 40.0" if whole else ""
             raise InputError(f"{source}: {message}{hint}") from None
         key = message.split(":")[-1].strip()
-        raise InputError(f"{source}: {unknown_name('config key', key, _known_near(cfg, key))}") from None
+        problem = f"{unknown_name('config key', key, _known_near(cfg, key))}{plugins.unavailable()}"
+        raise InputError(f"{source}: {problem}") from None
 
 
 def merge_words(cfg: CN, words: list, source: str = "command line") -> None:

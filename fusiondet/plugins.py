@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from fusiondet.errors import InputError
 
 _FOLDER = "fusiondet.projects"
+# Project -> why it cannot be imported.
+_UNAVAILABLE: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,19 @@ def projects() -> tuple[Project, ...]:
     package = importlib.import_module(_FOLDER)
     found = []
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        project = getattr(importlib.import_module(f"{_FOLDER}.{info.name}"), "PROJECT", None)
+        try:
+            project = getattr(importlib.import_module(f"{_FOLDER}.{info.name}"), "PROJECT", None)
+        except ImportError as error:
+            _UNAVAILABLE[info.name] = f"it needs the module {error.name!r}"
+            continue
         if project is not None:
             found.append(Project(**{**vars(project), "name": info.name}))
     return tuple(found)
+
+
+def unavailable() -> str:
+    """Return a sentence per project that cannot be imported, for messages about names that nobody has; else ""."""
+    return "".join(f" The project {name} is not available: {why}." for name, why in _UNAVAILABLE.items())
 
 
 def merged(attribute: str) -> dict:
@@ -116,9 +127,15 @@ def load(attribute: str, key: str, label: str = ""):
 
 
 def config_functions(attribute: str) -> list[Callable]:
-    """Import every project's function that `attribute` refers to, "add_config" or "check_config"."""
-    return [
-        project.load(getattr(project, attribute), f"{attribute} of {project.name}")
-        for project in projects()
-        if getattr(project, attribute)
-    ]
+    """Import every project's function that `attribute` refers to, "add_config" or "check_config".
+
+    A project whose function cannot be imported is `unavailable`, and disturbs no config of the others.
+    """
+    functions = []
+    for project in projects():
+        if getattr(project, attribute):
+            try:
+                functions.append(project.load(getattr(project, attribute), f"{attribute} of {project.name}"))
+            except InputError as error:
+                _UNAVAILABLE[project.name] = str(error).rstrip(".")
+    return functions

@@ -7,7 +7,7 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401
 from fusiondet import plugins
 from fusiondet.config import add_fusiondet_config, config_file, config_folders, config_names, find_config
-from fusiondet.config_loading import config_from_yaml_text
+from fusiondet.config_loading import config_from_yaml_text, load_config
 from fusiondet.errors import InputError
 from tests.support.tiny_city import ROOT
 
@@ -61,6 +61,16 @@ def test_a_config_is_found_by_its_name_with_or_without_the_folder(monkeypatch, t
     assert config_file(SMALL) == expected
     assert find_config(SMALL) == find_config(f"configs/{SMALL}") == find_config(expected) == expected
     assert SMALL in config_names() and "ablation/dense.yaml" in config_names()
+
+
+def test_configs_that_moved_to_projects_are_found_by_any_path_into_a_folder_of_configs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    moved = next(name for name in config_names() if not (ROOT / "configs" / name).exists())
+    there = config_file(moved)
+    for path in (f"../checkout/configs/{moved}", tmp_path / "0.5" / "configs" / moved):
+        assert find_config(path) == there
+    (tmp_path / "own.yaml").write_text(f"_BASE_: ../checkout/configs/{moved}\nSEED: 7\n")
+    assert load_config("own.yaml").SEED == 7
 
 
 def test_a_file_comes_before_a_config_of_that_name(monkeypatch, tmp_path):

@@ -133,6 +133,14 @@ def test_what_someone_wrote_is_misspelt_instead(tmp_path):
         load_config(tmp_path / "my.yaml")
 
 
+@pytest.mark.parametrize("name", ["ROI_HEIGHT_HAED", "FUSION2", "DENSE_NET.HIGHT"])
+def test_a_section_that_is_nearly_one_of_ours_is_misspelt_in_a_complete_config_too(with_more, name):
+    with pytest.raises(InputError, match=f"unknown config key 'MODEL.{name}'"):
+        config_from_yaml_text(
+            with_more(**{f"MODEL__{name.replace('.', '__')}": {"LOSS_WEIGHT": 5.0}}), "model.pth"
+        )
+
+
 def test_a_value_is_never_dropped(with_more):
     with pytest.raises(InputError, match="unknown config key 'MODEL.GONE_TOO'"):
         config_from_yaml_text(with_more(MODEL__GONE_TOO=1), "model.pth")

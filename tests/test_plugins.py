@@ -63,3 +63,34 @@ def test_a_project_that_misspells_a_module_of_ours_is_a_fault_of_its_own(project
     (tmp_path / "toy_network.py").write_text("import fusiondet.nothing_of_this_name")
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
         plugins.load("architectures", "ToyNet")
+
+
+def test_a_project_that_cannot_be_imported_is_named_where_one_of_its_names_is_asked_for(
+    monkeypatch, tmp_path
+):
+    toy = Project(name="toy", add_config="toy_config:add_toy_config")
+    (tmp_path / "toy_config.py").write_text("import library_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "projects", lambda: (toy,))
+    monkeypatch.setattr(plugins, "_UNAVAILABLE", {})
+    assert plugins.config_functions("add_config") == [] and plugins.config_functions("check_config") == []
+    assert "toy" in plugins.unavailable() and "library_that_is_not_there" in plugins.unavailable()
+
+
+def test_a_folder_whose_import_fails_leaves_the_others(monkeypatch):
+    real, before = plugins.importlib.import_module, [project.name for project in plugins.projects()]
+    lost = before[0]
+
+    def import_module(name):
+        if name == f"fusiondet.projects.{lost}":
+            raise ModuleNotFoundError("No module named 'nolib'", name="nolib")
+        return real(name)
+
+    monkeypatch.setattr(plugins, "_UNAVAILABLE", {})
+    monkeypatch.setattr(plugins.importlib, "import_module", import_module)
+    plugins.projects.cache_clear()
+    try:
+        assert [p.name for p in plugins.projects()] == [name for name in before if name != lost]
+        assert lost in plugins.unavailable() and "nolib" in plugins.unavailable()
+    finally:
+        plugins.projects.cache_clear()

@@ -15,7 +15,6 @@ from fusiondet.inference.windows import check_windows
 from fusiondet.io.coco import TILTS_DEG
 from fusiondet.io.height_rasters import HEIGHT_BANDS
 from fusiondet.io.scene_reader import EXTENTS
-from fusiondet.jobs.executors import check_workers
 
 # Options that only a prediction to files takes.
 FILE_OPTIONS = frozenset(
@@ -124,7 +123,7 @@ class SceneOptions:
         Raises:
             InputError: names the option, what is expected and what was found.
         """
-        for name, least in (("window_px", 1), ("overlap_px", 0), ("batch", 1), ("workers", 0)):
+        for name, least in (("window_px", 1), ("overlap_px", 0), ("batch", 1)):
             _check_whole(name, getattr(self, name), least)
         if self.overlap_px is not None:
             check_windows(self.window_px, self.overlap_px)
@@ -137,7 +136,11 @@ class SceneOptions:
             raise unknown_name("`height_source`", self.height_source, (*HEIGHT_BANDS, "both"))
         if self.sensor is not None:
             check_angles(self.sensor)
-        check_workers(self.workers, self.scheduler)
+        _check_whole("workers", self.workers, 0, "0 (this process) or more")
+        if self.scheduler and self.workers:
+            raise InputError(
+                "`workers` are processes of this machine, `scheduler` is a cluster: pass one of them."
+            )
 
     @classmethod
     def from_keywords(cls, keywords: dict, without: Collection[str] = ()) -> "SceneOptions":
@@ -180,11 +183,11 @@ def check_angles(sensor: SensorGeometry) -> None:
             raise InputError(f"`{name}` is {value}, expected {expected} degrees.")
 
 
-def _check_whole(name: str, value, least: int) -> None:
+def _check_whole(name: str, value, least: int, expected: str = "") -> None:
     if value is None and name in ("overlap_px", "batch"):
         return
     if not isinstance(value, numbers.Integral) or value < least:
-        raise InputError(f"`{name}` is {value}, expected a whole number from {least} on.")
+        raise InputError(f"`{name}` is {value}, expected {expected or f'a whole number from {least} on'}.")
 
 
 def _check_metres(name: str, value) -> None:

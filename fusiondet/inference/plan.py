@@ -133,7 +133,12 @@ class ScenePlan:
             "score_threshold": predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "images": self.image_states,
             "grid": [self.width, self.height, list(self.transform), self.crs],
-            "bands": {k: v for k, v in sorted(self.reader_options.items()) if v is not None},
+            "bands": {
+                # NaN, a nodata value, is no JSON, and equals nothing.
+                k: "nan" if v != v else v
+                for k, v in sorted(self.reader_options.items())
+                if v is not None
+            },
             "sensor": self.sensor,
             "aoi_sha256": area,
             "height_bands": list(self.sources),

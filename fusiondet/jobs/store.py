@@ -71,7 +71,8 @@ class Store:
     def _begin(self, fingerprint: dict, resume: bool | None, overwrite: bool) -> None:
         known = self.folder / _FINGERPRINT
         there = read_json(known) if known.is_file() else None
-        foreign = there is None and any(not p.name.startswith(".") for p in self._content())
+        # Finished blocks of a scene of 0.5, which had no fingerprint of this name.
+        foreign = there is None and bool(self._paths or [*self.folder.glob("block-*.parquet")])
         if resume is None:
             resume, overwrite = there == fingerprint, True
         if foreign and not overwrite:

@@ -91,5 +91,6 @@ def test_angles_that_cannot_be_are_refused(field, value, facts):
 def test_one_worker_is_this_process():
     assert not SceneOptions(workers=1).elsewhere and SceneOptions(workers=2).elsewhere
     assert SceneOptions(scheduler="tcp://127.0.0.1:1").elsewhere
-    with raises_naming("workers", "scheduler"):
-        SceneOptions(workers=2, scheduler="tcp://127.0.0.1:1")
+    for workers in (1, 2):
+        with raises_naming("workers", "scheduler"):
+            SceneOptions(workers=workers, scheduler="tcp://127.0.0.1:1")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,19 @@ class TestResume:
                 self.pieces(out, resume=resume)
         assert (folder / "plan.json").exists()
         assert self.pieces(out, resume=False, overwrite=True) == set() and not folder.exists()
+
+    def test_the_folder_of_another_version_without_anything_finished_is_cleared(self, out):
+        folder = parts_folder(out)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "plan.json").write_text("{}")
+        for resume in (False, True):
+            assert self.pieces(out, resume=resume) == set() and not folder.exists()
+            folder.mkdir()
+            (folder / "plan.json").write_text("{}")
+        (folder / "block-000000.parquet").write_bytes(b"finished")
+        with pytest.raises(InputError, match="another version.*`overwrite=True`"):
+            self.pieces(out, resume=True)
 
     def test_a_folder_that_was_killed_as_it_got_its_place_is_begun_again(self, out):
         (parts_folder(out) / "made").rename(out)
