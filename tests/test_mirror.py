@@ -75,15 +75,6 @@ def test_end_to_end_tests_exist(name):
     assert (ROOT / name).is_file() or of_an_absent_project(name)
 
 
-# Test modules whose helpers are still to move to tests/support. It may only become shorter.
-BORROWED = {
-    "tests.inference.conftest",
-    "tests.inference.test_checks",
-    "tests.inference.test_height_rasters_of_scenes",
-    "tests.inference.test_predictor",
-}
-
-
 @pytest.mark.parametrize("path", [str(path) for path in TEST_FILES + python_files("tests", "conftest.py")])
 def test_nothing_is_imported_from_a_test_module(path):
     """Helpers live in tests/support, or beside the tests of a project in a file of their own."""
@@ -92,4 +83,4 @@ def test_nothing_is_imported_from_a_test_module(path):
     imported |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     last = {name: name.rpartition(".")[2] for name in imported if name.startswith(("tests.", "fusiondet."))}
     borrowed = {name for name, file in last.items() if file == "conftest" or file.startswith("test_")}
-    assert borrowed - BORROWED == set(), "move what it needs to tests/support"
+    assert borrowed == set(), "move what it needs to tests/support"

@@ -5,14 +5,13 @@ from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.errors import InputError
 from fusiondet.inference import Predictor, predict_scene, predict_to_file
-from tests.support.scene_cases import raw_output
-from tests.support.tiny_city import GSD_M, ROOT, write_raster
+from tests.support.scene_cases import bands_of, number_scene, raw_output
+from tests.support.tiny_city import GSD_M, ROOT
 
 import numpy as np
 import pytest
 import rasterio
 import torch
-from affine import Affine
 from detectron2.modeling import build_model
 
 SMALL = [
@@ -68,28 +67,13 @@ def echo(weights):
     return predictor
 
 
-def scene(tmp_path, shape=(150, 211), unseen=None, gsd_m=GSD_M, **options):
-    """A raster whose pixels are numbered, without data where `unseen`; and these numbers."""
-    numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    if unseen is not None:
-        numbers[unseen] = np.nan
-    place = {"transform": Affine(gsd_m, 0, 600000, 0, -gsd_m, 5800000), "nodata": np.nan}
-    write_raster(tmp_path / "pan.tif", numbers[None], **{**place, **options})
-    return tmp_path / "pan.tif", numbers
-
-
-def bands(path):
-    with rasterio.open(path) as file:
-        return file.read()
-
-
 @pytest.mark.parametrize("shape", [(150, 211), (64, 200), (33, 17)])
 @pytest.mark.parametrize(("window_px", "overlap_px"), [(64, 16), (64, 0), (65, 31)])
 def test_a_map_comes_back_seamless_from_windows_of_any_size(echo, tmp_path, shape, window_px, overlap_px):
-    path, numbers = scene(tmp_path, shape)
+    path, numbers = number_scene(tmp_path, shape)
     out = tmp_path / "h.tif"
     predict_scene(echo, path, window_px=window_px, overlap_px=overlap_px, height_path=out)
-    (dense,) = bands(out)
+    (dense,) = bands_of(out)
     np.testing.assert_array_equal(dense, numbers)
     assert max(max(s) for s in echo.model.shapes) <= window_px, "no window is larger than asked for"
     with rasterio.open(out) as written, rasterio.open(path) as source:
@@ -106,31 +90,31 @@ def test_a_window_writes_its_core_alone(echo, tmp_path):
         return [{"instances": raw_output([]), "height_map_m": near.float()}]
 
     echo.model.outputs = outputs
-    path, _ = scene(tmp_path, (150, 211))
+    path, _ = number_scene(tmp_path, (150, 211))
     predict_scene(echo, path, window_px=64, overlap_px=20, height_path=tmp_path / "h.tif")
-    (depth_px,) = bands(tmp_path / "h.tif")
+    (depth_px,) = bands_of(tmp_path / "h.tif")
     assert depth_px[10:-10, 10:-10].min() >= 9, "half of the overlap"
 
 
 def test_where_the_image_has_no_data_there_is_no_height(echo, tmp_path):
     rows, columns = np.mgrid[:100, :120]
-    path, numbers = scene(tmp_path, (100, 120), unseen=rows + columns < 90)
+    path, numbers = number_scene(tmp_path, (100, 120), unseen=rows + columns < 90)
     echo.model.boxes = [[10, 10, 40, 40]]
     options = {"window_px": 48, "overlap_px": 8, "height_source": "both"}
     predict_scene(echo, path, height_path=tmp_path / "h.tif", **options)
-    dense, instances = bands(tmp_path / "h.tif")
+    dense, instances = bands_of(tmp_path / "h.tif")
     np.testing.assert_array_equal(dense, numbers)
     np.testing.assert_array_equal(np.isnan(instances), np.isnan(numbers))
 
 
 def test_a_scene_without_any_data_is_all_nodata(echo, tmp_path):
-    path, _ = scene(tmp_path, (20, 30), unseen=np.s_[:])
+    path, _ = number_scene(tmp_path, (20, 30), unseen=np.s_[:])
     predict_scene(echo, path, height_path=tmp_path / "h.tif", height_source="both")
-    assert np.isnan(bands(tmp_path / "h.tif")).all() and echo.model.shapes == []
+    assert np.isnan(bands_of(tmp_path / "h.tif")).all() and echo.model.shapes == []
 
 
 def test_two_bands_say_what_they_are_and_where_they_come_from(echo, tmp_path):
-    path, numbers = scene(tmp_path, (80, 90))
+    path, numbers = number_scene(tmp_path, (80, 90))
     echo.model.boxes, echo.model.heights_m = [[20, 10, 40, 30]], [12.0]
     result = predict_scene(echo, path, height_path=tmp_path / "h.tif", height_source="both")
     with rasterio.open(tmp_path / "h.tif") as file:
@@ -150,13 +134,13 @@ def test_two_bands_say_what_they_are_and_where_they_come_from(echo, tmp_path):
 
 @pytest.mark.parametrize(("gsd_m", "zoom"), [(1.0, 2), (0.25, 0.5)])
 def test_a_resampled_scene_comes_back_on_its_own_pixels(echo, tmp_path, gsd_m, zoom):
-    path, _ = scene(tmp_path, (60, 80), gsd_m=gsd_m)
+    path, _ = number_scene(tmp_path, (60, 80), gsd_m=gsd_m)
     shape = int(60 * zoom), int(80 * zoom)
     numbers = torch.arange(shape[0] * shape[1]).reshape(shape).float()
     found = [{"instances": raw_output([[8, 12, 24, 28]], heights_m=[7.0]), "height_map_m": numbers}]
     echo.model.outputs = lambda inputs, do_postprocess: found
     result = predict_scene(echo, path, height_path=tmp_path / "h.tif", height_source="both")
-    dense, instances = bands(tmp_path / "h.tif")
+    dense, instances = bands_of(tmp_path / "h.tif")
     at = [((np.arange(n) + 0.5) * zoom).astype(int) for n in (60, 80)]
     np.testing.assert_array_equal(dense, numbers.numpy()[at[0]][:, at[1]])
     rows, columns = (slice(int(a / zoom) + 1, int(b / zoom) - 1) for a, b in ((12, 28), (8, 24)))
@@ -173,9 +157,9 @@ def test_a_resampled_scene_comes_back_on_its_own_pixels(echo, tmp_path, gsd_m, z
 def test_real_networks_write_what_they_have(weights, tmp_path, kind, sources, default):
     predictor = Predictor(weights(kind), "cpu")
     assert predictor.height_sources == sources
-    path, numbers = scene(tmp_path, (70, 90), unseen=np.s_[:9])
+    path, numbers = number_scene(tmp_path, (70, 90), unseen=np.s_[:9])
     result = predict_scene(predictor, path, height_path=tmp_path / "h.tif", window_px=64, overlap_px=32)
-    (heights_m,) = bands(tmp_path / "h.tif")
+    (heights_m,) = bands_of(tmp_path / "h.tif")
     assert np.isnan(heights_m[:9]).all() and (heights_m[9:] >= 0).all()
     with rasterio.open(tmp_path / "h.tif") as file:
         assert file.descriptions[0].endswith(default)
@@ -204,7 +188,7 @@ def test_maps_of_one_image_have_its_size_and_its_holes(weights):
     ],
 )
 def test_heights_that_the_network_does_not_have_are_refused(weights, tmp_path, kind, source, message):
-    path, _ = scene(tmp_path, (30, 30))
+    path, _ = number_scene(tmp_path, (30, 30))
     with pytest.raises(InputError, match=message):
         predict_scene(
             Predictor(weights(kind), "cpu"), path, height_path=tmp_path / "h.tif", height_source=source
@@ -214,13 +198,13 @@ def test_heights_that_the_network_does_not_have_are_refused(weights, tmp_path, k
 
 def test_a_network_without_heights_has_no_raster(echo, tmp_path):
     echo.height_sources = ()
-    path, _ = scene(tmp_path, (30, 30))
+    path, _ = number_scene(tmp_path, (30, 30))
     with pytest.raises(InputError, match="model.pth: predicts no heights, so there is nothing to write"):
         predict_scene(echo, path, height_path=tmp_path / "h.tif")
 
 
 def test_a_network_of_footprints_per_pixel_writes_them_as_classes(weights, tmp_path):
-    path, _ = scene(tmp_path, (40, 50))
+    path, _ = number_scene(tmp_path, (40, 50))
     with pytest.raises(
         InputError, match=r"only classes per pixel \(background, building\). Pass `class_path`"
     ):
@@ -237,7 +221,7 @@ def test_a_network_of_footprints_per_pixel_writes_them_as_classes(weights, tmp_p
 
 
 def test_a_network_that_finds_buildings_writes_them_and_another_does_not(weights, tmp_path):
-    path, _ = scene(tmp_path, (40, 40))
+    path, _ = number_scene(tmp_path, (40, 40))
     out, heights = tmp_path / "b.gpkg", tmp_path / "h.tif"
     with pytest.raises(InputError, match="finds buildings. Pass `out`"):
         predict_to_file(weights("joint"), path, None, None, height_path=heights)
@@ -250,7 +234,7 @@ def test_a_network_that_finds_buildings_writes_them_and_another_does_not(weights
 
 
 def test_outputs_are_checked_before_the_network_is_built(tmp_path):
-    nowhere, (path, _) = tmp_path / "missing.pth", scene(tmp_path, (20, 20))
+    nowhere, (path, _) = tmp_path / "missing.pth", number_scene(tmp_path, (20, 20))
     (tmp_path / "taken.tif").write_text("mine")
     with pytest.raises(InputError, match="nothing to write. Pass `out`"):
         predict_to_file(nowhere, path, None, None)
@@ -268,7 +252,7 @@ def test_outputs_are_checked_before_the_network_is_built(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("a damaged tile")])
 def test_an_interrupted_prediction_leaves_nothing(echo, tmp_path, error):
-    path, _ = scene(tmp_path, (100, 100))
+    path, _ = number_scene(tmp_path, (100, 100))
     real, windows = echo.model.outputs, []
 
     def outputs(inputs, do_postprocess):

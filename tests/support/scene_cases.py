@@ -10,9 +10,10 @@ from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.pipeline import predict_windows
 from fusiondet.inference.plan import plan_scene
 from fusiondet.io.scene_reader import SceneRasters
-from tests.support.tiny_city import GSD_M, ROOT
+from tests.support.tiny_city import GSD_M, ROOT, write_raster
 
 import numpy as np
+import rasterio
 import torch
 from affine import Affine
 from detectron2.modeling import build_model
@@ -104,3 +105,19 @@ def windows_of(predictor, plan, indices=None):
     with plan.open(predictor.bands) as reader:
         with contextlib.closing(predict_windows(predictor, plan, reader, indices)) as results:
             yield from results
+
+
+def number_scene(tmp_path, shape=(150, 211), unseen=None, gsd_m=GSD_M, **options):
+    """A raster whose pixels are numbered, without data where `unseen`; and these numbers."""
+    numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    if unseen is not None:
+        numbers[unseen] = np.nan
+    place = {"transform": Affine(gsd_m, 0, 600000, 0, -gsd_m, 5800000), "nodata": np.nan}
+    write_raster(tmp_path / "pan.tif", numbers[None], **{**place, **options})
+    return tmp_path / "pan.tif", numbers
+
+
+def bands_of(path):
+    """(C, H, W) values of a raster."""
+    with rasterio.open(path) as file:
+        return file.read()

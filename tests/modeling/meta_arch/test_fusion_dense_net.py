@@ -8,8 +8,8 @@ from fusiondet.config_loading import check_tasks
 from fusiondet.engine.checkpoint import FusionCheckpointer
 from fusiondet.inference import Predictor, predict_scene
 from fusiondet.modeling.dense_nets import Picture
-from tests.inference.test_height_rasters_of_scenes import bands, scene
 from tests.support.projects import needs_network
+from tests.support.scene_cases import bands_of, number_scene
 from tests.support.tiny_city import GSD_M
 
 import numpy as np
@@ -190,8 +190,8 @@ def test_a_file_gives_the_same_network_and_a_scene_its_raster(dense_cfg, tmp_pat
     predictor = Predictor(path, "cpu")
     own, read = model.state_dict(), predictor.model.state_dict()
     assert own.keys() == read.keys() and all(torch.equal(own[key], read[key]) for key in own)
-    raster, _ = scene(tmp_path, (70, 90), unseen=np.s_[:9])
+    raster, _ = number_scene(tmp_path, (70, 90), unseen=np.s_[:9])
     result = predict_scene(predictor, raster, height_path=tmp_path / "h.tif", window_px=64, overlap_px=32)
-    (heights_m,) = bands(tmp_path / "h.tif")
+    (heights_m,) = bands_of(tmp_path / "h.tif")
     assert heights_m.shape == (70, 90) and not result.buildings
     assert np.isnan(heights_m[:9]).all() and ((heights_m[9:] >= 0) & (heights_m[9:] <= 50)).all()
