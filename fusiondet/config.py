@@ -309,15 +309,7 @@ def find_config(path: str | Path) -> Path | None:
         moved = _named(Path(*path.parts[last + 1 :]).as_posix(), config_folders()[1:])
         if moved is not None:
             return moved
-    core = config_folders()[0]
-    if path.is_absolute():
-        folder = path.parent.resolve()
-        return (
-            _named((folder / path.name).relative_to(core).as_posix())
-            if core in (folder, *folder.parents)
-            else None
-        )
-    return _named(path.as_posix().removeprefix("configs/"))
+    return None if path.is_absolute() else _named(path.as_posix().removeprefix("configs/"))
 
 
 def _named(name: str, folders: Sequence[Path] | None = None) -> Path | None:

@@ -15,6 +15,7 @@ from fusiondet.inference.windows import check_windows
 from fusiondet.io.coco import TILTS_DEG
 from fusiondet.io.height_rasters import HEIGHT_BANDS
 from fusiondet.io.scene_reader import EXTENTS
+from fusiondet.jobs.executors import check_workers
 
 # Options that only a prediction to files takes.
 FILE_OPTIONS = frozenset(
@@ -136,11 +137,7 @@ class SceneOptions:
             raise unknown_name("`height_source`", self.height_source, (*HEIGHT_BANDS, "both"))
         if self.sensor is not None:
             check_angles(self.sensor)
-        _check_whole("workers", self.workers, 0, "0 (this process) or more")
-        if self.scheduler and self.workers:
-            raise InputError(
-                "`workers` are processes of this machine, `scheduler` is a cluster: pass one of them."
-            )
+        check_workers(self.workers, self.scheduler, default=0)
 
     @classmethod
     def from_keywords(cls, keywords: dict, without: Collection[str] = ()) -> "SceneOptions":
@@ -183,11 +180,11 @@ def check_angles(sensor: SensorGeometry) -> None:
             raise InputError(f"`{name}` is {value}, expected {expected} degrees.")
 
 
-def _check_whole(name: str, value, least: int, expected: str = "") -> None:
+def _check_whole(name: str, value, least: int) -> None:
     if value is None and name in ("overlap_px", "batch"):
         return
     if not isinstance(value, numbers.Integral) or value < least:
-        raise InputError(f"`{name}` is {value}, expected {expected or f'a whole number from {least} on'}.")
+        raise InputError(f"`{name}` is {value}, expected a whole number from {least} on.")
 
 
 def _check_metres(name: str, value) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import multiprocessing
+import numbers
 import os
 import pickle
 import signal
@@ -53,15 +54,18 @@ class WorkerLostError(WorkerError):
         )
 
 
-def check_workers(workers: int, scheduler: str | None) -> None:
+def check_workers(workers: int, scheduler: str | None, default: int = 1) -> None:
     """Refuse what `open_executor` cannot offer, before anything else is done.
+
+    Args:
+        default: largest number of `workers` that a caller with a cluster may have left as it was.
 
     Raises:
         InputError: fewer than 0 workers; or processes of this machine and a cluster at once.
     """
-    if workers < 0:
+    if not isinstance(workers, numbers.Integral) or workers < 0:
         raise InputError(f"`workers` is {workers}, expected 0 (this process) or more.")
-    if scheduler and workers > 1:
+    if scheduler and workers > default:
         raise InputError(
             "`workers` are processes of this machine, `scheduler` is a cluster: pass one of them."
         )
