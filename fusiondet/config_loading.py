@@ -1,11 +1,13 @@
 """Loading configs, and refusing what means nothing or would be ignored, before anything is built."""
 
+import re
 from pathlib import Path
 
 import fusiondet.compat
 import fusiondet.modeling  # noqa: F401  (registers networks)
 from fusiondet import plugins
 from fusiondet.config import defaults, find_config
+from fusiondet.config_ranges import check_ranges, range_of, shown
 from fusiondet.config_text import (
     drop_absent_sections,
     flat,
@@ -64,6 +66,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> CN:
     dropped = drop_absent_sections(tree, cfg, str(path))
     merge(cfg, lambda: cfg.merge_from_other_cfg(CN(tree)), str(path))
     merge_words(cfg, overrides)
+    check_ranges(cfg)
     layers.append(dict.fromkeys(rename_words(overrides, note=False)[::2]))
     _check_architecture_is_there(cfg, str(path), dropped)
     check_names(cfg)
@@ -82,6 +85,10 @@ def config_from_yaml_text(text: str, source: str) -> CN:
             network is not there.
     """
     cfg, dropped = parse_stored(text, source)
+    try:
+        check_ranges(cfg)
+    except InputError as error:
+        raise InputError(f"{source}: the config stored in it is not valid: {error}") from None
     _check_architecture_is_there(cfg, source, dropped)
     check_names(cfg)
     check_values(cfg)
@@ -152,6 +159,12 @@ def _score_prefixes(architecture: type[Architecture], cfg: CN) -> tuple[str, ...
 # ---- Checks ----------------------------------------------------------------------------------------------
 
 
+# Not "meta", whose tensors hold nothing.
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d{1,3})?")
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+_POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
+
+
 def check_names(cfg: CN) -> None:
     """InputError when a class named in `cfg` is in no registry; the message lists the names that are."""
     for key, registry in {
@@ -179,6 +192,12 @@ def check_names(cfg: CN) -> None:
     for modality in cfg.INPUT.MODALITIES:
         if modality not in ("optical", "sar"):
             raise unknown_name("INPUT.MODALITIES entry", modality, ("optical", "sar"))
+    if len({*cfg.INPUT.MODALITIES}) < len(cfg.INPUT.MODALITIES):
+        raise InputError(f"INPUT.MODALITIES is {list(cfg.INPUT.MODALITIES)}, expected each modality once.")
+    if not _DEVICE.fullmatch(cfg.MODEL.DEVICE):
+        raise InputError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected cpu, cuda, or one of them such as cuda:0."
+        )
     check_facts(cfg.MODEL.ROI_HEIGHT_HEAD.GEOMETRY, cfg.INPUT.MODALITIES)
     for key, known in {
         "MODEL.FUSION.STEM_INFLATION": ("zero", "mean_rescaled"),
@@ -186,71 +205,50 @@ def check_names(cfg: CN) -> None:
         "MODEL.TASK_WEIGHTING.NAME": ("fixed", "uncertainty", "gradnorm"),
         "INPUT.HEIGHT_LABELS": ("auto", "building_height", "ndsm", "instances"),
         "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+        "SOLVER.WARMUP_METHOD": ("constant", "linear"),
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+        "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+        **dict.fromkeys(
+            ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"), _BOX_LOSSES
+        ),
+        **dict.fromkeys(("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE"), _POOLERS),
         "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     }.items():
         if get_key(cfg, key) not in known:
             raise unknown_name(key, get_key(cfg, key), [name for name in known if name])
 
 
-_ABOVE_ZERO = (
-    "MODEL.ROI_HEIGHT_HEAD.CONV_DIM", "MODEL.ROI_HEIGHT_HEAD.NUM_CONV", "MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M",
-    "MODEL.ROI_HEIGHT_HEAD.MAX_POSITIVES_PER_IMAGE", "MODEL.FPN.OUT_CHANNELS", "SOLVER.MAX_ITER",
-    "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "MODEL.FUSION.MMTM.RATIO",
-    "MODEL.FUSION.CROSS_ATTENTION.DIM", "MODEL.FUSION.CROSS_ATTENTION.HEADS",
-    "MODEL.FUSION.CROSS_ATTENTION.MLP_RATIO", "MODEL.FUSION.CROSS_ATTENTION.MAX_KEYS",
-    "SOLVER.OPTICAL_LR_FACTOR", "SOLVER.SAR_LR_FACTOR", "MODEL.DENSE_NET.WIDTH",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "DATALOADER.NUM_WORKERS", "MODEL.ROI_HEIGHT_HEAD.CONTEXT_M", "MODEL.ROI_HEIGHT_HEAD.PRIOR_MEDIAN_M",
-    "MODEL.ROI_HEIGHT_HEAD.PRIOR_LOG_SCALE", "MODEL.ROI_HEIGHT_HEAD.NUM_FC", "MODEL.FUSION.BALANCE.WINDOW",
-    "MODEL.FUSION.BALANCE.TOLERANCE",
-    "MODEL.FUSION.CROSS_ATTENTION.WINDOW", "MODEL.FUSION.SAR_RESNETS.STEM_OUT_CHANNELS",
-    "MODEL.FUSION.SAR_RESNETS.RES2_OUT_CHANNELS", "MODEL.FUSION.SAR_RESNETS.WIDTH_PER_GROUP",
-    "MODEL.TASK_WEIGHTING.ALPHA", "DATALOADER.UNLABELLED_PER_BATCH",
-)  # fmt: skip
 _DEPTHS = (18, 34, 50, 101, 152)
-_PAIRS = (
-    "INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG", "INPUT.SUN_AZIMUTH_RANGE_DEG", "INPUT.GSD_RANGE_M",
-    "INPUT.SUN_ELEVATION_RANGE_DEG", "INPUT.SAR_INCIDENCE_RANGE_DEG",
-)  # fmt: skip
+_PAIRS = ("INPUT.SAR_LOOK_AZIMUTH_RANGE_DEG", "INPUT.SUN_AZIMUTH_RANGE_DEG")
+_ORDERED_PAIRS = ("INPUT.GSD_RANGE_M", "INPUT.SUN_ELEVATION_RANGE_DEG", "INPUT.SAR_INCIDENCE_RANGE_DEG")
 
 
 def check_values(cfg: CN) -> None:
-    """InputError when a number or list in `cfg` has the right type and no meaning, or is empty in YAML (None)."""
-    for key in _empty_keys(cfg, defaults()):
-        raise InputError(f"{key} has no value. Write one, or leave the key out to keep its default.")
+    """InputError when a number or list in `cfg` is in its range and has no meaning beside others."""
     for keys, allowed, what in (
-        (_ABOVE_ZERO, lambda v: v > 0, "above 0"),
-        (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
         (
             ("MODEL.FUSION.MODALITY_DROPOUT",),
-            lambda v: min(v.values()) >= 0 and sum(v.values()) <= 1,
+            lambda v: sum(v.values()) <= 1,
             "probabilities of 0 or more that add up to 1 at most",
         ),
-        (("MODEL.TASK_WEIGHTING.RATE",), lambda v: 0 < v <= 1, "above 0 and 1 at most"),
-        (
-            ("DATASETS.LABEL_SHARE",),
-            lambda v: 0 < v <= 1,
-            "above 0, as buildings are learned from labels alone, and 1 at most; 0.1: a tenth of the tiles",
-        ),
-        (("MODEL.ROI_HEIGHT_HEAD.GEOMETRY_DROPOUT",), lambda v: 0 <= v < 1, "at least 0 and below 1"),
         (("MODEL.RESNETS.DEPTH",), lambda v: v in _DEPTHS, f"one of {_DEPTHS}"),
         (("MODEL.FUSION.SAR_RESNETS.DEPTH",), lambda v: v in (0, *_DEPTHS), f"0 or one of {_DEPTHS}"),
-        (_PAIRS, lambda v: not len(v) or _is_numbers(v, 2), "two numbers or []"),
+        (_PAIRS, lambda v: len(v) in (0, 2), "two numbers or []"),
+        (
+            _ORDERED_PAIRS,
+            lambda v: not len(v) or _is_rising_pair(v),
+            "two numbers or [], the lower one first",
+        ),
         (
             ("INPUT.SCALE_RANGE",),
-            lambda v: _is_numbers(v, 2) and 0 < v[0] <= v[1],
+            lambda v: _are_in_range("INPUT.SCALE_RANGE", v) and _is_rising_pair(v),
             "[low, high] with 0 < low <= high",
         ),
-        (
-            ("DATASETS.TRAIN", "DATASETS.TEST"),
-            lambda v: all(isinstance(n, str) for n in v),
-            "a list of names",
-        ),
+        (("SOLVER.STEPS",), lambda v: list(v) == sorted({*v}), "a list of rising numbers of steps"),
     ):
         for key in keys:
             if not allowed(get_key(cfg, key)):
-                raise InputError(f"{key} is {_shown(get_key(cfg, key))}, expected {what}.")
+                raise InputError(f"{key} is {shown(get_key(cfg, key))}, expected {what}.")
     attention = cfg.MODEL.FUSION.CROSS_ATTENTION
     if attention.DIM % (4 * attention.HEADS):
         raise InputError(
@@ -263,7 +261,7 @@ def check_values(cfg: CN) -> None:
             f"MODEL.ROI_HEIGHT_HEAD.MIN_HEIGHT_M is {head.MIN_HEIGHT_M}, expected less than MAX_HEIGHT_M, "
             f"{head.MAX_HEIGHT_M}."
         )
-    if not (_is_numbers(mean, len(mean)) and _is_numbers(std, len(std)) and all(s > 0 for s in std)):
+    if not (_are_in_range("MODEL.PIXEL_MEAN", mean) and _are_in_range("MODEL.PIXEL_STD", std)):
         raise InputError(
             f"MODEL.PIXEL_MEAN {mean}, PIXEL_STD {std}: expected numbers, deviations above 0; or [] to have them "
             "computed from the training data."
@@ -280,8 +278,8 @@ def check_fusion(cfg: CN) -> None:
     idle = [key for key in _IDLE_KEYS.get(backbone, ()) if fusion[key] != usual[key]]
     if idle:
         raise InputError(
-            f"MODEL.FUSION.{idle[0]} is {_shown(fusion[idle[0]])}, but MODEL.BACKBONE.NAME {backbone} has no use for "
-            f"it. Leave it at {_shown(usual[idle[0]])}, or take {' or '.join(_BOTH_STREAMS)}."
+            f"MODEL.FUSION.{idle[0]} is {shown(fusion[idle[0]])}, but MODEL.BACKBONE.NAME {backbone} has no use for "
+            f"it. Leave it at {shown(usual[idle[0]])}, or take {' or '.join(_BOTH_STREAMS)}."
         )
     if (backbone == _TWO_PYRAMIDS) != architecture_of(cfg).separate_pyramids:
         raise InputError(
@@ -441,18 +439,9 @@ def _check_more_than_one_task(cfg: CN, architecture: type[Architecture]) -> None
         )
 
 
-def _empty_keys(cfg: CN, defaults: CN, prefix: str = ""):
-    """Dotted keys that are None in `cfg` and not in `defaults`; YAML makes that of a key without a value."""
-    for key, value in cfg.items():
-        if isinstance(value, CN):
-            yield from _empty_keys(value, defaults[key], f"{prefix}{key}.")
-        elif value is None and defaults[key] is not None:
-            yield prefix + key
+def _are_in_range(key: str, numbers) -> bool:
+    return all(range_of(key).holds(number) for number in numbers)
 
 
-def _is_numbers(values, count: int) -> bool:
-    return len(values) == count and all(isinstance(v, int | float) for v in values)
-
-
-def _shown(value):
-    return dict(value) if isinstance(value, CN) else value
+def _is_rising_pair(numbers) -> bool:
+    return len(numbers) == 2 and numbers[0] <= numbers[1]

@@ -45,10 +45,12 @@ def safe_yaml(text: str, source: str) -> dict:
     """
     try:
         tree = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # PyYAML's own conversions of dates and numbers raise almost anything
         problem = getattr(error, "problem", None) or str(error)
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
+        if isinstance(error, AttributeError | LookupError):
+            problem = "a value does not have the form that its tag (!!) names"
         raise InputError(f"{source}: not a plain YAML config{line}: {problem}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{source}: expected a YAML mapping of config keys, found {type(tree).__name__}.")
@@ -57,7 +59,20 @@ def safe_yaml(text: str, source: str) -> dict:
     for key in _keys(tree):
         if not isinstance(key, str):
             raise InputError(f"{source}: config keys are words, found {key!r}.")
+    strange = _strange_value(tree)
+    if strange is not None:
+        raise InputError(
+            f"{source}: {strange!r} is a {type(strange).__name__} in YAML; write it in quotes if it is text."
+        )
     return tree
+
+
+def _strange_value(value):
+    """Return a date, set or bytes in `value`, which YAML reads unasked and no config has; None if there is none."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return next((found for part in parts if (found := _strange_value(part)) is not None), None)
+    return None if value is None or isinstance(value, str | bool | int | float) else value
 
 
 def _expanded_size(value, known: dict[int, float]) -> float:
@@ -241,10 +256,16 @@ def merge(cfg: CN, merge_into, source: str) -> None:
     """
     try:
         merge_into()
+    except (TypeError, AttributeError):  # Detectron2 looks for a key inside a value
+        raise InputError(
+            f"{source}: sets a key below one that is no section, such as SEED.A; or a section where a value belongs."
+        ) from None
+    except (MemoryError, RecursionError):
+        raise InputError(f"{source}: a value is nested too deeply.") from None
     except (KeyError, AssertionError, ValueError) as error:
         message = str(error.args[0]) if error.args else str(error)
         section = message.rpartition("config key: ")[2]
-        if "CfgNode" in message and isinstance(get_key(cfg, section), CN):
+        if "CfgNode" in message and _is_section(cfg, section):
             keys = ", ".join(f"{section}.{key}" for key in get_key(cfg, section))
             raise InputError(f"{source}: {section} is a section; set its keys one by one: {keys}.") from None
         if "Non-existent" not in message:
@@ -289,6 +310,13 @@ def flat(cfg: dict, prefix: str = "") -> dict:
         else:
             values[prefix + key] = list(value) if isinstance(value, tuple) else value
     return values
+
+
+def _is_section(cfg: CN, dotted: str) -> bool:
+    try:
+        return isinstance(get_key(cfg, dotted), CN)
+    except (KeyError, TypeError):
+        return False
 
 
 def get_key(cfg: CN, dotted: str):
