@@ -14,7 +14,7 @@ Imports run downwards in this list, and nothing is imported here, so `import fus
     io/                                     all files that are read or written: rasters, vectors, COCO, layers
     geometry/                               pure functions on outlines, masks and heights
     buildings                               the record that all parts share
-    config, config_text, config_loading     config keys; YAML and old names; checks
+    config, config_text, config_ranges, config_loading     config keys; YAML and old names; ranges; checks
     plugins, cli, files, compat, errors     how projects are found; what tools share; files on disk
 
 io and geometry never import torch or detectron2, modeling never imports rasterio or shapely; tests/test_layering.py
