@@ -1,12 +1,13 @@
 # make demo    set-up if needed, then the main job on the synthetic city -> output/demo/
 # make test    set-up if needed, then the test-suite without the slow tests
+# make fuzz    set-up if needed, then bad inputs for the real tools, an hour at most -> output/fuzz/
 PYTHON ?= python3
 VENV := .venv
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.fusiondet-is-set-up
 INPUTS := requirements.txt requirements-dev.txt constraints.txt setup.py tools/install_detectron2.py
 
-.PHONY: setup demo test test-slow lint format doctor clean distclean
+.PHONY: setup demo test test-slow fuzz lint format doctor clean distclean
 
 setup: $(STAMP)
 
@@ -33,6 +34,10 @@ test: setup
 
 test-slow: setup
 	$(VENV)/bin/python -m pytest -q -m slow
+
+# One thread each, as with tests; FUZZ="--count 500 --door json" changes what is tried.
+fuzz: setup
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(VENV)/bin/python -m tests.fuzz $(FUZZ)
 
 lint: setup
 	$(VENV)/bin/ruff check .

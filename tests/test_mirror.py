@@ -19,6 +19,7 @@ END_TO_END = {
     "tests/inference/test_resume.py": "predictions that are killed and resumed",
     "tests/visualization/report/test_in_browser.py": "a whole report, in a browser",
     "tests/test_configs.py": "every file in configs/ is loaded and its network built",
+    "tests/test_fuzz.py": "what runs on bad inputs end with, as `make fuzz` counts it",
     "tests/test_end_to_end.py": "a synthetic city is made, learned and predicted",
     "tests/test_layering.py": "imports of all modules",
     "tests/test_learning.py": "a small network learns",
