@@ -1,13 +1,12 @@
 """Loading configs, and refusing what means nothing or would be ignored, before anything is built."""
 
-import re
 from pathlib import Path
 
 import fusiondet.compat
 import fusiondet.modeling  # noqa: F401  (registers networks)
 from fusiondet import plugins
 from fusiondet.config import defaults, find_config
-from fusiondet.config_ranges import check_ranges, range_of, shown
+from fusiondet.config_ranges import DEVICE, check_ranges, range_of, shown
 from fusiondet.config_text import (
     drop_absent_sections,
     flat,
@@ -159,8 +158,6 @@ def _score_prefixes(architecture: type[Architecture], cfg: CN) -> tuple[str, ...
 # ---- Checks ----------------------------------------------------------------------------------------------
 
 
-# Not "meta", whose tensors hold nothing.
-_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d{1,3})?")
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 
@@ -194,7 +191,7 @@ def check_names(cfg: CN) -> None:
             raise unknown_name("INPUT.MODALITIES entry", modality, ("optical", "sar"))
     if len({*cfg.INPUT.MODALITIES}) < len(cfg.INPUT.MODALITIES):
         raise InputError(f"INPUT.MODALITIES is {list(cfg.INPUT.MODALITIES)}, expected each modality once.")
-    if not _DEVICE.fullmatch(cfg.MODEL.DEVICE):
+    if not DEVICE.fullmatch(cfg.MODEL.DEVICE):
         raise InputError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected cpu, cuda, or one of them such as cuda:0."
         )

@@ -3,6 +3,7 @@
 `check_ranges` looks at single values. What keys mean together is checked by `fusiondet.config_loading`.
 """
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from fusiondet.config_text import flat
 from fusiondet.errors import InputError
 
 from detectron2.config import CfgNode as CN
+
+# Names of devices. Not "meta", whose tensors hold nothing.
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d{1,3})?")
 
 
 class Range(NamedTuple):

@@ -20,7 +20,7 @@ from fusiondet.config_loading import config_from_yaml_text
 from fusiondet.config_text import flat
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path
-from fusiondet.modeling.weights import read_torch_file
+from fusiondet.modeling.weights import check_finite, read_torch_file
 
 import detectron2
 import numpy as np
@@ -79,7 +79,7 @@ class FusionCheckpointer(DetectionCheckpointer):
                 self.trainer.load_state_dict(content)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
+            except Exception as error:  # a state of another shape raises almost anything
                 raise InputError(
                     f"{path}: cannot go on from it, {type(error).__name__} {error}. Start from its weights instead."
                 ) from None
@@ -99,7 +99,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """The content of one of our checkpoints, on the CPU. Nothing in the file is executed.
 
     Raises:
-        InputError: missing, damaged, a pickle of anything but plain data, or not a checkpoint of fusiondet.
+        InputError: missing, damaged, a pickle of anything but plain data, weights that are NaN or infinite, or not a
+            checkpoint of fusiondet.
     """
     content = read_torch_file(path)
     ours = isinstance(content, dict) and isinstance(content.get("config_yaml"), str)
@@ -109,17 +110,38 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             f"{path}: not a checkpoint of fusiondet (no config_yaml, or no tensors, in it). Weights of other networks "
             "start a training through MODEL.WEIGHTS."
         )
+    strange = [name for name in tensors if not isinstance(name, str)]
+    if strange:
+        raise InputError(
+            f"{path}: a tensor in it is called {strange[0]!r}, expected the name of a parameter."
+        )
+    for key, kind in _ENTRIES.items():
+        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
+            raise InputError(
+                f"{path}: its {key} is of type {type(content[key]).__name__}, expected {kind.__name__}. It was not "
+                "written by fusiondet, or changed since."
+            )
+    check_finite(tensors, path)
     return content
 
 
+# Types of the entries that a training goes on from.
+_STATES = ("optimizer", "scheduler", "scaler", "sampler", "hooks", "fusiondet")
+_ENTRIES = {"iteration": int, **dict.fromkeys(_STATES, dict)}
+
+
 def is_own_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether `path` is a checkpoint of this module; False for weights of other origin and for missing files."""
+    """Whether `path` is a checkpoint of this module; False for weights of other origin and for missing files.
+
+    Raises:
+        InputError: a file of torch that is damaged, or a checkpoint of this module that `read_checkpoint` refuses.
+    """
     if not str(path).endswith(".pth") or not Path(path).is_file():
         return False
-    try:
-        read_checkpoint(path)
-    except InputError:
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or "config_yaml" not in content:
         return False
+    read_checkpoint(path)
     return True
 
 

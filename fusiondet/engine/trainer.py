@@ -31,7 +31,7 @@ from fusiondet.engine.training_step import StepTrainer, precision
 from fusiondet.errors import InputError
 from fusiondet.evaluation.evaluator import BuildingEvaluator, table
 from fusiondet.io.bands import BandSpec
-from fusiondet.modeling.architecture import Architecture, architecture_of
+from fusiondet.modeling.architecture import Architecture, architecture_of, build_network
 from fusiondet.modeling.task_weighting import TaskWeighting
 from fusiondet.modeling.weights import load_pretrained
 
@@ -136,6 +136,13 @@ class FusionTrainer(DefaultTrainer):
         if changed:
             _log.warning("the resumed run keeps the optimizer's own %s, not the config's", ", ".join(changed))
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise InputError(
+                        f"cannot resume: the optimizer's {name} has shape {tuple(value.shape)} for a parameter of "
+                        f"shape {tuple(parameter.shape)}."
+                    )
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:
             self._trainer.grad_scaler.load_state_dict(state["scaler"])
@@ -150,22 +157,13 @@ class FusionTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As in Detectron2, with the number of parameters in the log instead of a page of layers.
+        """See `build_network`; with the number of parameters in the log.
 
         Raises:
-            InputError: the config describes no network, or one whose parts do not fit together.
+            InputError: the config describes no network, one whose parts do not fit together, or one without heights
+                where MODEL.HEIGHT_ON asks for them.
         """
-        try:
-            model = defaults.build_model(cfg)
-        except InputError:
-            raise
-        except (KeyError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-            # What Detectron2 and torch raise for a depth, a norm or a feature map that does not exist.
-            reason = f"{type(error).__name__} {error}".splitlines()[0]
-            raise InputError(
-                f"no network can be built from this config: {reason}. Compare MODEL.DEVICE and the other MODEL keys "
-                "with configs/Base-FusionRCNN-FPN.yaml."
-            ) from error
+        model = build_network(cfg)
         if cfg.MODEL.HEIGHT_ON and (not isinstance(model, Architecture) or model.interval_width is None):
             raise InputError(
                 f"MODEL.HEIGHT_ON is True, but {cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.ROI_HEADS.NAME} predicts "

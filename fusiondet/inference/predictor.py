@@ -8,6 +8,7 @@ from pathlib import Path
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.config_loading import config_from_yaml_text
+from fusiondet.config_ranges import DEVICE
 from fusiondet.engine.checkpoint import load_model, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.evaluation.evaluator import FOOTPRINT_LIMIT
@@ -17,14 +18,13 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.height_rasters import HEIGHT_BANDS, NO_CLASS
 from fusiondet.io.pixel_classes import FOOTPRINT_CLASSES
 from fusiondet.jobs.hashing import file_sha256
-from fusiondet.modeling.architecture import Architecture, architecture_of
+from fusiondet.modeling.architecture import Architecture, architecture_of, build_network
 from fusiondet.modeling.decision_fusion import BoxFusion
 from fusiondet.modeling.height_head import HEIGHT_FIELDS
 
 import numpy as np
 import shapely
 import torch
-from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
@@ -120,7 +120,7 @@ class Predictor:
         self.weights = Path(weights)
         self.model = None
         if build:
-            self.model = build_model(cfg).eval()
+            self.model = build_network(cfg).eval()
             load_model(self.model, checkpoint["model"], weights)
             if not isinstance(self.model, Architecture):
                 self.model = Detectron2Outputs(self.model)
@@ -231,6 +231,8 @@ def device_name(wanted: str | None) -> str:
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if not DEVICE.fullmatch(wanted):
+            raise RuntimeError
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(

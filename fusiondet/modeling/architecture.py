@@ -1,8 +1,9 @@
 """What a network architecture declares about itself, so that nobody has to know architectures by their names."""
 
 from fusiondet import plugins
+from fusiondet.errors import InputError
 
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 
 
@@ -87,3 +88,22 @@ def architecture_of(cfg) -> type[Architecture]:
     named = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     # Detectron2's registry holds classes, but accepts functions, too.
     return named if isinstance(named, type) and issubclass(named, Architecture) else Architecture
+
+
+def build_network(cfg) -> nn.Module:
+    """Return the network that `cfg` describes, on its MODEL.DEVICE, with fresh weights.
+
+    Raises:
+        InputError: the config describes no network, or one whose parts do not fit together.
+    """
+    try:
+        return build_model(cfg)
+    except InputError:
+        raise
+    except Exception as error:
+        # Detectron2 and torch raise almost anything for a depth, a norm or a feature map that does not exist.
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise InputError(
+            f"no network can be built from this config: {reason}. Compare MODEL.DEVICE and the other MODEL keys "
+            "with configs/Base-FusionRCNN-FPN.yaml."
+        ) from error

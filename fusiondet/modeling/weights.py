@@ -38,7 +38,8 @@ import collections
 import logging
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -250,6 +251,8 @@ def _read(path: str | Path, layout: str | None) -> tuple[dict, str, Layout]:
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a dictionary of weights, found {type(content).__name__}.")
     raw = content.get("model", content.get("blobs", content))
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{path}: expected a dictionary of weights in it, found {type(raw).__name__}.")
     raw = {str(name): _tensor(value) for name, value in raw.items() if isinstance(value, np.ndarray | Tensor)}
     if layout is not None and layout not in LAYOUTS:
         raise unknown_name("layout of a weight file", layout, LAYOUTS)
@@ -259,11 +262,12 @@ def _read(path: str | Path, layout: str | None) -> tuple[dict, str, Layout]:
         raise InputError(
             f"{path}: not weights of a known layout ({', '.join(LAYOUTS)}); it begins with {some}."
         )
+    check_finite(raw, path)
     return raw, layout, _conventions(content, raw, layout, path)
 
 
 def _layout_of(content: Mapping, raw: Mapping) -> str | None:
-    if "config_yaml" in content and any(name.startswith(_BOTTOM_UP) for name in raw):
+    if isinstance(content.get("config_yaml"), str) and any(name.startswith(_BOTTOM_UP) for name in raw):
         return "fusiondet"
     if any(name.startswith(_BOTTOM_UP) for name in raw):
         return "detectron2"
@@ -307,12 +311,14 @@ def read_torch_file(path: str | Path):
     """What `torch.save` wrote to `path`, on the CPU. Nothing in the file is executed.
 
     Raises:
-        InputError: missing, damaged, or holding anything but tensors, numbers and text.
+        InputError: missing, damaged (checksums are compared), or holding anything but dense tensors, numbers and text.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint.")
+    _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = [*_tensors(content)]
     except Exception as error:  # a damaged file raises almost anything
         # Torch's own words advise to load the file without protection.
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
@@ -321,10 +327,82 @@ def read_torch_file(path: str | Path):
             if found
             else "it is damaged or was never one"
         )
+        raise InputError(f"{path}: not opened, {reason}; {_COPY_AGAIN}") from None
+    for name, tensor in tensors:
+        problem = _strangeness(tensor)
+        if problem:
+            raise InputError(
+                f"{path}: tensor {name} is {problem}, expected a plain tensor of numbers. Convert it and save the file "
+                "again."
+            )
+    return content
+
+
+_COPY_AGAIN = (
+    "expected a .pth of tensors, numbers and text alone. Copy or download it again from its original source."
+)
+
+
+def _check_archive(path: str | Path) -> None:
+    """InputError when a checksum of the archive in `path` is wrong, which `torch.load` does not look at.
+
+    Files of torch before 1.6 are no archives and have no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Torch never compresses: a small file that grows to fill the memory is none of its own.
+            packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()
+    except Exception as error:  # a damaged directory of an archive raises almost anything
         raise InputError(
-            f"{path}: not opened, {reason}; expected a .pth of tensors, numbers and text alone. Copy or download it "
-            "again from its original source."
+            f"{path}: not opened, it is damaged or was never one ({type(error).__name__}); {_COPY_AGAIN}"
         ) from None
+    if packed or damaged:
+        reason = f"{damaged} in it has another checksum" if damaged else f"{packed[0]} in it is compressed"
+        raise InputError(f"{path}: not opened, it is damaged or was never one ({reason}); {_COPY_AGAIN}")
+
+
+def _tensors(content, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in dictionaries and lists with their dotted names."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping | list | tuple):
+        parts = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, part in parts:
+            yield from _tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def _strangeness(tensor: Tensor) -> str:
+    """Return what makes it impossible to calculate with `tensor` like with any other; "" if nothing does."""
+    if tensor.is_meta:
+        return "without content (device meta)"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+    if tensor.is_complex():
+        return "of complex numbers"
+    # A few bytes can stand for more than any memory holds.
+    if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 2**20):
+        return f"a repetition of a few numbers, {tuple(tensor.shape)}"
+    return ""
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check that weights are numbers.
+
+    Raises:
+        InputError: NaN or infinity in some of `tensors`; names them.
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise InputError(
+            f"{source}: {len(bad)} of {len(tensors)} tensors have values that are NaN or infinite ("
+            f"{', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}), so nothing can be predicted with them. Use an "
+            "earlier checkpoint of that training, or copy the file again."
+        )
 
 
 def _unpickle(path: Path):

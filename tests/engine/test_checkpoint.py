@@ -1,6 +1,8 @@
+import math
 import os
 import pickle
 import re
+import zipfile
 
 from fusiondet.engine import checkpoint
 from fusiondet.engine.checkpoint import FusionCheckpointer, load_model, network_differences, read_checkpoint
@@ -216,3 +218,88 @@ def test_damaged_files_never_advise_to_open_them_unprotected(tmp_path, content):
     with pytest.raises(InputError, match="bad.pth: not opened, it is damaged") as refused:
         read_checkpoint(tmp_path / "bad.pth")
     assert "weights_only" not in str(refused.value)
+
+
+# ---- Damage ----------------------------------------------------------------------------------------------
+
+
+def content_of(**tensors):
+    return {"model": {"a.weight": torch.ones(3), **tensors}, "config_yaml": "A: 1"}
+
+
+def test_a_flipped_bit_anywhere_in_a_tensor_is_noticed(tmp_path):
+    torch.save(content_of(**{"b.weight": torch.full((1000,), 1.5)}), tmp_path / "flip.pth")
+    content = bytearray((tmp_path / "flip.pth").read_bytes())
+    content[content.index(torch.full((8,), 1.5).numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "flip.pth").write_bytes(content)
+    torch.load(tmp_path / "flip.pth", weights_only=True)  # which notices nothing
+    with pytest.raises(
+        InputError, match=r"flip.pth: not opened, it is damaged.*/data/1 in it has another check"
+    ):
+        read_checkpoint(tmp_path / "flip.pth")
+    with pytest.raises(InputError, match="flip.pth: not opened, it is damaged"):
+        checkpoint.is_own_checkpoint(tmp_path / "flip.pth")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused_with_their_names(tmp_path, value):
+    bad = torch.tensor([1.0, value])
+    torch.save(content_of(**{"b.weight": bad, "c.bias": bad}), tmp_path / "nan.pth")
+    with pytest.raises(InputError, match=r"nan.pth: 2 of 3 tensors .* NaN or infinite \(b.weight, c.bias\)"):
+        read_checkpoint(tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="b.weight"):
+        checkpoint.is_own_checkpoint(tmp_path / "nan.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: torch.ones(3).to_sparse(), "sparse"),
+        (lambda: torch.eye(3).to_sparse_csr(), "sparse"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.ones(3, device="meta"), "without content"),
+        (lambda: torch.ones(3, dtype=torch.complex64), "complex"),
+        (lambda: torch.ones(1).expand(10**6, 10**6), "a repetition of a few numbers"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused_by_name(tmp_path, make, named):
+    torch.save(content_of(odd=make()), tmp_path / "odd.pth")
+    with pytest.raises(InputError, match="odd.pth: (tensor model.odd is|not opened)") as error:
+        read_checkpoint(tmp_path / "odd.pth")
+    assert named in str(error.value) or "could run code" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({"model": {1: torch.ones(1)}}, "a tensor in it is called 1"),
+        ({"model": {1: torch.ones(1), "a": torch.ones(1)}}, "called 1"),
+        ({"iteration": "three"}, "iteration is of type str, expected int"),
+        ({"iteration": True}, "iteration is of type bool"),
+        ({"optimizer": [1]}, "optimizer is of type list, expected dict"),
+        ({"fusiondet": 5}, "fusiondet is of type int"),
+        ({"config_yaml": 5}, "not a checkpoint of fusiondet"),
+    ],
+)
+def test_entries_of_other_types_are_refused(tmp_path, entries, named):
+    torch.save({**content_of(), **entries}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=named):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_an_archive_that_grows_or_holds_itself_is_refused(tmp_path):
+    torch.save(content_of(), tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(InputError, match="packed.pth: not opened.*is compressed"):
+        read_checkpoint(tmp_path / "packed.pth")
+    endless = content_of()
+    endless["self"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(InputError, match="endless.pth: not opened"):
+        read_checkpoint(tmp_path / "endless.pth")

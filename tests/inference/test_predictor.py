@@ -185,7 +185,7 @@ def test_thresholds_and_scales_that_cannot_be_are_refused(oracle, small_checkpoi
         predict_scene(oracle, scene([]), sar_scale="stretched_uint8")
 
 
-@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_bad_input(small_checkpoint, device):
     with pytest.raises(InputError, match=f"`device={device}`: not on this machine"):
         Predictor(small_checkpoint, device)

@@ -680,6 +680,18 @@ def test_a_file_of_something_else(tmp_path):
     refused(config(depth=18), tmp_path / "other.pth", "not weights of a known layout .*begins with weights")
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     refused(config(depth=18), tmp_path / "list.pth", "expected a dictionary of weights, found list")
+    torch.save({"model": [torch.zeros(3)]}, tmp_path / "inner.pth")
+    refused(config(depth=18), tmp_path / "inner.pth", "expected a dictionary of weights in it, found list")
+
+
+def test_pretrained_weights_that_are_nan_are_refused(tmp_path):
+    torch.save(
+        {"conv1.weight": torch.ones(2), "layer1.0.conv1.weight": torch.full((2,), torch.nan)},
+        tmp_path / "r.pth",
+    )
+    refused(
+        config(depth=18), tmp_path / "r.pth", r"1 of 2 tensors .*NaN or infinite \(layer1.0.conv1.weight\)"
+    )
 
 
 def test_missing_file_and_model_zoo_names(tmp_path, monkeypatch):
