@@ -1,9 +1,11 @@
 """Are red, green and blue what they are called? Told by how tiles differ from each other, and by what cities look like.
 
-Two questions. Do some tiles have their bands in another order than the rest: would their colours fit the others
-better after an exchange? And do all of them have red and blue exchanged: then shadows, which the blue sky lights, are
-reddish, the strongest colours are blue instead of the red of roofs and soil, and plants have less red than blue? The
-second is a heuristic that needs all three signs for a clear answer.
+Three questions. Do some tiles have their bands in another order than the rest: would their colours fit the others
+better after an exchange? Do all of them have red and blue exchanged: then shadows, which the blue sky lights, are
+reddish, the strongest colours are blue instead of the red of roofs and soil, and plants have less red than blue? This
+is a heuristic that needs all three signs for a clear answer. And is the first (or last) band near infrared, with red
+and green beside it: then plants are what it shows brightest, and of the other two bands the nearer one, red, is the
+darker one there. Where the band is red, its brightest things are roofs and soil, whose green is brighter than blue.
 """
 
 import itertools
@@ -25,6 +27,9 @@ _MIN_PIXELS = 400
 _NEARER, _BY_SPREADS = 0.55, 1.0
 _SIGNS_AGAINST = -0.6
 _SWAPPED = _ORDERS.index((2, 1, 0))
+# Near infrared: share of the pixels that one band outshines, and how much brighter the band two away is there than the
+# one beside it, both as logarithms. 0.05 and more were measured in false colours, -0.03 and less in true ones.
+_OUTSHINES, _INFRARED_SHARE, _INFRARED_TONE = 0.1, 0.03, 0.01
 
 
 @dataclass
@@ -34,6 +39,7 @@ class ColourCheck:
     cases: list[Case] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     signs: list[np.ndarray] = field(default_factory=list)
+    infrared: list[np.ndarray] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
         """Look at one tile."""
@@ -49,6 +55,7 @@ class ColourCheck:
         self.cases.append(Case(sample.split, sample.tile.file_name))
         self.features.append(np.array([_features(logs[list(order)]) for order in _ORDERS]))
         self.signs.append(_signs(logs))
+        self.infrared.append(np.array([_infrared(logs), _infrared(logs[::-1])]))
 
     def findings(self) -> list[Finding]:
         """What the samples say."""
@@ -86,6 +93,11 @@ class ColourCheck:
         if not self.cases:
             return Finding(name, "n/a", "There are no red, green and blue bands.")
         splits = np.array([case.split for case in self.cases])
+        for split in dict.fromkeys(splits.tolist()):
+            infrared = np.median(np.array(self.infrared)[splits == split], axis=0)
+            for (share, tone), order in zip(infrared, (_NAMES, _NAMES[::-1])):
+                if share > _INFRARED_SHARE and tone > _INFRARED_TONE:
+                    return self._false_colours(name, split, order, {"share": share, "tone": tone})
         numbers, worst = {}, None
         for split in dict.fromkeys(splits.tolist()):
             signs = np.median(np.array(self.signs)[splits == split], axis=0)
@@ -104,6 +116,22 @@ class ColourCheck:
         )
         verdict = "FAIL" if score < -1.5 else "warn"
         return Finding(name, verdict, f"Red and blue look exchanged. {detail}", remedy, numbers, cases)
+
+    def _false_colours(self, name: str, split: str, order: tuple[str, ...], numbers: dict) -> Finding:
+        """Near infrared, red and green are called red, green and blue, in this `order`."""
+        names = dict(zip(order, ("nir", "red", "green")))
+        detail = (
+            f"{split}: what is called {', '.join(_NAMES)} looks like near infrared, red and green, in the order "
+            f"{', '.join(names[band] for band in _NAMES)}: plants are brightest in {order[0]} and darker in {order[1]} "
+            f"than in {order[2]} (heuristic)."
+        )
+        called = tuple(names[band] for band in _NAMES)
+        remedy = (
+            f"Look at the pictures. Where plants look {order[0]}, name the bands by what they are: "
+            f"`rgb_names={called}`."
+        )
+        cases = tuple(case for case in self.cases if case.split == split)[:MAX_CASES]
+        return Finding(name, "FAIL", detail, remedy, {split: numbers}, cases)
 
 
 def _words(order: int) -> str:
@@ -128,19 +156,33 @@ def _features(logs: np.ndarray) -> np.ndarray:
     return np.concatenate([np.percentile(ratios, (10, 50, 90), axis=1).ravel()])
 
 
+def _infrared(logs: np.ndarray) -> np.ndarray:
+    """(2,) for the first band: share of the pixels that it outshines; there, log of the third band over the second."""
+    first, second, third = logs
+    ahead = first - np.maximum(second, third)
+    brightest = ahead > max(np.percentile(ahead, 90), 0.02)
+    tone = np.median((third - second)[brightest]) if brightest.any() else -1.0
+    return np.array([np.mean(ahead > _OUTSHINES), tone])
+
+
 def _signs(logs: np.ndarray) -> np.ndarray:
     """(3,) in [-1, 1], each above 0 where red and blue are in their places, and the opposite where exchanged."""
     red, green, blue = logs
     light = logs.mean(axis=0)
     dark, lit = light < np.percentile(light, 10), light > np.percentile(light, 40)
-    shadows = np.median((blue - red)[dark]) - np.median((blue - red)[lit])
+    shadows = _middle((blue - red)[dark]) - _middle((blue - red)[lit])
     reddest, bluest = (np.percentile(v, 98) - np.median(v) for v in (red - green, blue - green))
     strongest = (reddest - bluest) / max(reddest + bluest, 0.05)
     excess = 2 * green - red - blue
-    plants = np.median((red - blue)[excess > np.percentile(excess, 95)]) - np.median(
-        (red - blue)[excess < np.percentile(excess, 70)]
-    )
-    return np.clip([shadows / 0.08, strongest / 0.12, plants / 0.08], -1, 1)
+    green_most, least = excess > np.percentile(excess, 95), excess < np.percentile(excess, 70)
+    plants = _middle((red - blue)[green_most]) - _middle((red - blue)[least])
+    # Without a pixel on one side of a difference there is no sign: NaN.
+    return np.nan_to_num(np.clip([shadows / 0.08, strongest / 0.12, plants / 0.08], -1, 1))
+
+
+def _middle(values: np.ndarray) -> float:
+    """Median, NaN of nothing."""
+    return float(np.median(values)) if values.size else float("nan")
 
 
 def _fitting_orders(

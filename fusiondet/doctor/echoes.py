@@ -5,8 +5,8 @@ direction in any picture. Here the outlines are turned into what the radar would
 walls between roof and foot, the bright line of the double bounce at the foot of walls that face the sensor, and the
 radar shadow behind. What remains between that and the picture is registration. Across the look direction it needs
 neither heights nor incidence; along it it does, so that it counts for less where these are unknown. Chance is what
-the picture and the outlines of another tile have in common. Evidence is pooled over the tiles of an acquisition, and
-of a split.
+the picture and the outlines of another tile have in common. Evidence is pooled over the tiles of a file, of an
+acquisition, and of a split.
 """
 
 import math
@@ -16,7 +16,14 @@ from dataclasses import dataclass, field, replace
 from fusiondet.buildings import SensorGeometry, Tile
 from fusiondet.doctor.edges import correlation, edge_points, middle, peak_px, splat
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
-from fusiondet.doctor.registration import REACH_PX, LabelCheck, acquisitions
+from fusiondet.doctor.registration import (
+    FILE_OFF_PX,
+    FILES_OFF_SHARE,
+    REACH_PX,
+    LabelCheck,
+    acquisitions,
+    is_single_peak,
+)
 from fusiondet.doctor.samples import Sample
 from fusiondet.geometry.painting import paint_heights
 from fusiondet.geometry.shadows import shadow_mask
@@ -33,6 +40,8 @@ _CLEAR = 1.5
 # A shift must fit better than none by this factor: six pixels do by 1.2 and more, single tiles wander by less.
 # Where the look direction has to be guessed, other ones, mixed in, make more of that.
 _BETTER, _BETTER_GUESSED = 1.08, 1.15
+# One file alone wanders by more.
+_BETTER_FILE, _BETTER_FILE_GUESSED = 1.25, 1.4
 # The opposite look direction fits better than the recorded one by this factor: then the record is wrong.
 _OPPOSITE = 1.12
 # Share of the acquisitions that has to be off, so that one that wanders by chance is not taken for a fault.
@@ -62,7 +71,7 @@ class _Echo:
     chance: np.ndarray | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Group:
     """What some tiles say together: shift (right, down) in pixels, their common look if any, the tiles."""
 
@@ -142,7 +151,14 @@ class EchoCheck:
         groups = [_group(strip, False, labels) for strip in strips]
         groups += [_group(split, True, labels) for split in splits.values()]
         groups = [g for g in groups if g is not None and not any(echo.case in against for echo in g.echoes)]
-        return [*look, _shift_finding(groups)]
+        files = defaultdict(list)
+        for echo in told:
+            if echo.case not in against:
+                files[echo.case].append(echo)
+        alone = [
+            group for echoes in files.values() if (group := _file_group(echoes, told, labels)) is not None
+        ]
+        return [*look, _shift_finding(groups, alone)]
 
 
 def _look(strips: list[list[_Echo]]) -> tuple[list[Finding], list[list[_Echo]]]:
@@ -173,11 +189,15 @@ def _look(strips: list[list[_Echo]]) -> tuple[list[Finding], list[list[_Echo]]]:
     return [Finding(LOOK, "FAIL", detail, remedy, numbers, cases)], opposite
 
 
-def _pooled(echoes: list[_Echo]) -> tuple[np.ndarray, float] | None:
-    """Mean surfaces of some tiles, and the height of a peak by chance; None where there is nothing to compare with."""
+def _pooled(echoes: list[_Echo], others: list[_Echo] = ()) -> tuple[np.ndarray, float] | None:
+    """Mean surfaces of some tiles, and the height of a peak by chance; None where there is nothing to compare with.
+
+    Args:
+        others: tiles that tell what chance does, too: few tell too little of it.
+    """
     if len({echo.surfaces.shape for echo in echoes}) > 1:
         return None
-    chances = [echo.chance for echo in echoes if echo.chance is not None]
+    chances = [echo.chance for echo in others or echoes if echo.chance is not None]
     chances = [chance for chance in chances if chance.shape == echoes[0].surfaces.shape]
     if not chances:
         return None
@@ -190,21 +210,56 @@ def _group(echoes: list[_Echo], is_split: bool, labels: LabelCheck) -> _Group | 
     pooled = _pooled(echoes)
     if pooled is None:
         return None
-    surfaces, noise = pooled
-    if echoes[0].look_deg is not None:
+    first = echoes[0]
+    better = _BETTER if first.look_deg is not None else _BETTER_GUESSED
+    return _told(echoes, is_split, *pooled, labels.shift_px(first.case.split, first.sensor), better)
+
+
+def _file_group(echoes: list[_Echo], others: list[_Echo], labels: LabelCheck) -> _Group | None:
+    """What the samples of one file say alone; None where that is not clear, by stricter rules than for many."""
+    pooled = _pooled(echoes, others)
+    if pooled is None:
+        return None
+    surfaces, _ = pooled
+    first = echoes[0]
+    known = first.look_deg is not None
+    if not is_single_peak(_best(surfaces[:1] if known else surfaces)):
+        return None
+    optical = labels.shift_px(first.case.split, first.sensor, first.case.image)
+    group = _told(echoes, False, *pooled, optical, _BETTER_FILE if known else _BETTER_FILE_GUESSED)
+    return group and replace(group, off=group.off and group.length_px >= FILE_OFF_PX)
+
+
+def _best(surfaces: np.ndarray) -> np.ndarray:
+    return surfaces[np.unravel_index(int(surfaces.argmax()), surfaces.shape)[0]]
+
+
+def _told(
+    echoes: list[_Echo],
+    is_split: bool,
+    surfaces: np.ndarray,
+    noise: float,
+    optical: np.ndarray,
+    better: float,
+) -> _Group | None:
+    """The shift that pooled surfaces tell; None where they tell nothing clear.
+
+    Args:
+        noise: height of a peak by chance. optical: (2,) shift of the optical pictures against the outlines.
+        better: a shift must fit better than none by this factor.
+    """
+    first = echoes[0]
+    if first.look_deg is not None:
         surfaces = surfaces[:1]
-    best = surfaces[np.unravel_index(int(surfaces.argmax()), surfaces.shape)[0]]
+    best = _best(surfaces)
     peak = np.array(peak_px(best))
     if best.max() < _CLEAR * noise or np.abs(peak).max() == REACH_PX:
         return None
-    first = echoes[0]
     # Where the optical sensor looks aslant, its picture of roofs lies off the ground, and rightly so.
-    leans = first.sensor.view_off_nadir_deg
-    optical = np.zeros(2) if leans else labels.shift_px(first.case.split, first.sensor)
+    optical = np.zeros(2) if first.sensor.view_off_nadir_deg else optical
     column, row = (optical + REACH_PX).astype(int)
     # Of any look, where it is unknown: a wrong one can be made up for by a shift.
     unshifted = surfaces[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
-    better = _BETTER if first.look_deg is not None else _BETTER_GUESSED
     shift = peak - optical if best.max() >= better * unshifted else np.zeros(2)
     looks = [echo.look_deg for echo in echoes]
     one_look = None not in looks and all(abs((a - looks[0] + 180) % 360 - 180) < 20 for a in looks)
@@ -222,11 +277,17 @@ def _is_off(group: _Group) -> bool:
     return math.hypot(across / _OFF_PX, along / (_OFF_PX if known else _OFF_UNKNOWN_PX)) >= 1
 
 
-def _shift_finding(groups: list[_Group]) -> Finding:
+def _shift_finding(groups: list[_Group], files: list[_Group]) -> Finding:
+    """One finding of what acquisitions and splits say (`groups`), and single files (`files`)."""
     strips = [group for group in groups if not group.is_split]
-    strips_off = [group for group in strips if group.off]
-    numbers: dict = {"acquisitions": len(strips), "acquisitions_off": len(strips_off)}
-    if not groups:
+    strips_off, files_off = ([group for group in some if group.off] for some in (strips, files))
+    numbers: dict = {
+        "acquisitions": len(strips),
+        "acquisitions_off": len(strips_off),
+        "files": len(files),
+        "files_off": len(files_off),
+    }
+    if not groups and not files:
         detail = "SAR pictures have too little in common with what a radar would see of the outlines to tell."
         return Finding(SAR_SHIFT, "n/a", detail, "Look at some tiles: tools/visualize.py.", numbers)
     for group in groups:
@@ -242,32 +303,44 @@ def _shift_finding(groups: list[_Group]) -> Finding:
     told = {group.split for group in strips}
     judged = [group for group in groups if not (group.is_split and group.split in told)]
     off = [group for group in judged if group.off]
-    worst = max(off or judged, key=lambda group: group.length_px)
+    many = bool(strips_off) and len(strips_off) >= _SHARE_OFF * len(strips)
+    together = many or any(group.is_split for group in off)
+    # Files are named where they are off alone.
+    named = off or judged if together or not files_off else files_off
+    worst = max(named or files, key=lambda group: group.length_px)
     numbers["worst_px"] = worst.length_px
-    echo = worst.echoes[0]
-    where = worst.split if worst.is_split else f"an acquisition of {worst.split}"
-    right, down = worst.shift_px
-    detail = (
-        f"{worst.length_px:.0f} px ({worst.length_px * echo.gsd_m:.1f} m) off in {where}: {right:+.0f} px right, "
-        f"{down:+.0f} px down of where outlines and optical pictures put it"
-    )
-    if worst.along_across_px is not None:
-        along, across = worst.along_across_px
-        detail += f" ({across:+.0f} px across, {along:+.0f} px along the look direction)"
+    detail = _shift_text(worst, worst in files)
     if strips:
         detail += f"; {len(strips_off)} of {counted(len(strips), 'acquisition')} off"
-    many = bool(strips_off) and len(strips_off) >= _SHARE_OFF * len(strips)
-    if not many and not any(group.is_split for group in off):
+    if files_off:
+        detail += f"; {len(files_off)} of {counted(len(files), 'file')} off"
+    if not together and not files_off:
         return Finding(SAR_SHIFT, "ok", f"At most {detail}.", "", numbers)
     remedy = (
         "Register the SAR pictures again (terrain correction with a surface of the right datum, then a shift per "
         "acquisition), and make the data again; fusion learns little from pictures that do not lie on each other."
     )
+    serious = together or len(files_off) >= max(1, FILES_OFF_SHARE * len(files))
     # Without the look direction it was guessed along with the shift.
-    verdict = "FAIL" if echo.look_deg is not None else "warn"
-    return Finding(
-        SAR_SHIFT, verdict, f"{detail}.", remedy, numbers, tuple(e.case for e in worst.echoes[:MAX_CASES])
+    verdict = "FAIL" if serious and worst.echoes[0].look_deg is not None else "warn"
+    shown = [worst] if together else sorted(files_off, key=lambda group: -group.length_px)
+    cases = dict.fromkeys(echo.case for group in shown for echo in group.echoes)
+    return Finding(SAR_SHIFT, verdict, f"{detail}.", remedy, numbers, tuple(cases)[:MAX_CASES])
+
+
+def _shift_text(worst: _Group, is_file: bool) -> str:
+    echo = worst.echoes[0]
+    where = worst.split if worst.is_split else f"an acquisition of {worst.split}"
+    where = echo.case.image if is_file else where
+    right, down = worst.shift_px
+    text = (
+        f"{worst.length_px:.0f} px ({worst.length_px * echo.gsd_m:.1f} m) off in {where}: {right:+.0f} px right, "
+        f"{down:+.0f} px down of where outlines and optical pictures put it"
     )
+    if worst.along_across_px is None:
+        return text
+    along, across = worst.along_across_px
+    return f"{text} ({across:+.0f} px across, {along:+.0f} px along the look direction)"
 
 
 def _away(look_deg: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from fusiondet.doctor.height_values import check_heights
 from fusiondet.doctor.html_page import write_page
 from fusiondet.doctor.pixel_values import PixelCheck, check_files
 from fusiondet.doctor.radar import SAR_SCALE, RadarCheck
-from fusiondet.doctor.registration import LabelCheck
+from fusiondet.doctor.registration import LabelCheck, height_picture
 from fusiondet.doctor.samples import chosen_tiles, read_samples
 from fusiondet.doctor.shared_ground import check_ground
 from fusiondet.doctor.split_source import Split, read_splits
@@ -52,11 +52,15 @@ def examine(
 def _check_pixels(splits: list[Split], samples: int) -> list[Finding]:
     pixels, colours, scale = PixelCheck(), ColourCheck(), RadarCheck()
     labels, shifts = LabelCheck(), EchoCheck()
+    heights = LabelCheck("outlines against height rasters", height_picture)
     chosen = chosen_tiles(splits, samples)
     for sample in progress(read_samples(chosen), total=len(chosen), label="looking at pixels"):
-        for check in (pixels, colours, scale, labels, shifts):
+        for check in (pixels, colours, scale, labels, heights, shifts):
             check.add(sample)
     findings = [*pixels.findings(splits, samples), *colours.findings(), *scale.findings(), *labels.findings()]
+    # Said where something is off: most data sets have no height raster, and most of these lie where they should.
+    off_heights = heights.shift_finding()
+    findings += [off_heights] if off_heights.verdict in ("FAIL", "warn") else []
     if any(finding.name == SAR_SCALE and finding.verdict == "FAIL" for finding in findings):
         why = "Needs a SAR picture in dB: mend its scale first."
         return [*findings, Finding(SAR_SHIFT, "n/a", why)]

@@ -89,8 +89,12 @@ def counted(n: int, what: str) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as text."""
-    return f"{100 * share:.2g} %" if share < 0.995 or share == 1 else f"{100 * share:.1f} %"
+    """A share in [0, 1] as text: two digits, "below 0.1 %", and 100 % for all alone."""
+    if 0 < share < 0.001:
+        return "below 0.1 %"
+    if 0.995 <= share < 1:
+        return f"{min(100 * share, 99.9):.1f} %"
+    return f"{100 * share:.0f} %" if share >= 0.095 or share == 0 else f"{100 * share:.1f} %"
 
 
 def plain(value: Any) -> Any:

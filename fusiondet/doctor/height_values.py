@@ -16,6 +16,10 @@ _ENOUGH = 20
 # Garages, sheds and one-storey houses are lower than this everywhere; ground that was not subtracted lifts them.
 _LOW_M = 8.0
 _VERY_LOW_M = 12.0
+# Buildings of a house's size, square metres, are rarely higher than this many times the side of a square of their area:
+# half of them are below 0.8 in towns, and below 1.2 among towers. In feet the same are below 2.5 and 3.9.
+_HOUSE_M2, _SLENDER = (40.0, 400.0), 1.7
+_FOOT_M = 0.3048
 # Standard deviation of the log heights of the buildings of one tile, below which they are nearly the same number.
 _NARROW = 0.32
 
@@ -60,17 +64,24 @@ def _attribute(splits: list[Split]) -> Finding:
         f"{low:.1f} to {high:.1f} m (5 to 95 %), {middle:.1f} m in the middle; unknown {percent(unknown)}; {flat} "
         f"below 1 m, {tall} above 300 m."
     )
-    cases = tuple(
-        Case(s.name, t.file_name, f"{_known(t).max():.0f} m")
-        for s in splits
-        for t in s.dataset.tiles
-        if _known(t).size and _known(t).max() > 300
-    )[:MAX_CASES]
+    cases = _tallest(splits, above_m=300)
     if middle > 100:
         remedy = (
             "No city is like this: other units (feet, cm), or elevations. Convert to metres above ground."
         )
         return Finding(name, "FAIL", detail, remedy, numbers, cases)
+    slender, houses_m = _slenderness(splits)
+    numbers["height_over_side_of_houses"] = slender
+    if houses_m.size >= _ENOUGH and slender > _SLENDER:
+        house_m = float(np.median(houses_m))
+        detail += (
+            f" Of {houses_m.size} houses half are above {house_m:.1f} m, {slender:.1f} times as high as wide."
+        )
+        remedy = (
+            f"Are these feet (then they are {house_m * _FOOT_M:.1f} m) or elevations? Make the data again in metres "
+            "above ground. If these really are towers, all is well."
+        )
+        return Finding(name, "warn", detail, remedy, numbers, _tallest(splits))
     if tall > max(2, 0.001 * len(heights_m)) or flat > 0.02 * len(heights_m):
         remedy = "Look at these buildings: sentinels, masts, or zero-like heights that should be null?"
         return Finding(name, "warn", detail, remedy, numbers, cases)
@@ -78,6 +89,32 @@ def _attribute(splits: list[Split]) -> Finding:
         remedy = "Only buildings of known height train the height head; check the join between outlines and heights."
         return Finding(name, "warn", detail, remedy, numbers)
     return Finding(name, "ok", detail, "", numbers)
+
+
+def _slenderness(splits: list[Split]) -> tuple[float, np.ndarray]:
+    """Median of height over the side of a square of the same area, of buildings of a house's size; their heights."""
+    houses = [
+        (building.height_m, area_m2)
+        for split in splits
+        for tile in split.dataset.tiles
+        for building in tile.buildings
+        if building.height_m is not None
+        and _HOUSE_M2[0] <= (area_m2 := building.polygon.area * tile.gsd_m**2) <= _HOUSE_M2[1]
+    ]
+    heights_m, areas_m2 = np.array(houses, float).reshape(-1, 2).T
+    return (float(np.median(heights_m / np.sqrt(areas_m2))) if houses else float("nan")), heights_m
+
+
+def _tallest(splits: list[Split], above_m: float = 0.0) -> tuple[Case, ...]:
+    """The tiles with the tallest buildings, those above a height alone."""
+    highest = [
+        (_known(tile).max(), Case(split.name, tile.file_name, f"{_known(tile).max():.0f} m"))
+        for split in splits
+        for tile in split.dataset.tiles
+        if _known(tile).size
+    ]
+    highest = sorted((pair for pair in highest if pair[0] > above_m), key=lambda pair: -pair[0])
+    return tuple(case for _, case in highest[:MAX_CASES])
 
 
 def _elevations(splits: list[Split]) -> Finding:

@@ -2,17 +2,23 @@
 
 Along an outline the picture changes across it. So the gradient, with its direction (up to its sign), is correlated
 with the outlines' normals: over shifts, and over the eight ways in which a square can be turned and mirrored. Wrong
-ways fit about as badly as each other, which tells how much chance does. Evidence is pooled over tiles.
+ways fit about as badly as each other, which tells how much chance does. Evidence is pooled over the tiles of a file, of
+an acquisition and of a split: a file that is shifted alone does not show in its split.
 """
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from fusiondet.buildings import SensorGeometry, Tile
 from fusiondet.doctor.edges import correlation, edge_points, middle, peak_px, splat
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
 from fusiondet.doctor.samples import Sample
+from fusiondet.errors import InputError
+from fusiondet.files import safe_join
+from fusiondet.io.labels import read_heights
 
 import cv2
 import numpy as np
@@ -31,22 +37,54 @@ WAYS = (
 )
 # How much better than chance a fit must be to count: pooled over many tiles, and of one tile alone.
 _CLEAR, _CLEAR_TILE = 2.5, 2.0
+# A peak of one file must be this much higher than what lies farther from it: rows of houses fit at several shifts.
+_CLEAR_PEAK, _PEAK_PX = 1.2, 5
 # Shifts of outlines against the picture.
 _LABEL_WARN_PX, _LABEL_FAIL_PX = 2.0, 4.0
+# One file alone wanders by more: shadows beside its buildings have edges, too.
+FILE_OFF_PX = 6.0
+# Share of the files that tell a shift which may be off before the data set fails.
+FILES_OFF_SHARE = 0.03
+
+
+def optical_picture(sample: Sample) -> np.ndarray | None:
+    """(C, H, W) optical bands of a sample, None where it has none."""
+    return None if sample.image is None or not len(sample.optical) else sample.optical
+
+
+def height_picture(sample: Sample) -> np.ndarray | None:
+    """(1, H, W) heights of a sample's raster, None where it has none that can be laid over it."""
+    tile = sample.tile
+    name = tile.ndsm_file_name or tile.building_height_file_name
+    if name is None:
+        return None
+    try:
+        path = safe_join(sample.dataset.root, name)
+        return read_heights(path, (tile.height, tile.width), tile.transform, tile.crs)[None]
+    except InputError:
+        return None  # another check names it
 
 
 @dataclass
 class LabelCheck:
-    """Flips and shifts of the outlines, over samples that are added one by one."""
+    """Flips and shifts of the outlines, over samples that are added one by one.
 
+    Attributes:
+        name: of the finding about shifts. picture: returns what the outlines are compared with, None for none.
+        samples, surfaces: what was added.
+    """
+
+    name: str = "outlines against pictures"
+    picture: Callable[[Sample], np.ndarray | None] = optical_picture
     samples: list[tuple[Case, SensorGeometry, float]] = field(default_factory=list)
     surfaces: list[np.ndarray] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
         """Look at one tile."""
-        if sample.image is None or not len(sample.optical) or len(sample.tile.buildings) < 1:
+        picture = self.picture(sample) if sample.tile.buildings else None
+        if picture is None:
             return
-        gradient, normals = middle(_gradient(sample.optical)), middle(_normals(sample.tile))
+        gradient, normals = middle(_gradient(picture)), middle(_normals(sample.tile))
         energy = float(np.sqrt((np.abs(normals) ** 2).sum() * (np.abs(gradient) ** 2).mean()))
         if not energy > 0:
             return
@@ -61,7 +99,7 @@ class LabelCheck:
 
     def findings(self) -> list[Finding]:
         """What the samples say."""
-        return [self._flips(), self._shift()]
+        return [self._flips(), self.shift_finding()]
 
     def _pooled(self, indexes) -> np.ndarray:
         """(8, ...) mean surfaces of some samples; NaN for ways that none of them allows."""
@@ -75,11 +113,14 @@ class LabelCheck:
             groups[case.split].append(i)
         return groups
 
-    def shift_px(self, split: str, sensor: SensorGeometry) -> np.ndarray:
-        """(2,) shift of the pictures of an acquisition against its outlines, (right, down).
+    def shift_px(self, split: str, sensor: SensorGeometry, image: str | None = None) -> np.ndarray:
+        """(2,) shift of the pictures of an acquisition, or of one `image`, against its outlines, (right, down).
 
-        That of the whole split where the acquisition alone does not tell; zeros where neither does.
+        That of the acquisition where the image alone does not tell, of the whole split where the acquisition does not;
+        zeros where none does.
         """
+        if (split, image) in (files := self.file_shifts):
+            return files[split, image][0]
         whole = self._by_split().get(split, [])
         for indexes in ([i for i in whole if self.samples[i][1] == sensor], whole):
             if indexes:
@@ -129,11 +170,28 @@ class LabelCheck:
             return Finding(name, "n/a", detail, "Look at some tiles: tools/visualize.py.", numbers)
         return Finding(name, "ok", "Outlines fit the pictures best as they are.", "", numbers)
 
-    def _shift(self) -> Finding:
-        name = "outlines against pictures"
+    @cached_property
+    def file_shifts(self) -> dict[tuple[str, str], tuple[np.ndarray, list[int]]]:
+        """(split, file) -> (right, down) shift of its picture in pixels, and its samples, where they tell it alone.
+
+        Of the samples added before it is asked for.
+        """
+        files = defaultdict(list)
+        for i, (case, _, _) in enumerate(self.samples):
+            files[case.split, case.image].append(i)
+        found = {}
+        for key, indexes in files.items():
+            way, clear, surfaces = _best_way(self._pooled(indexes), _CLEAR_TILE)
+            if clear and way == 0 and is_single_peak(surfaces[0]):
+                found[key] = np.array(peak_px(surfaces[0])), indexes
+        return found
+
+    def shift_finding(self) -> Finding:
+        """What the samples say about shifts."""
+        name = self.name
         if not self.samples:
-            return Finding(name, "n/a", "Needs an optical picture with buildings.")
-        groups = self._by_split()
+            return Finding(name, "n/a", "Needs a picture with buildings: optical, or of heights.")
+        groups, files = self._by_split(), self.file_shifts
         strips = acquisitions([(case.split, sensor) for case, sensor, _ in self.samples])
         found, numbers = {}, {}
         for key, indexes in [*groups.items(), *strips]:
@@ -143,37 +201,63 @@ class LabelCheck:
         for key, (shift, indexes) in found.items():
             if key in groups:
                 numbers[key] = {"right_px": shift[0], "down_px": shift[1], "tiles": len(indexes)}
-        if not found:
+        if not found and not files:
             return Finding(
                 name, "n/a", "Outlines and gradients have too little in common to tell.", "", numbers
             )
-        off = {key: float(np.hypot(*shift)) for key, (shift, _) in found.items()}
+        off_px = {key: float(np.hypot(*shift)) for key, (shift, _) in found.items()}
         strips = [key for key in found if key not in groups]
-        bad = [key for key in strips if off[key] >= _LABEL_FAIL_PX]
-        worst = max(off, key=off.get)
-        numbers |= {"acquisitions": len(strips), "acquisitions_off": len(bad), "worst_px": off[worst]}
-        shift, indexes = found[worst]
-        gsd_m = self.samples[indexes[0]][2]
-        metres = f" ({off[worst] * gsd_m:.1f} m)" if math.isfinite(gsd_m) else ""
-        where = worst if worst in groups else f"an acquisition of {self.samples[indexes[0]][0].split}"
-        detail = (
-            f"At most {off[worst]:.0f} px{metres} off, in {where}: what is seen lies {shift[0]:+.0f} px right and "
-            f"{shift[1]:+.0f} px down of the outlines."
+        bad = [key for key in strips if off_px[key] >= _LABEL_FAIL_PX]
+        bad_files = [key for key, (shift, _) in files.items() if np.hypot(*shift) >= FILE_OFF_PX]
+        found |= {key: files[key] for key in bad_files or ([] if found else files)}
+        numbers |= {
+            "acquisitions": len(strips),
+            "acquisitions_off": len(bad),
+            "files": len(files),
+            "files_off": len(bad_files),
+        }
+        serious = (
+            any(off_px[key] >= _LABEL_FAIL_PX for key in groups if key in off_px)
+            or len(bad) >= max(1, 0.1 * len(strips))
+            or len(bad_files) >= max(1, FILES_OFF_SHARE * len(files))
         )
-        if off[worst] < _LABEL_WARN_PX:
+        return self._worst_shift(name, found, bad_files, serious, numbers)
+
+    def _worst_shift(self, name: str, found: dict, bad_files: list, serious: bool, numbers: dict) -> Finding:
+        """Name the worst of `found`, key of a split, acquisition or file -> (shift, samples)."""
+        off_px = {key: float(np.hypot(*shift)) for key, (shift, _) in found.items()}
+        # Where a whole split or acquisition is off, it is named instead of one of its files.
+        worst = max(off_px, key=lambda key: off_px[key] - _LABEL_WARN_PX * (key in bad_files))
+        (shift, indexes), worst_px = found[worst], off_px[worst]
+        numbers["worst_px"] = worst_px
+        (case, _, gsd_m), is_split = self.samples[indexes[0]], isinstance(worst, str)
+        metres = f" ({worst_px * gsd_m:.1f} m)" if math.isfinite(gsd_m) else ""
+        where = worst if is_split else f"an acquisition of {case.split}"
+        where = worst[1] if isinstance(worst[1], str) and not is_split else where
+        detail = (
+            f"{'At most' if worst_px < _LABEL_WARN_PX else 'Up to'} {worst_px:.0f} px{metres} off, in {where}: what is "
+            f"seen lies {shift[0]:+.0f} px right and {shift[1]:+.0f} px down of the outlines."
+        )
+        if bad_files:
+            detail += f" {len(bad_files)} of {counted(numbers['files'], 'file')} are off."
+        if worst_px < _LABEL_WARN_PX:
             return Finding(name, "ok", detail, "", numbers)
-        cases = tuple(self.samples[i][0] for i in indexes[:MAX_CASES])
+        bad_files = sorted(bad_files, key=lambda key: -float(np.hypot(*found[key][0])))
+        cases = [case for key in bad_files for case in self._cases(*found[key])]
+        cases += [c for c in self._cases(shift, indexes) if c not in cases] if not bad_files else []
         leaning = any(self.samples[i][1].view_off_nadir_deg for i in indexes)
         remedy = (
             "The picture leans (view_off_nadir_deg): roofs lie off the footprints. Use roof outlines, or expect this."
             if leaning
             else "Shift the labels, or georeference the pictures again: outlines of another survey can be metres off."
         )
-        serious = max((off[key] for key in groups if key in off), default=0) >= _LABEL_FAIL_PX or (
-            len(bad) >= max(1, 0.1 * len(strips))
-        )
         verdict = "FAIL" if serious and not leaning else "warn"
-        return Finding(name, verdict, detail, remedy, numbers, cases)
+        return Finding(name, verdict, detail, remedy, numbers, tuple(cases[:MAX_CASES]))
+
+    def _cases(self, shift: np.ndarray, indexes: list[int]) -> list[Case]:
+        """Tiles that show a shift, each file once."""
+        note = f"{shift[0]:+.0f} px right, {shift[1]:+.0f} px down"
+        return list(dict.fromkeys(replace(self.samples[i][0], note=note) for i in indexes))
 
 
 def acquisitions(samples: list[tuple[str, SensorGeometry]]) -> list[tuple[tuple, list[int]]]:
@@ -205,6 +289,16 @@ def _best_way(surfaces: np.ndarray, clear: float = _CLEAR) -> tuple[int, bool, n
     peaks = np.array([s.max() if np.isfinite(s).all() else -np.inf for s in surfaces])
     best, second = np.argsort(peaks)[[-1, -2]]
     return int(best), bool(peaks[best] > clear * max(peaks[second], 1e-9)), surfaces
+
+
+def is_single_peak(surface: np.ndarray) -> bool:
+    """Whether the highest peak of a surface is inside of it, and nothing farther from it is nearly as high."""
+    row, column = np.unravel_index(int(surface.argmax()), surface.shape)
+    if not (0 < row < len(surface) - 1 and 0 < column < len(surface) - 1):
+        return False
+    rest = surface.copy()
+    rest[max(row - _PEAK_PX, 0) : row + _PEAK_PX + 1, max(column - _PEAK_PX, 0) : column + _PEAK_PX + 1] = 0
+    return bool(surface[row, column] > _CLEAR_PEAK * rest.max())
 
 
 def _gradient(optical: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from fusiondet.io.rasters import PixelWindow
 from fusiondet.io.tile_rasters import read_tile
 
 import numpy as np
+from affine import Affine
 from shapely.affinity import translate
 from shapely.geometry import box
 
@@ -100,11 +101,12 @@ def _middle_window(tile: Tile) -> PixelWindow | None:
 
 
 def _cut(tile: Tile, window: PixelWindow) -> Tile:
-    """What lies in a window of `tile`, in pixels of the window. Its transform is left as it is: the axes count here."""
+    """What lies in a window of `tile`, in pixels of the window."""
     x0, y0, width, height = window
     frame, buildings = box(0, 0, width, height), []
     for building in tile.buildings:
         polygon = clean_polygon(translate(building.polygon, -x0, -y0).intersection(frame))
         if polygon is not None:
             buildings.append(replace(building, polygon=polygon))
-    return replace(tile, width=width, height=height, buildings=buildings)
+    place = tile.transform and tuple(Affine(*tile.transform[:6]) * Affine.translation(x0, y0))[:6]
+    return replace(tile, width=width, height=height, buildings=buildings, transform=place)

@@ -33,6 +33,8 @@ from rasterio.errors import CRSError
 HEIGHT_SOURCES = ("building_height", "ndsm", "instances")
 # Ground of a surface minus terrain is not exactly 0: gaps, moving water, terrain under bridges. Elevations are further.
 GROUND_TOLERANCE_M = 3.0
+# Share of the footprints' pixels without a height from which on it is worth a note.
+_MANY_HOLES = 0.001
 
 
 def choose_source(source: str, building_height: object, ndsm: object) -> str:
@@ -299,10 +301,11 @@ def _check_rasters(name: str, tiles: list[tuple[Tile, str, Path]], samples: int)
         check(looks)
     notes = []
     holes, pixels = sum(look.holes for look in looks), sum(look.holes + look.inside_m.size for look in looks)
-    if holes:
+    if holes > _MANY_HOLES * pixels:
         tiles_with = sum(look.holes > 0 for look in looks)
+        share = f"{100 * holes / pixels:.{2 if holes < 0.995 * pixels else 3}g} %"
         notes.append(
-            f"{name}: no height under {100 * holes / pixels:.2g} % of the footprints' pixels, in {tiles_with} of "
+            f"{name}: no height under {share} of the footprints' pixels, in {tiles_with} of "
             f"{len(looks)} tiles looked at: they are not learned from."
         )
     off_m, known_m = (

@@ -5,9 +5,10 @@ from dataclasses import replace
 from fusiondet.buildings import SensorGeometry
 from fusiondet.doctor.echoes import EchoCheck
 from fusiondet.doctor.registration import LabelCheck
-from tests.support.doctor_cases import by_name, looked, with_outlines
+from tests.support.doctor_cases import by_name, looked, with_outlines, with_sar
 
 import numpy as np
+import pytest
 
 
 def echoes(samples, labels=None):
@@ -62,3 +63,20 @@ def test_sar_of_other_tiles_tells_nothing(samples):
     mixed = [other(s, o) for s, o in zip(samples, samples[7:] + samples[:7], strict=True)]
     found = echoes(mixed)
     assert found["SAR against pictures"].verdict == "n/a" and found["look direction"].verdict == "ok"
+
+
+@pytest.mark.parametrize("odd", [(8,), (1, 6, 9)])
+def test_files_whose_sar_alone_is_shifted_are_named(samples, odd):
+    def moved(sample):
+        return with_sar(sample, lambda sar: np.roll(sar, (-4, 18), (1, 2)))
+
+    found = echoes([moved(s) if i in odd else s for i, s in enumerate(samples)])["SAR against pictures"]
+    assert found.verdict == "FAIL" and found.numbers["files_off"] == len(odd)
+    assert {case.image for case in found.cases} == {samples[i].tile.file_name for i in odd}
+    assert 17 <= found.numbers["worst_px"] <= 20
+
+
+def test_a_file_whose_optical_and_sar_pictures_are_shifted_alike_is_no_fault_of_sar(samples):
+    both = replace(samples[4], image=np.roll(samples[4].image, (-4, 18), (1, 2)))
+    found = echoes([*samples[:4], both, *samples[5:]])["SAR against pictures"]
+    assert found.verdict == "ok" and found.numbers["files_off"] == 0

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from fusiondet.doctor.examination import examine
 from fusiondet.io.coco import read_coco
-from tests.support.doctor_cases import edit
+from tests.support.doctor_cases import by_name, edit
 
+import numpy as np
 import pytest
+import rasterio
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,3 +121,17 @@ def test_without_packages_the_tool_says_how_to_get_them(city):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: rasterio is not installed") and "make setup" in result.stderr
+
+
+def test_a_height_raster_that_is_off_its_outlines_is_named(copy_of_city):
+    dataset = read_coco(copy_of_city / "annotations" / "train.json")
+    tile = dataset.tiles[3]
+    with rasterio.open(dataset.root / tile.ndsm_file_name, "r+") as file:
+        file.write(np.roll(file.read(), 18, 1))
+    findings = by_name(examine(copy_of_city)[1])
+    finding = findings["outlines against height rasters"]
+    assert (
+        finding.verdict == "FAIL"
+        and f"in {tile.file_name}: what is seen lies +0 px right and +18 px" in finding.detail
+    )
+    assert findings["outlines against pictures"].verdict == "ok"

@@ -29,6 +29,22 @@ def test_words_and_numbers():
     )
 
 
+@pytest.mark.parametrize(
+    "share, words",
+    [
+        (0, "0 %"),
+        (1.6e-5, "below 0.1 %"),
+        (0.0123, "1.2 %"),
+        (0.25, "25 %"),
+        (0.994, "99 %"),
+        (0.99999, "99.9 %"),
+        (1, "100 %"),
+    ],
+)
+def test_shares_are_readable_at_both_ends(share, words):
+    assert percent(share) == words
+
+
 def test_a_failure_shows_where_to_look_and_a_passed_check_does_not():
     cases = tuple(Case("train", f"{i}.tif", "black" * (i == 0)) for i in range(5))
     failed, passed = Finding("a", "FAIL", "bad", cases=cases), Finding("b", "ok", "fine", cases=cases)

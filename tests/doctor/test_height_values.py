@@ -25,6 +25,22 @@ def log_normal(n=100):
     return np.clip(9 * np.exp(0.55 * np.random.default_rng(0).normal(size=n)), 2.5, 60)
 
 
+@pytest.mark.parametrize(("unit_m", "verdict"), [(1.0, "ok"), (0.3048, "warn")])
+def test_houses_whose_heights_are_in_feet_are_too_slender(tmp_path, unit_m, verdict):
+    heights_m, tiles = np.clip(log_normal(), 4, 12), []
+    for i, row in enumerate(heights_m.reshape(-1, 10)):
+        own = squares(10)  # of 12 m
+        for building, height_m in zip(own, row, strict=True):
+            building.height_m, building.height_datum = float(height_m / unit_m), "ground"
+        tiles.append(tile(f"{i}.tif", buildings=own, gsd_m=1.5))
+    write_tiles(tmp_path, "train", tiles)
+    finding = found(check_heights, tmp_path)["heights of buildings"]
+    assert finding.verdict == verdict
+    if verdict == "warn":
+        assert f"Are these feet (then they are {np.median(heights_m):.1f} m)" in finding.remedy
+        assert finding.cases and "times as high as wide" in finding.detail
+
+
 @pytest.mark.parametrize(
     "ground_m, verdict",
     [(0.0, "ok"), (10.0, "FAIL"), (60.0, "FAIL"), (np.repeat(np.arange(10) * 20.0, 10), "FAIL")],

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
-from fusiondet.doctor.registration import LabelCheck
+from fusiondet.doctor.registration import LabelCheck, height_picture
+from fusiondet.geometry.painting import paint_heights
 from tests.support.doctor_cases import looked, with_outlines
+from tests.support.tiny_city import write_raster
 
 import numpy as np
 import pytest
@@ -72,3 +74,58 @@ def test_tiles_need_not_be_square(samples):
     found = looked(LabelCheck(), map(cut, samples)).findings()
     assert [finding.verdict for finding in found] == ["ok", "ok"]
     assert found[0].to_dict()["numbers"]["train"]["fit"]["turned by 90° to the left"] is None
+
+
+def with_pixels_moved(sample, right, down):
+    return replace(sample, image=np.roll(sample.image, (down, right), (1, 2)))
+
+
+@pytest.mark.parametrize("odd", [(4,), (1, 4, 7, 10, 13)])
+def test_shifted_files_among_sound_ones_are_named(samples, odd):
+    some = [with_pixels_moved(s, 18, -4) if i in odd else s for i, s in enumerate(samples)]
+    found = looked(LabelCheck(), some).findings()[1]
+    names = {samples[i].tile.file_name for i in odd}
+    assert found.verdict == "FAIL" and found.numbers["files_off"] == len(odd)
+    assert {case.image for case in found.cases} == names
+    assert any(name in found.detail for name in names) and "+18 px right and -4 px down" in found.detail
+
+
+def test_one_shifted_file_of_many_is_a_warning(samples):
+    many = [
+        replace(s, tile=replace(s.tile, file_name=f"{n}{s.tile.file_name}")) for n in "abc" for s in samples
+    ]
+    found = looked(LabelCheck(), [with_pixels_moved(many[3], 18, -4), *many[:3], *many[4:]]).findings()[1]
+    assert found.verdict == "warn" and [case.image for case in found.cases] == [many[3].tile.file_name]
+
+
+def test_tiles_of_one_file_are_pooled(samples):
+    one = [
+        replace(with_pixels_moved(s, 12, 5), tile=replace(s.tile, file_name="mosaic.tif"))
+        for s in samples[:2]
+    ]
+    found = looked(LabelCheck(), [*one, *samples[2:]]).findings()[1]
+    assert found.numbers["files_off"] == 1 and "mosaic.tif" in found.detail
+
+
+@pytest.mark.parametrize("rows, verdict", [(0, "ok"), (18, "FAIL")])
+def test_of_three_height_rasters_the_one_that_is_off_is_named(samples, rows, verdict):
+    def heights(sample):
+        tile = sample.tile
+        down = rows if tile.file_name == samples[1].tile.file_name else 0
+        return np.roll(np.nan_to_num(paint_heights(tile.buildings, (tile.height, tile.width))), down, 0)[None]
+
+    found = looked(LabelCheck("heights", heights), samples[:3]).shift_finding()
+    assert found.verdict == verdict
+    if rows:
+        assert (
+            f"in {samples[1].tile.file_name}: what is seen lies +0 px right and +18 px down" in found.detail
+        )
+
+
+def test_heights_of_a_sample_come_from_its_raster(samples, tmp_path):
+    assert height_picture(replace(samples[0], tile=replace(samples[0].tile, ndsm_file_name=None))) is None
+    tile = replace(samples[0].tile, ndsm_file_name="h.tif", transform=None, crs=None)
+    values = np.arange(tile.height * tile.width, dtype=np.float32).reshape(1, tile.height, tile.width)
+    write_raster(tmp_path / "h.tif", values)
+    sample = replace(samples[0], tile=tile, dataset=replace(samples[0].dataset, root=tmp_path))
+    np.testing.assert_array_equal(height_picture(sample), values)
