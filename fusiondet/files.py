@@ -11,6 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fusiondet.errors import InputError
 
+# Of the hidden directories of `atomic_path`: characters that `tempfile` draws, and the name of what is replaced.
+_DRAWN, _REPLACED = 8, "replaced"
+_WRITING_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 def require_new(path: Path, overwrite: bool = False) -> Path:
     """`path` of a file to write, as a Path.
@@ -62,13 +66,19 @@ def _with_writable_parent(path: Path) -> Path:
         raise InputError(
             f"{path}: cannot be made, {there} is not a directory that may be written to. Choose another place."
         )
+    # Under the name that a run uses: one that is killed just now leaves nothing that the next one does not remove.
+    parts = there / parts_folder(path.absolute()).name
     try:
         # Permissions say yes to root also where nothing can be made (/proc), and nothing of long names and full disks.
-        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there))
+        parts.mkdir(exist_ok=True)
+        probe = tempfile.mkdtemp(prefix=f".{path.name}.", dir=parts)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be made in {there} ({error.strerror}). Choose another place or name."
         ) from None
+    for made in (probe, parts):
+        with contextlib.suppress(OSError):  # another run uses the folder
+            os.rmdir(made)
     return path
 
 
@@ -78,25 +88,6 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.parts")
 
 
-@contextlib.contextmanager
-def scratch_folder(path: Path):
-    """Have a `parts_folder` of `path` meanwhile, so that what a killed run leaves of `path` is there, and nowhere else.
-
-    What an earlier run left half-written there is removed first; what it finished stays.
-    """
-    folder = parts_folder(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_there(path, error) from None
-    remove_half_written(folder)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # something is kept in it
-            folder.rmdir()
-
-
 def remove_half_written(folder: Path) -> None:
     """Remove what is hidden in `folder`, which is of one run alone: what an earlier one did not finish."""
     for left in folder.glob(".*"):
@@ -104,6 +95,15 @@ def remove_half_written(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def remove_debris(folder: Path) -> None:
+    """Remove what killed runs have left of `atomic_path` in `folder`, in which no other run works."""
+    for left in Path(folder).glob(".*.*"):
+        name, _, drawn = left.name[1:].rpartition(".")
+        if len(drawn) == _DRAWN and left.is_dir() and not left.is_symlink():
+            if {path.name for path in left.iterdir()} <= {name, _REPLACED}:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -116,6 +116,18 @@ def naming(path: Path):
             raise
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+
+
+@contextlib.contextmanager
+def _naming_failed_writes(path: Path):
+    """`naming`, for a block that also reads: errors of reading, which name no file and have no number, stay."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _WRITING_FAILED:
+            raise
+        with naming(path):
+            raise
 
 
 def _holder(path: Path) -> Path:
@@ -145,8 +157,9 @@ def atomic_path(path: Path):
     path = Path(path)
     holder = _holder(path)
     try:
-        yield holder / path.name
-        os.replace(holder / path.name, path)
+        with _naming_failed_writes(path):
+            yield holder / path.name
+            os.replace(holder / path.name, path)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -159,8 +172,9 @@ def atomic_dir(path: Path):
     fresh = holder / path.name
     fresh.mkdir()
     try:
-        yield fresh
-        replace_dir(fresh, path, holder / "replaced")
+        with _naming_failed_writes(path):
+            yield fresh
+            replace_dir(fresh, path, holder / _REPLACED)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

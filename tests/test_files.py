@@ -15,12 +15,13 @@ from fusiondet.files import (
     naming,
     parts_folder,
     read_json,
+    remove_debris,
     require_new,
     require_new_dir,
     safe_join,
-    scratch_folder,
     write_json,
 )
+from fusiondet.locks import sole_writer
 
 import pytest
 
@@ -182,35 +183,37 @@ def test_names_that_are_too_long_are_found_at_once(tmp_path):
     assert require_new(tmp_path / ("a" * 200 + ".gpkg")) and names(tmp_path) == []
 
 
-class TestPartsFolder:
-    def test_what_is_half_written_is_in_there(self, tmp_path):
-        path = tmp_path / "b.gpkg"
-        for atomic in (atomic_path, atomic_dir):
-            with scratch_folder(path) as folder, atomic(path) as temporary:
-                assert folder in temporary.parents and names(tmp_path) == [".b.gpkg.parts"]
-                temporary.write_text("x") if atomic is atomic_path else (temporary / "x").touch()
-            assert names(tmp_path) == ["b.gpkg"]
-            path.unlink() if path.is_file() else None
+def test_the_look_at_a_place_leaves_nothing_that_the_next_one_does_not_remove(tmp_path, monkeypatch):
+    path = tmp_path / "b.gpkg"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", lambda _: None)  # the process is killed before it removes its probe
+        require_new(path)
+    assert names(tmp_path) == [".b.gpkg.parts"]
+    with sole_writer(path):
+        assert names(parts_folder(path)) == ["lock"]
+    assert names(tmp_path) == []
 
-    def test_what_a_killed_run_left_goes_and_what_it_finished_stays(self, tmp_path):
-        folder = parts_folder(tmp_path / "b.gpkg")
-        (folder / ".b.gpkg.x1").mkdir(parents=True)
-        (folder / ".b.gpkg.x1" / "rows.spool").touch()
-        (folder / "block-1").touch()
-        with scratch_folder(tmp_path / "b.gpkg"):
-            assert names(folder) == ["block-1"]
-        assert names(folder) == ["block-1"]
 
-    def test_others_have_nothing_to_do_with_it(self, tmp_path):
-        with scratch_folder(tmp_path / "b.gpkg") as folder, atomic_path(tmp_path / "c.gpkg") as temporary:
-            assert folder not in temporary.parents
-            temporary.touch()
-        assert names(tmp_path) == ["c.gpkg"]
+def test_debris_of_killed_runs(tmp_path):
+    own = [".model.pth.x1_abcde", ".set.12345678"]
+    for name in (*own, ".cache.x1_abcde", ".git", ".model.pth.parts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / own[0] / "model.pth").touch()
+    (tmp_path / own[1] / "replaced").mkdir()
+    (tmp_path / ".cache.x1_abcde" / "theirs").touch()
+    (tmp_path / ".a.12345678").touch()
+    remove_debris(tmp_path)
+    assert names(tmp_path) == [".a.12345678", ".cache.x1_abcde", ".git", ".model.pth.parts"]
 
-    def test_where_nothing_can_be_made(self, tmp_path):
-        (tmp_path / "a").touch()
-        with pytest.raises(InputError, match="cannot be written there"), scratch_folder(tmp_path / "a" / "b"):
-            pass
+
+def test_a_full_disk_names_the_output_and_a_damaged_input_does_not(tmp_path):
+    for atomic in (atomic_path, atomic_dir):
+        with pytest.raises(OSError, match="No space") as caught, atomic(tmp_path / "a"):
+            raise OSError(28, "No space left on device")
+        assert caught.value.filename == str(tmp_path / "a")
+        with pytest.raises(OSError, match="damaged") as caught, atomic(tmp_path / "a"):
+            raise OSError("in.tif: damaged")
+        assert caught.value.filename is None
 
 
 def test_errors_without_a_name_get_one(tmp_path):

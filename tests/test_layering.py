@@ -18,7 +18,7 @@ GEO = ("rasterio", "shapely", "geopandas", "pyogrio", "pyproj", "osgeo", "fiona"
 # From the bottom to the top. A module imports from its own row and from rows below it, never from one above.
 ORDER = [
     ["fusiondet", "errors", "compat", "plugins"],
-    ["files", "cli"],
+    ["files", "cli", "locks"],
     ["buildings"],
     ["geometry"],
     ["io"],
@@ -89,6 +89,7 @@ LAYERS = {
             "fusiondet.doctor",
             "fusiondet.errors",
             "fusiondet.files",
+            "fusiondet.locks",
             "fusiondet.jobs.*",
             "fusiondet.plugins",
             "fusiondet.projects",

@@ -312,6 +312,7 @@ def _splits(places: list[Place], options: Options) -> tuple[list[str], np.ndarra
             split[k] = -1
         else:
             smaller[k] = dataclasses.replace(place, window=window)
+    _leave_out_doubles(places, split, smaller)
     for index, name in enumerate(names):
         if not (split == index).any():
             raise InputError(
@@ -319,6 +320,23 @@ def _splits(places: list[Place], options: Options) -> tuple[list[str], np.ndarra
                 "`overlap` or another `block_m`."
             )
     return names, split, smaller
+
+
+def _leave_out_doubles(places: list[Place], split: np.ndarray, smaller: dict[int, Place]) -> None:
+    """Leave out what was cut back to the corner of a larger tile of its image: its files would have the same names."""
+    at_corner: dict[tuple, int] = {}
+    for k in np.flatnonzero(split >= 0).tolist():
+        place = smaller.get(k, places[k])
+        x0, y0, width, height = place.window
+        other = at_corner.setdefault((place.image, x0, y0), k)
+        if other == k:
+            continue
+        _, _, other_width, other_height = smaller.get(other, places[other]).window
+        less = k if k in smaller and width * height <= other_width * other_height else other
+        if less in smaller:
+            at_corner[place.image, x0, y0] = other if less == k else k
+            split[less] = -1
+            del smaller[less]
 
 
 def _by_group(places: list[Place], shares: dict[str, float], seed: int) -> np.ndarray:
@@ -358,6 +376,7 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
     # In the order of their places, as the tiles that they stand for.
     remade = shards.remade()
     smaller = next(remade, None)
+    files_made_anew = shards.remade_files()
     sample = _Sample()
     notes: dict[str, None] = {}
     written: dict[str, list[Place]] = {name: [] for name in names}
@@ -382,7 +401,7 @@ def _merge(source, shards: Shards, names, split: dict, places, out: Path, proble
             if line.get("image") is None or split.get(i, -1) < 0:
                 if i in split:
                     if line.get("image"):
-                        remove_own(out, line["image"])
+                        remove_own(out, line["image"], files_made_anew)
                     report.tiles["left out at another split"] += 1
                 else:
                     report.add({"tiles": line["counts"].get("tiles", {})})

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from fusiondet import cli
@@ -18,6 +18,8 @@ from fusiondet.jobs.store import Store
 
 # Tiles of a piece: what a worker makes at a time, and what a stopped run loses.
 CHUNK = 16
+# Begin of the names of pieces with tiles that were made anew.
+_REMADE = "remade"
 
 
 class Shards:
@@ -43,17 +45,27 @@ class Shards:
             for first in range(0, len(self._places), CHUNK)
         }
         self._names = list(jobs)
-        self._run(source, strict, jobs, "tiles")
+        lacking = self._store.lacking(jobs)
+        if lacking:
+            # Tiles made anew have taken the place of rasters that are about to be written again.
+            for name in self._store.finished():
+                if name.startswith(_REMADE):
+                    self._store.discard(name)
+        self._run(source, strict, jobs, lacking, "tiles")
 
     def remake(self, source: Source, strict: bool, replaced: dict[int, Place]) -> None:
         """Make tiles anew at smaller places; what they had written before is removed."""
-        for line in self.lines():
-            if line["i"] in replaced:
-                remove_own(self._store.made, line["image"])
         pairs = sorted(replaced.items())
-        jobs = {f"remade{k:09d}.jsonl": pairs[k : k + CHUNK] for k in range(0, len(pairs), CHUNK)}
+        jobs = {f"{_REMADE}{k:09d}.jsonl": pairs[k : k + CHUNK] for k in range(0, len(pairs), CHUNK)}
         self._remade = list(jobs)
-        self._run(source, strict, jobs, "tiles at splits")
+        lacking = self._store.lacking(jobs)
+        # A tile that an earlier run made anew may have the name of the one that it replaces.
+        to_make = {i for name in lacking for i, _ in jobs[name]}
+        made_anew = self.remade_files(without=lacking)
+        for line in self.lines():
+            if line["i"] in to_make:
+                remove_own(self._store.made, line["image"], made_anew)
+        self._run(source, strict, jobs, lacking, "tiles at splits")
 
     def lines(self) -> Iterator[dict]:
         """Every tile as it was made first."""
@@ -63,11 +75,17 @@ class Shards:
         """Tiles that were made anew."""
         return (line for name in self._remade for line in self._read(name))
 
+    def remade_files(self, without: Collection[str] = ()) -> set[str]:
+        """Return the names of the rasters of tiles that were made anew, but of those in the pieces `without`."""
+        lines = (line for name in self._remade if name not in without for line in self._read(name))
+        return {name for line in lines if line.get("image") for name in _own_files(line["image"])}
+
     def _read(self, name: str) -> Iterator[dict]:
         return map(json.loads, self._store.load(name).splitlines())
 
-    def _run(self, source: Source, strict: bool, jobs: dict[str, list], label: str) -> None:
-        lacking = self._store.lacking(jobs)
+    def _run(
+        self, source: Source, strict: bool, jobs: dict[str, list], lacking: set[str], label: str
+    ) -> None:
         left = [(name, job) for name, job in jobs.items() if name in lacking]
         if not left:
             return
@@ -147,9 +165,14 @@ def _make_line(source: Source, place: Place, out: Path, strict: bool) -> dict:
     }
 
 
-def remove_own(out: Path, image: dict) -> None:
-    """Remove the rasters of a tile that were written for it; not what it refers to by a link."""
-    for name in (value for key, value in image.items() if key.endswith("file_name") and value):
+def remove_own(out: Path, image: dict, kept: Collection[str] = ()) -> None:
+    """Remove the rasters of a tile that were written for it; not what it refers to by a link, nor names in `kept`."""
+    for name in _own_files(image):
         path = out / name
-        if path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(out.resolve()):
+        owned = path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(out.resolve())
+        if owned and name not in kept:
             path.unlink()
+
+
+def _own_files(image: dict) -> list[str]:
+    return [value for key, value in image.items() if key.endswith("file_name") and value]

@@ -14,12 +14,14 @@ Runs that may be stopped and resumed, or that other processes take part in, go t
 """
 
 import contextlib
+import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.files import scratch_folder
+from fusiondet.files import parts_folder
 from fusiondet.inference.options import FILE_OPTIONS, HEIGHT_OPTIONS, SceneOptions
 from fusiondet.inference.outputs import check_layer_crs, check_network, check_outputs, raster_sources
 from fusiondet.inference.predictor import Predictor
@@ -28,7 +30,8 @@ from fusiondet.io.layer_writer import BuildingWriter
 from fusiondet.io.layers import NUMBERS, areas_m2
 from fusiondet.io.qgis_style import write_style
 from fusiondet.io.scene_reader import SceneRasters
-from fusiondet.jobs.store import Store
+from fusiondet.jobs.store import Store, announced
+from fusiondet.locks import sole_writer
 
 import geopandas
 import numpy as np
@@ -101,7 +104,11 @@ def predict_to_file(
     """
     options = SceneOptions.from_keywords(options)
     tell = tell or (lambda notes: None)
-    with SceneRasters(rgb, sar) as rasters, rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+    if options.resume:
+        options = _may_finish(out, options)
+    with contextlib.ExitStack() as opened:
+        rasters = opened.enter_context(SceneRasters(rgb, sar))
+        opened.enter_context(rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES))
         images = [path for paths in rasters.paths.values() for path in paths]
         check_outputs(out, options, weights, images)
         if options.report is not None and write_report is None:
@@ -109,6 +116,8 @@ def predict_to_file(
                 "`report` needs `write_report`: pass fusiondet.visualization.report.write_layer_report."
             )
         check_layer_crs(out, options, rasters)
+        main, *others = options.outputs(out)
+        opened.enter_context(sole_writer(*others))
         if predictor is None:
             predictor = Predictor(
                 weights, options.device, options.score_threshold, build=not options.elsewhere
@@ -116,52 +125,54 @@ def predict_to_file(
         check_network(predictor, out)
         run = SceneRun(predictor, rasters, options, raster_sources(predictor, options))
         tell(list(run.plan.notes))
-        notes = _write(run, out, options, predictor)
+        store = opened.enter_context(
+            Store(main, run.plan.fingerprint(predictor), resume=options.resume, overwrite=options.overwrite)
+        )
+        # Another run may have been at work until just now.
+        check_outputs(out, options, weights, images)
+        store.announce([main, *others])
+        notes = _write(run, out, options, store)
         result = run.prediction([])
-    result.notes += notes
-    if options.style:
-        result.notes += write_style(out)
-    tell(result.notes[len(run.plan.notes) :])
-    if options.report is not None:
-        with scratch_folder(options.report):
-            write_report(
-                out,
-                options.report,
-                image=Path((run.plan.rgb or run.plan.sar)[0]),
-                overwrite=options.overwrite,
-            )
+        result.notes += notes
+        if options.style:
+            result.notes += write_style(out)
+        tell(result.notes[len(run.plan.notes) :])
+        if options.report is not None:
+            image = Path((run.plan.rgb or run.plan.sar)[0])
+            write_report(out, options.report, image=image, overwrite=options.overwrite)
+        # Not before all outputs are there: a run that is killed between them is resumed.
+        store.remove()
     return result
 
 
-def _write(run: SceneRun, out: Path | None, options: SceneOptions, predictor: Predictor) -> list[str]:
-    """Write the layer and the raster of a scene, whole or not at all; returns notes on the layer."""
+def _may_finish(out: Path | None, options: SceneOptions) -> SceneOptions:
+    """Return the options of a resumed run, which replaces those of its outputs that the killed run has finished."""
+    paths = options.outputs(out)
+    with sole_writer(*(path for path in paths if parts_folder(path).is_dir())):
+        pass  # of a run that was killed at its very end nothing but locks is left: they go
+    there = {Path(os.path.abspath(path)) for path in paths if Path(path).exists()}
+    # What is there has not been made by that run: it is refused as usual.
+    if not there or not there <= announced(paths[0]):
+        return options
+    return dataclasses.replace(options, overwrite=True)
+
+
+def _write(run: SceneRun, out: Path | None, options: SceneOptions, store: Store) -> list[str]:
+    """Write the layer and the raster of a scene, each whole or not at all; returns notes on the layer."""
     raster_path = options.class_path if options.class_path is not None else options.height_path
-    main = out if out is not None else raster_path
-    fingerprint = run.plan.fingerprint(predictor)
-    with contextlib.ExitStack() as opened:
-        store = opened.enter_context(
-            Store(main, fingerprint, resume=options.resume, overwrite=options.overwrite)
-        )
-        if raster_path is not None and raster_path != main:
-            opened.enter_context(scratch_folder(raster_path))
-        found = run.buildings(raster_path, store, store.folder)
-        if out is None:
-            with contextlib.closing(found):
-                for _ in found:
-                    pass
-            notes = []
-        else:
-            with BuildingWriter(
-                out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm
-            ) as writer:
-                with contextlib.closing(found):
-                    for buildings in found:
-                        writer.write(buildings)
-                if run.unreadable_px:
-                    writer.metadata["unreadable_px"] = run.unreadable_px
-            notes = writer.notes
-        store.remove()
-    return notes
+    found = run.buildings(raster_path, store, store.folder)
+    if out is None:
+        with contextlib.closing(found):
+            for _ in found:
+                pass
+        return []
+    with BuildingWriter(out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm) as writer:
+        with contextlib.closing(found):
+            for buildings in found:
+                writer.write(buildings)
+        if run.unreadable_px:
+            writer.metadata["unreadable_px"] = run.unreadable_px
+    return writer.notes
 
 
 class ScenePredictor:

@@ -166,6 +166,15 @@ class SceneOptions:
         names = ("rgb_bands", "sar_bands", "sar_scale", "sar_factor", "nodata", "gsd_m")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def outputs(self, out: Path | None) -> list[Path]:
+        """Return the files that are written, the one first beside which finished blocks are kept.
+
+        Args:
+            out: layer of buildings, or None.
+        """
+        paths = (out, self.class_path, self.height_path, self.report)
+        return [Path(path) for path in paths if path is not None]
+
     @property
     def elsewhere(self) -> bool:
         """Whether other processes than this one predict."""

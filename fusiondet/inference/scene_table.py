@@ -10,6 +10,7 @@ from fusiondet.inference.api import predict_to_file
 from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.run import ScenePrediction
+from fusiondet.jobs.store import announced
 
 NAME = "{name}"
 _COLUMNS = ("rgb", "sar", "name")
@@ -117,7 +118,9 @@ def predict_scenes(
             option: None if path is None else Path(str(path).replace(NAME, scene.name))
             for option, path in names.items()
         }
-        if settled.resume and all(path.exists() for path in paths.values() if path):
+        wanted = [path for path in paths.values() if path]
+        # A run that was killed after its last output has still to tidy up.
+        if settled.resume and all(path.exists() for path in wanted) and not announced(wanted[0]):
             on_done(scene, None)
             continue
         try:

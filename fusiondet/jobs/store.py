@@ -6,30 +6,24 @@ The pieces of `city.gpkg` are in the hidden folder `.city.gpkg.parts` beside it:
     fingerprint.json   plain values that the result follows from
     pieces/            a file per piece; its name holds a hash of its content, so that damage is noticed
     made/              where an output that is a folder grows, see `Store.publish`
+    outputs.json       the files that this run makes, where they are several: a killed run may have finished some
 
 A piece appears whole or not at all. Hidden files and folders in there are what a killed run has left half-written.
 """
 
-import contextlib
-import errno
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 from fusiondet.errors import InputError
 from fusiondet.files import naming, parts_folder, read_json, remove_half_written, replace_dir, write_json
 from fusiondet.jobs.hashing import sha256
+from fusiondet.locks import LOCK_FILE, lock
 
-try:
-    import fcntl
-except ImportError:  # a system without it: two runs on one output are not noticed
-    fcntl = None
-
-_LOCK, _FINGERPRINT = "lock", "fingerprint.json"
+_FINGERPRINT, _OUTPUTS = "fingerprint.json", "outputs.json"
 _HASH_DIGITS = 16
 
 
@@ -60,17 +54,18 @@ class Store:
         self.out = Path(os.path.abspath(out))  # "." and ".." have no name to put beside
         self.folder = parts_folder(self.out)
         self.made, self._pieces = self.folder / "made", self.folder / "pieces"
-        self._lock = lock(self.folder / _LOCK, Path(out))
+        self._lock = lock(self.folder / LOCK_FILE, Path(out))
         self._paths = self._found()
         try:
-            self._begin(json.loads(json.dumps(fingerprint)), resume, overwrite)
+            self._fingerprint = json.loads(json.dumps(fingerprint))
+            self._begin(self._fingerprint, resume, overwrite)
         except BaseException:
             self._unlock()
             raise
 
     def _begin(self, fingerprint: dict, resume: bool | None, overwrite: bool) -> None:
         known = self.folder / _FINGERPRINT
-        there = read_json(known) if known.is_file() else None
+        there = read_json(known) if known.is_file() else _announcement(self.out).get("fingerprint")
         # Finished blocks of a scene of 0.5, which had no fingerprint of this name.
         foreign = there is None and bool(self._paths or [*self.folder.glob("block-*.parquet")])
         if resume is None:
@@ -85,7 +80,7 @@ class Store:
                 f"{self.folder}: an earlier run left {len(self._paths)} finished pieces there. Pass `resume=True` to "
                 "go on with them, or `overwrite=True` to begin again."
             )
-        if self._paths and resume and not foreign and there != fingerprint:
+        if (self._paths or announced(self.out)) and resume and not foreign and there != fingerprint:
             raise InputError(
                 f"{self.folder}: the pieces there follow from other values ({'; '.join(changes(there, fingerprint))}). "
                 "Give the options of the first run, or pass `overwrite=True` instead of `resume=True` to begin again."
@@ -154,9 +149,17 @@ class Store:
             content = None
         if content is not None and self._path(name, content) == path:
             return content
-        path.unlink(missing_ok=True)
-        del self._paths[name]
+        self.discard(name)
         return None
+
+    def discard(self, name: str) -> None:
+        """Remove a piece that is there."""
+        self._paths.pop(name).unlink(missing_ok=True)
+
+    def announce(self, outputs: Iterable[Path]) -> None:
+        """Note the files that are going to be made, before the first of them is; see `announced`."""
+        paths = [os.path.abspath(path) for path in outputs]
+        write_json({"outputs": paths, "fingerprint": self._fingerprint}, self.folder / _OUTPUTS)
 
     def publish(self) -> None:
         """Move the folder `made` to the output, in the place of what may be there, and remove the store.
@@ -189,7 +192,9 @@ class Store:
             self._lock = None
 
     def _content(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.name != _LOCK]
+        """What is in the folder but the lock, the announced outputs last: what is removed may be cut short."""
+        found = [path for path in self.folder.iterdir() if path.name != LOCK_FILE]
+        return sorted(found, key=lambda path: path.name == _OUTPUTS)
 
     def _clear(self) -> None:
         # Pieces first: what they tell of in `made` has to be there as long as they are.
@@ -216,10 +221,25 @@ class Store:
 
 
 def clear_published(out: Path) -> None:
-    """Remove the store of an output that had just got its place when its run was killed."""
+    """Remove the store of a folder that had just got its place when its run was killed."""
     folder = parts_folder(Path(os.path.abspath(out)))
-    if (folder / "pieces").is_dir() and not (folder / "made").is_dir():
-        Store(out, {}, overwrite=True).remove()
+    if folder.is_dir() and not (folder / "made").is_dir():
+        with lock(folder / LOCK_FILE, Path(out)):
+            if not (folder / "made").is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def announced(out: Path) -> set[Path]:
+    """Return the files that a run of `out` which did not end was going to make, absolute; see `Store.announce`.
+
+    Those of them that are there have been made by it.
+    """
+    return set(map(Path, _announcement(out).get("outputs", [])))
+
+
+def _announcement(out: Path) -> dict:
+    path = parts_folder(Path(os.path.abspath(out))) / _OUTPUTS
+    return read_json(path) if path.is_file() else {}
 
 
 def changes(old: dict, new: dict) -> list[str]:
@@ -239,47 +259,3 @@ def _short(value) -> str:
     # The end is where two of them differ: the beginning is mostly one and the same folder.
     text = json.dumps(value)
     return text if len(text) < 80 else "... " + text[-76:]
-
-
-def lock(path: Path, out: Path) -> IO[bytes]:
-    """Make a file that locks the output `out`, and its folder; returns the open file, which unlocks it when closed.
-
-    The end of this process, however it ends, closes it. Some network file systems have no locks: none is made there.
-
-    Raises:
-        InputError: another process has the lock; or the file cannot be made.
-    """
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{out}: cannot be written there ({error.strerror}). Choose another place."
-            ) from None
-        try:
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        except FileNotFoundError:  # its run has just removed it
-            continue
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read(200).decode(errors="replace") or "unknown process"
-            file.close()
-            raise InputError(
-                f"{out}: another run is working on it ({holder}). Wait until it is done, or choose another name."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-                file.close()
-                raise
-        try:
-            same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except FileNotFoundError:
-            same = False
-        if same:
-            with contextlib.suppress(OSError):  # a full disk: this is only for messages
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-            return file
-        file.close()  # of a folder that its run removed meanwhile

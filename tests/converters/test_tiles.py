@@ -2,8 +2,12 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
+import random
+import shutil
+import time
 from collections import Counter
 
 from fusiondet.buildings import Building, SensorGeometry
@@ -15,6 +19,7 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import read_coco
 from fusiondet.io.tile_rasters import read_tile
 from tests.support.messages import raises_naming
+from tests.support.processes import changes_of, contents, die_at_change, kill, start_program, wait_for
 
 import geopandas
 import numpy as np
@@ -658,3 +663,109 @@ class TestRealData:
         with rasterio.open(folder / "sar_masked.tif") as source:
             expected = source.read(window=((100, 200), (100, 200)))
         assert np.array_equal(read_tile(dataset, dataset.tiles[3])[3:], expected, equal_nan=True)
+
+
+class TestKilled:
+    """Tiles that are cut out and dealt out, some of them cut back, killed and begun again by the same command."""
+
+    # Half of a tile overlaps with the next one: tiles that are cut back get the corners of others.
+    OPTIONS = {
+        "tile_size": 64,
+        "overlap": 32,
+        "cut": True,
+        "split": ["train=60", "val=20", "test=20"],
+        "block_m": 40,
+    }
+
+    @pytest.fixture
+    def wide(self, tmp_path):
+        rows, columns = np.indices((192, 256))
+        pixels = np.stack([columns, rows, (columns + rows) % 251]).astype("uint8")
+        rgb = raster(tmp_path / "ortho.tif", pixels)
+        houses = [box(x, y, x + 12, y + 12) for x in range(5, 240, 30) for y in range(5, 180, 30)]
+        footprints = layer(tmp_path / "houses.gpkg", houses, h=["6.5"] * len(houses))
+        return {"rgb": [rgb], "footprints": [footprints], "height_field": "h"}
+
+    def run(self, wide, out, **options):
+        named = {"split", "block_m", "workers"}
+        settings = {**self.OPTIONS, **options}
+        recipe = Recipe(**wide, **{k: v for k, v in settings.items() if k not in named})
+        return make_tiles(recipe, out, Options(**{k: v for k, v in settings.items() if k in named}))
+
+    @pytest.fixture
+    def straight(self, wide, tmp_path):
+        report = self.run(wide, tmp_path / "straight")
+        assert report.tiles["cut back at another split"] > 3 and report.leaked_m2 == 0
+        return contents(tmp_path / "straight")
+
+    def test_annotations_and_rasters_fit(self, wide, straight, tmp_path):
+        for path in (tmp_path / "straight" / "annotations").iterdir():
+            dataset = read_coco(path)
+            for tile in dataset.tiles:
+                image = read_tile(dataset, tile)
+                assert image.shape[1:] == (tile.height, tile.width)
+                column, row = ~GRID * (tile.transform[2], tile.transform[5])
+                assert image[:2, 0, 0].tolist() == [column, row], "its own pixels, not those of a namesake"
+        named = {
+            tile.file_name
+            for path in (tmp_path / "straight" / "annotations").iterdir()
+            for tile in read_coco(path).tiles
+        }
+        assert named == {name for name in straight if name.startswith("rgb/")}
+
+    @pytest.mark.parametrize("kills", [10, pytest.param(400, marks=pytest.mark.slow)])
+    def test_at_every_change_of_the_folder(self, wide, straight, tmp_path, kills):
+        out = tmp_path / "out"
+        count = changes_of(lambda: self.run(wide, tmp_path / "counted"))
+        for number in range(1, count + 1, max(1, count // kills)):
+            assert die_at_change(number, lambda: self.run(wide, out)), f"change {number} of {count}"
+            self.run(wide, out)
+            assert contents(out) == straight, f"killed at change {number} of {count}"
+            assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+            shutil.rmtree(out)
+
+    def test_killed_again_and_again(self, wide, straight, tmp_path):
+        """Each run gets a little further than the one before."""
+        number = 40
+        while die_at_change(number, lambda: self.run(wide, tmp_path / "out")):
+            number = number * 21 // 20
+        assert contents(tmp_path / "out") == straight
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kills", [30])
+    def test_with_two_workers_at_any_moment(self, wide, straight, tmp_path, kills):
+        words = [
+            "tiles",
+            "--rgb",
+            *wide["rgb"],
+            "--footprints",
+            *wide["footprints"],
+            "--height-field",
+            "h",
+            "--cut",
+        ]
+        words += ["--tile-size", 64, "--overlap", 32, "--split", *self.OPTIONS["split"], "--block-m", 40]
+        words += ["--workers", 2, "--out", tmp_path / "out"]
+        code = "import sys\nfrom fusiondet.converters.prepare import prepare\nprepare(sys.argv[1:])"
+        rng, killed = random.Random(0), 0
+        for _ in range(10 * kills):
+            program = start_program(code, *words)
+            begun = functools.partial(_begun, program, tmp_path / ".out.parts")
+            wait_for(begun)
+            time.sleep(rng.uniform(0, 1.2))
+            if program.poll() is None:
+                kill(program)
+                killed += 1
+            else:
+                assert program.returncode == 0, program.communicate()[1]
+                program.communicate()
+                assert contents(tmp_path / "out") == straight
+                shutil.rmtree(tmp_path / "out")
+                if killed >= kills:
+                    break
+        assert killed >= kills
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def _begun(program, parts):
+    return parts.exists() or program.poll() is not None

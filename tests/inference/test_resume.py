@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 from fusiondet.errors import InputError
-from fusiondet.files import parts_folder
+from fusiondet.files import atomic_path, parts_folder, require_new
 from fusiondet.inference import blocks, pipeline, plan, predict_to_file
 from fusiondet.io.layers import read_buildings
+from fusiondet.locks import sole_writer
+from tests.support.processes import changes_of, contents, die_at_change
 
 import numpy as np
 import pytest
@@ -222,3 +225,82 @@ def test_a_run_that_fails_at_once_leaves_nothing(run, finder, tmp_path):
     with pytest.raises(InputError, match="no such thing"):
         run("b.fgb")
     assert [p.name for p in tmp_path.iterdir()] == ["rgb.tif"]
+
+
+class TestSeveralOutputs:
+    """A layer, its heights and its report, by runs that are killed at any moment, between two of them too."""
+
+    @staticmethod
+    def report(layer, path, image, overwrite):
+        require_new(path, overwrite)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(layer.read_bytes()[::-1])
+
+    def options(self, folder):
+        outputs = {"height_path": folder / "b.tif", "report": folder / "b.html", "style": True}
+        return {**outputs, "write_report": self.report}
+
+    @pytest.fixture
+    def straight(self, run, tmp_path):
+        (tmp_path / "straight").mkdir()
+        run("straight/b.parquet", **self.options(tmp_path / "straight"))
+        found = contents(tmp_path / "straight")
+        assert sorted(found) == ["b.html", "b.parquet", "b.qml", "b.tif"]
+        return found
+
+    @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
+    def test_killed_at_every_change_of_the_folder(self, run, straight, tmp_path, kills):
+        def begin(folder="out"):
+            (tmp_path / folder).mkdir()
+            run(f"{folder}/b.parquet", **self.options(tmp_path / folder))
+
+        count = changes_of(lambda: begin("counted"))
+        # The last ones are those that give the outputs their names, and that tidy up.
+        numbers = [*range(2, count - 40, max(1, count // kills)), *range(max(2, count - 40), count + 1)]
+        for number in numbers if kills > 12 else numbers[:: max(1, len(numbers) // kills)] + numbers[-6:]:
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            assert die_at_change(number, begin)
+            try:
+                run("out/b.parquet", resume=True, **self.options(tmp_path / "out"))
+            except InputError as error:  # all was done
+                assert "already exists" in str(error) and number > count - 12
+            assert contents(tmp_path / "out") == straight, f"killed at change {number} of {count}"
+            assert [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")] == []
+
+    def killed_between(self, run, tmp_path):
+        """A run that is killed when its raster is there, and its layer is not."""
+        (tmp_path / "out").mkdir()
+
+        def begin():
+            sys.addaudithook(die)
+            run("out/b.parquet", **self.options(tmp_path / "out"))
+
+        def die(event, args):
+            if event == "os.rename" and str(args[1]).endswith("out/b.parquet"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert die_at_change(10**9, begin)
+        assert visible(tmp_path / "out") == ["b.tif"]
+
+    def test_without_resume_what_is_there_is_not_replaced(self, run, tmp_path):
+        self.killed_between(run, tmp_path)
+        with pytest.raises(InputError, match=r"b\.tif: already exists"):
+            run("out/b.parquet", **self.options(tmp_path / "out"))
+
+    def test_what_the_killed_run_has_not_made_is_not_replaced(self, run, tmp_path):
+        self.killed_between(run, tmp_path)
+        mine = tmp_path / "out" / "mine.tif"
+        mine.write_text("mine")
+        with pytest.raises(InputError, match=r"mine\.tif: already exists"):
+            run("out/b.parquet", resume=True, **{**self.options(tmp_path / "out"), "height_path": mine})
+        with pytest.raises(InputError, match="overlap_px was 40, is 50"):
+            run("out/b.parquet", resume=True, **{**self.options(tmp_path / "out"), "overlap_px": 50})
+        assert visible(tmp_path / "out") == ["b.tif", "mine.tif"] and mine.read_text() == "mine"
+
+    def test_each_output_is_of_one_run(self, run, tmp_path):
+        for name in ("b.parquet", "b.tif", "b.html"):
+            with sole_writer(tmp_path / name):
+                with pytest.raises(InputError, match=rf"{name}: another run .*process {os.getpid()}"):
+                    run("b.parquet", **self.options(tmp_path))
+            assert visible(tmp_path) == ["rgb.tif"]
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

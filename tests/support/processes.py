@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 
@@ -73,3 +74,65 @@ def kill(program: subprocess.Popen, *others: int) -> None:
     program.communicate()
     assert program.returncode == -signal.SIGKILL, "it had ended before"
     wait_for(lambda: not alive_in_session(program.pid), 20, "the end of all its processes")
+
+
+# What changes a folder, as Python's audit events call it. GDAL's own writing is none of them, but its files get their
+# names by one.
+_COMMITS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+
+
+def die_at_change(number: int, function) -> bool:
+    """Call `function()` in a fork that is killed just before its `number`-th change of the file system.
+
+    Returns:
+        Whether it was killed; else it has ended by itself, without an error.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.addaudithook(_Counter(lambda at: at == number and os.kill(os.getpid(), signal.SIGKILL)))
+            function()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), f"exit code {status}"
+    return status != 0
+
+
+def changes_of(function) -> int:
+    """Return how many changes of the file system `function()` makes, in a fork."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        hook = _Counter()
+        sys.addaudithook(hook)
+        function()
+        os.write(write_end, str(hook.count).encode())
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end) as found:
+        text = found.read()
+    os.waitpid(child, 0)
+    return int(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder, by their relative names."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class _Counter:
+    """An audit hook that counts changes, and calls `at` with the number of each before it is made."""
+
+    def __init__(self, at=lambda number: None):
+        self.count, self._at = 0, at
+
+    def __call__(self, event: str, args: tuple) -> None:
+        written = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in _COMMITS or written:
+            self.count += 1
+            self._at(self.count)

@@ -31,7 +31,7 @@ from fusiondet.converters.prepare import StrictParser, prepare
 from fusiondet.engine.checkpoint import versions
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import atomic_path, read_json, require_new_dir, write_json
-from fusiondet.jobs.store import lock
+from fusiondet.locks import lock
 from fusiondet.visualization import save_figure
 from fusiondet.visualization.canvas import figure_png
 
