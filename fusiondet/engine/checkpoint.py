@@ -20,7 +20,7 @@ from fusiondet.config_loading import config_from_yaml_text
 from fusiondet.config_text import flat
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_path
-from fusiondet.modeling.weights import check_finite, read_torch_file
+from fusiondet.modeling.weight_files import check_finite, read_torch_file
 
 import detectron2
 import numpy as np

@@ -33,7 +33,7 @@ from fusiondet.evaluation.evaluator import BuildingEvaluator, table
 from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.architecture import Architecture, architecture_of, build_network
 from fusiondet.modeling.task_weighting import TaskWeighting
-from fusiondet.modeling.weights import load_pretrained
+from fusiondet.modeling.weights import load_pretrained, load_timm_weights
 
 import numpy as np
 import torch
@@ -328,6 +328,9 @@ def load_weights(model: nn.Module, cfg: CfgNode) -> None:
         InputError: they do not fit.
     """
     path = cfg.MODEL.WEIGHTS
+    if not path and cfg.MODEL.TIMM.WEIGHTS:
+        load_timm_weights(model, cfg.MODEL.TIMM.WEIGHTS, **_input_facts(cfg))
+        return
     if not path:
         _log.info("MODEL.WEIGHTS is empty: starting from random weights")
         return
@@ -338,12 +341,14 @@ def load_weights(model: nn.Module, cfg: CfgNode) -> None:
         for weighting, state in fresh.items():
             weighting.load_state_dict(state)
         return
-    load_pretrained(
-        model,
-        path,
-        optical_bands=cfg.INPUT.OPTICAL_BANDS,
-        sar_bands=cfg.INPUT.SAR_BANDS,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-        inflation=cfg.MODEL.FUSION.STEM_INFLATION,
-    )
+    load_pretrained(model, path, **_input_facts(cfg))
+
+
+def _input_facts(cfg: CfgNode) -> dict:
+    return {
+        "optical_bands": cfg.INPUT.OPTICAL_BANDS,
+        "sar_bands": cfg.INPUT.SAR_BANDS,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "inflation": cfg.MODEL.FUSION.STEM_INFLATION,
+    }

@@ -1,11 +1,16 @@
 """Backbones that take stacked RGB + SAR images: one stream or two, joined before, inside or behind the pyramid.
 
+A stream is a trunk: Detectron2's ResNet, or a network of timm cut into the same stages (`timm_net`).
+
 Legend: N images, C channels (optical first, SAR after), H x W pixels. Pixels without data arrive as NaN.
 """
+
+from collections.abc import Callable
 
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.fusion import EXCHANGE_REGISTRY, JOIN_REGISTRY, MODALITIES, StandIn
 from fusiondet.modeling.streams import ModalityParts, PerModality
+from fusiondet.modeling.timm_net import STRIDES, TimmNet
 
 import torch
 import torch.nn.functional as F
@@ -209,8 +214,13 @@ def build_early_fusion_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     ResNet-18, 34, 50 and 101 by MODEL.RESNETS.DEPTH. The FPN is Detectron2's own.
     """
     _check_widths(cfg.MODEL.RESNETS, "MODEL.RESNETS")
-    stand_in = StandIn(input_shape.channels, learns_stand_ins(cfg))
-    return _fpn(cfg, EarlyFusionResNet(build_resnet_backbone(cfg, input_shape), stand_in))
+    return _early(cfg, build_resnet_backbone(cfg, input_shape), input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """As `build_early_fusion_resnet_fpn_backbone`, of the network MODEL.TIMM.NAME. Raises as TimmNet does."""
+    return _early(cfg, _timm(cfg, input_shape.channels), input_shape)
 
 
 @BACKBONE_REGISTRY.register()
@@ -221,23 +231,52 @@ def build_intermediate_fusion_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -
         InputError: one modality alone, an exchange behind a stage that is not built, names that are not known, shared
             stages with a SAR stream of its own depth or width.
     """
-    streams = _streams(cfg, input_shape)
-    joins = _joins(cfg, cfg.MODEL.FPN.IN_FEATURES, _shapes(streams["optical"], streams["sar"]))
-    return _fpn(cfg, IntermediateFusionResNet(**streams, joins=joins))
+    return _intermediate(cfg, _streams(cfg, input_shape, _resnets))
+
+
+@BACKBONE_REGISTRY.register()
+def build_intermediate_fusion_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Two networks MODEL.TIMM.NAME, joined as `build_intermediate_fusion_resnet_fpn_backbone` joins ResNets."""
+    return _intermediate(cfg, _streams(cfg, input_shape, _timms))
 
 
 @BACKBONE_REGISTRY.register()
 def build_late_fusion_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> LateFusionFPN:
     """Two ResNet-FPNs whose pyramids are joined at every level. Raises as the intermediate one does."""
-    bottom_up, optical, sar = _pair(cfg, input_shape)
-    shapes = {"optical": optical.output_shape(), "sar": sar.output_shape()}
-    return LateFusionFPN(bottom_up, optical, sar, joins=_joins(cfg, list(shapes["optical"]), shapes))
+    return _late(cfg, _streams(cfg, input_shape, _resnets))
+
+
+@BACKBONE_REGISTRY.register()
+def build_late_fusion_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> LateFusionFPN:
+    """Two networks MODEL.TIMM.NAME with an FPN each, joined as `build_late_fusion_resnet_fpn_backbone` does."""
+    return _late(cfg, _streams(cfg, input_shape, _timms))
 
 
 @BACKBONE_REGISTRY.register()
 def build_two_pyramids_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> PyramidPair:
     """Two ResNet-FPNs for LateFusionRCNN, which joins detections only. Raises as the intermediate one does."""
-    return PyramidPair(*_pair(cfg, input_shape))
+    return PyramidPair(*_pair(cfg, _streams(cfg, input_shape, _resnets)))
+
+
+@BACKBONE_REGISTRY.register()
+def build_two_pyramids_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> PyramidPair:
+    """Two networks MODEL.TIMM.NAME with an FPN each, for LateFusionRCNN."""
+    return PyramidPair(*_pair(cfg, _streams(cfg, input_shape, _timms)))
+
+
+def _early(cfg, trunk: Backbone, input_shape: ShapeSpec) -> FPN:
+    return _fpn(cfg, EarlyFusionResNet(trunk, StandIn(input_shape.channels, learns_stand_ins(cfg))))
+
+
+def _intermediate(cfg, streams: dict) -> FPN:
+    joins = _joins(cfg, cfg.MODEL.FPN.IN_FEATURES, _shapes(streams["optical"], streams["sar"]))
+    return _fpn(cfg, IntermediateFusionResNet(**streams, joins=joins))
+
+
+def _late(cfg, streams: dict) -> LateFusionFPN:
+    bottom_up, optical, sar = _pair(cfg, streams)
+    shapes = {"optical": optical.output_shape(), "sar": sar.output_shape()}
+    return LateFusionFPN(bottom_up, optical, sar, joins=_joins(cfg, list(shapes["optical"]), shapes))
 
 
 def learns_stand_ins(cfg) -> bool:
@@ -245,8 +284,8 @@ def learns_stand_ins(cfg) -> bool:
     return any(probability > 0 for probability in cfg.MODEL.FUSION.MODALITY_DROPOUT.values())
 
 
-def _streams(cfg, input_shape: ShapeSpec) -> dict:
-    """Arguments of TwoStreamResNet."""
+def _streams(cfg, input_shape: ShapeSpec, trunks: Callable) -> dict:
+    """Arguments of TwoStreamResNet; `trunks`: (cfg, optical bands, SAR bands) -> trunk of each stream."""
     bands = cfg.MODEL.FUSION.OPTICAL_CHANNELS
     if not 0 < bands < input_shape.channels:
         raise InputError(
@@ -254,8 +293,7 @@ def _streams(cfg, input_shape: ShapeSpec) -> dict:
             f"is {list(cfg.INPUT.MODALITIES)}, {max(bands, 0)} of {input_shape.channels} bands are optical. Use "
             "build_early_fusion_resnet_fpn_backbone for one modality alone."
         )
-    optical = _resnet(cfg, bands, cfg.MODEL.RESNETS.clone(), "MODEL.RESNETS")
-    sar = _resnet(cfg, input_shape.channels - bands, _sar_resnets(cfg), "MODEL.FUSION.SAR_RESNETS")
+    optical, sar = trunks(cfg, bands, input_shape.channels - bands)
     shapes = _shapes(optical, sar)
     return {
         "optical": optical,
@@ -263,6 +301,23 @@ def _streams(cfg, input_shape: ShapeSpec) -> dict:
         "exchanges": _exchanges(cfg, shapes),
         "learned": learns_stand_ins(cfg),
     }
+
+
+def _resnets(cfg, optical_bands: int, sar_bands: int) -> tuple[Backbone, Backbone]:
+    optical = _resnet(cfg, optical_bands, cfg.MODEL.RESNETS.clone(), "MODEL.RESNETS")
+    return optical, _resnet(cfg, sar_bands, _sar_resnets(cfg), "MODEL.FUSION.SAR_RESNETS")
+
+
+def _timms(cfg, optical_bands: int, sar_bands: int) -> tuple[TimmNet, TimmNet]:
+    return _timm(cfg, optical_bands), _timm(cfg, sar_bands, has_stages=not cfg.MODEL.FUSION.SHARE_WEIGHTS)
+
+
+def _timm(cfg, bands: int, has_stages: bool = True) -> TimmNet:
+    # Stages that no level of the pyramid needs are not built: their parameters would never get a gradient.
+    last = list(STRIDES).index(cfg.MODEL.FPN.IN_FEATURES[-1])
+    stages = list(STRIDES)[: last + 1] if has_stages else []
+    keys = cfg.MODEL.TIMM
+    return TimmNet(keys.NAME, bands, stages, keys.DROP_PATH, keys.FREEZE, keys.GRADIENT_CHECKPOINTING)
 
 
 def _resnet(cfg, bands: int, resnets, section: str) -> Backbone:
@@ -335,8 +390,8 @@ def _op(registry, key: str, name: str):
     return registry.get(name)
 
 
-def _pair(cfg, input_shape: ShapeSpec) -> tuple[TwoStreamResNet, FPN, FPN]:
-    bottom_up = TwoStreamResNet(**_streams(cfg, input_shape))
+def _pair(cfg, streams: dict) -> tuple[TwoStreamResNet, FPN, FPN]:
+    bottom_up = TwoStreamResNet(**streams)
     shapes = bottom_up.output_shapes
     return bottom_up, _fpn(cfg, PassThrough(shapes["optical"])), _fpn(cfg, PassThrough(shapes["sar"]))
 

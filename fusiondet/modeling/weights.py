@@ -36,10 +36,8 @@ Weights between tasks always start afresh: they belong to a training.
 
 import collections
 import logging
-import pickle
 import re
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +45,9 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.config_text import parse_stored
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.modeling.fusion import MODALITIES
+from fusiondet.modeling.timm_net import TimmNet
+from fusiondet.modeling.timm_weights import read_timm_weights
+from fusiondet.modeling.weight_files import check_finite, local_path, read_pickle, read_torch_file
 
 import numpy as np
 import torch
@@ -205,49 +206,66 @@ def load_pretrained(
     return report
 
 
-def streams(model: nn.Module) -> dict[str, slice]:
-    """Names of the ResNets in `model` with the channels of the stacked image that each takes, in module order.
+def load_timm_weights(
+    model: nn.Module,
+    source: str,
+    *,
+    optical_bands: Sequence[str],
+    sar_bands: Sequence[str],
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    inflation: str = "zero",
+) -> LoadReport:
+    """Load weights of a network of timm, made for red, green and blue, into the stream(s) of `model`.
 
-    A backbone with several streams has an attribute `stream_channels`, from the name of its ResNet to a slice; without
-    it every ResNet takes all channels.
+    Args:
+        source: "pretrained" or a file; see `timm_weights.read_timm_weights`.
+
+    The other arguments, what is returned and raised: as of `load_pretrained`.
+    """
+    bands = Layout((*optical_bands, *sar_bands), tuple(pixel_mean), tuple(pixel_std), None)
+    merged: dict[str, Tensor] = {}
+    report = None
+    for prefix, channels in streams(model).items():
+        net = model.get_submodule(prefix)
+        found = read_timm_weights(net, source)
+        report = report or LoadReport(found.origin, "timm")
+        mean, std = ([255 * value for value in values] for values in (found.mean, found.std))
+        part = dict(found.tensors)
+        layout = Layout(("red", "green", "blue"), tuple(mean), tuple(std), None)
+        _adapt_stem(net, part, layout, bands.take(channels), inflation, prefix, report)
+        merged.update({_join(prefix, name): tensor for name, tensor in part.items()})
+    _commit(model, merged, report)
+    logging.getLogger(__name__).info("%s", report)
+    return report
+
+
+def streams(model: nn.Module) -> dict[str, slice]:
+    """Names of the trunks in `model` (ResNets, networks of timm) with the channels of the image that each takes.
+
+    A backbone with several streams has an attribute `stream_channels`, from the name of its trunk to a slice; without
+    it every trunk takes all channels.
     """
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, ResNet):
+        if isinstance(module, ResNet | TimmNet):
             parent, _, child = name.rpartition(".")
             declared = getattr(model.get_submodule(parent), "stream_channels", {}) if name else {}
             found[name] = declared.get(child, slice(None))
     if not found:
-        raise InputError(f"pretrained weights need a ResNet in the model; {type(model).__name__} has none.")
+        raise InputError(
+            f"pretrained weights need a ResNet or a network of timm in the model; {type(model).__name__} has none."
+        )
     return found
 
 
 # ---- Reading files -----------------------------------------------------------------------------------------
 
 
-def local_path(path: str | Path) -> Path:
-    """`path` as a file on disk; names of the model zoo are looked up where Detectron2 (iopath) caches them.
-
-    Raises:
-        InputError: no such file; for a name of the zoo it says where to put the file.
-    """
-    from iopath.common.file_io import get_cache_dir
-
-    text = str(path)
-    url = text.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
-    match = re.match(r"https?://[^/]+/([^?]+)", url)
-    on_disk = Path(get_cache_dir()) / match[1] if match else Path(text)
-    if on_disk.is_file():
-        return on_disk
-    if match:
-        raise InputError(f"{text}: not downloaded yet. Fetch {url} and store it as {on_disk}.")
-    raise InputError(f"{text}: no such file, expected pretrained weights (.pkl or .pth).")
-
-
 def _read(path: str | Path, layout: str | None) -> tuple[dict, str, Layout]:
     """Raw tensors by their own names, the name of the layout, and its conventions."""
     on_disk = local_path(path)
-    content = _unpickle(on_disk) if on_disk.suffix == ".pkl" else read_torch_file(on_disk)
+    content = read_pickle(on_disk) if on_disk.suffix == ".pkl" else read_torch_file(on_disk)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a dictionary of weights, found {type(content).__name__}.")
     raw = content.get("model", content.get("blobs", content))
@@ -307,162 +325,11 @@ def _tensor(value) -> Tensor:
     return value.detach().cpu()
 
 
-def read_torch_file(path: str | Path):
-    """What `torch.save` wrote to `path`, on the CPU. Nothing in the file is executed.
-
-    Raises:
-        InputError: missing, damaged (checksums are compared), or holding anything but dense tensors, numbers and text.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint.")
-    _check_archive(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = [*_tensors(content)]
-    except Exception as error:  # a damaged file raises almost anything
-        # Torch's own words advise to load the file without protection.
-        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds {found[1]}, and loading that could run code"
-            if found
-            else "it is damaged or was never one"
-        )
-        raise InputError(f"{path}: not opened, {reason}; {_COPY_AGAIN}") from None
-    for name, tensor in tensors:
-        problem = _strangeness(tensor)
-        if problem:
-            raise InputError(
-                f"{path}: tensor {name} is {problem}, expected a plain tensor of numbers. Convert it and save the file "
-                "again."
-            )
-    return content
-
-
-_COPY_AGAIN = (
-    "expected a .pth of tensors, numbers and text alone. Copy or download it again from its original source."
-)
-
-
-def _check_archive(path: str | Path) -> None:
-    """InputError when a checksum of the archive in `path` is wrong, which `torch.load` does not look at.
-
-    Files of torch before 1.6 are no archives and have no checksums.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # Torch never compresses: a small file that grows to fill the memory is none of its own.
-            packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
-            damaged = None if packed else archive.testzip()
-    except Exception as error:  # a damaged directory of an archive raises almost anything
-        raise InputError(
-            f"{path}: not opened, it is damaged or was never one ({type(error).__name__}); {_COPY_AGAIN}"
-        ) from None
-    if packed or damaged:
-        reason = f"{damaged} in it has another checksum" if damaged else f"{packed[0]} in it is compressed"
-        raise InputError(f"{path}: not opened, it is damaged or was never one ({reason}); {_COPY_AGAIN}")
-
-
-def _tensors(content, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors in dictionaries and lists with their dotted names."""
-    if isinstance(content, Tensor):
-        yield name, content
-    elif isinstance(content, Mapping | list | tuple):
-        parts = content.items() if isinstance(content, Mapping) else enumerate(content)
-        for key, part in parts:
-            yield from _tensors(part, f"{name}.{key}" if name else str(key))
-
-
-def _strangeness(tensor: Tensor) -> str:
-    """Return what makes it impossible to calculate with `tensor` like with any other; "" if nothing does."""
-    if tensor.is_meta:
-        return "without content (device meta)"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        return "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
-    if tensor.is_complex():
-        return "of complex numbers"
-    # A few bytes can stand for more than any memory holds.
-    if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 2**20):
-        return f"a repetition of a few numbers, {tuple(tensor.shape)}"
-    return ""
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that weights are numbers.
-
-    Raises:
-        InputError: NaN or infinity in some of `tensors`; names them.
-    """
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise InputError(
-            f"{source}: {len(bad)} of {len(tensors)} tensors have values that are NaN or infinite ("
-            f"{', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}), so nothing can be predicted with them. Use an "
-            "earlier checkpoint of that training, or copy the file again."
-        )
-
-
-def _unpickle(path: Path):
-    with open(path, "rb") as f:
-        try:
-            return _WeightsUnpickler(f, encoding="latin1").load()
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # a damaged pickle raises almost anything
-            raise InputError(
-                f"{path}: not a pickle of weights, or not complete ({_first_line(error)})."
-            ) from None
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Unpickles dictionaries of numpy arrays, text and numbers, and nothing else."""
-
-    def find_class(self, module, name):
-        """The allowed object of that name; everything else could run code."""
-        allowed = _allowed_globals().get((module, name))
-        if allowed is None:
-            raise InputError(
-                f"refused, because it holds {module}.{name}: expected arrays, text and numbers only. "
-                "A pickle with anything else can run code; get the file from its original source."
-            )
-        return allowed
-
-
-def _allowed_globals() -> dict:
-    from numpy._core import multiarray, numeric
-
-    allowed = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _encode_latin1,
-    }
-    for package in ("numpy.core", "numpy._core"):  # numpy 1 and 2
-        allowed[package + ".multiarray", "_reconstruct"] = multiarray._reconstruct
-        allowed[package + ".multiarray", "scalar"] = multiarray.scalar
-        allowed[package + ".numeric", "_frombuffer"] = numeric._frombuffer
-    return allowed
-
-
-def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How protocol 2 writes bytes. No other codec: some are decompressors."""
-    if encoding != "latin1":
-        raise InputError(f"refused, because it uses the codec {encoding!r}.")
-    return text.encode("latin1")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 # ---- Names -------------------------------------------------------------------------------------------------
 
 _BOTTOM_UP = "backbone.bottom_up."
 # There in checkpoints of two streams alone.
-_FIRST_STEM = _BOTTOM_UP + "optical.stem.conv1.weight"
+_FIRST_STEM = _BOTTOM_UP + "optical.stem."
 # Constants, counters, ImageNet's classifier, and a bias of MSRA's stem that Detectron2 does not use either.
 _IGNORED = re.compile(
     r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked|cell_anchors\.\d+)$|_momentum$"
@@ -553,14 +420,15 @@ def _within_resnet(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
 
 
 def _has_streams(state: Mapping[str, Tensor]) -> bool:
-    return _FIRST_STEM in state
+    return any(name.startswith(_FIRST_STEM) for name in state)
 
 
 def _channels_of_stream(state: Mapping[str, Tensor], prefix: str) -> slice:
     """Those of the file's bands that its stem for this stream takes."""
     if not _has_streams(state):
         return slice(None)
-    optical = state[_FIRST_STEM].shape[1]
+    # What sees the image comes first.
+    optical = next(t for name, t in state.items() if name.startswith(_FIRST_STEM) and t.ndim == 4).shape[1]
     return slice(0, optical) if prefix.endswith("optical") else slice(optical, None)
 
 
@@ -598,8 +466,9 @@ def _check_resnet(resnet: ResNet, prefix: str, part, source: Layout, report: Loa
     if surplus or lacking:
         one = f"it has {surplus[0]}, which the model lacks" if surplus else f"it lacks {lacking[0]}"
         raise InputError(
-            f"{report.path}: its ResNet is not the model's{f' {prefix}' if prefix else ''}: {one} ({len(surplus)} such "
-            f"and {len(lacking)} missing tensors). Compare {_depth_key(prefix)} and MODEL.RESNETS.NORM with the file."
+            f"{report.path}: its {_kind(resnet)} is not the model's{f' {prefix}' if prefix else ''}: {one} "
+            f"({len(surplus)} such and {len(lacking)} missing tensors). Compare {_architecture_keys(resnet, prefix)} "
+            "with the file."
         )
     stride = _stride_in_1x1(resnet)
     if None not in (stride, source.stride_in_1x1) and stride != source.stride_in_1x1:
@@ -609,9 +478,15 @@ def _check_resnet(resnet: ResNet, prefix: str, part, source: Layout, report: Loa
         )
 
 
-def _depth_key(prefix: str) -> str:
+def _kind(trunk: nn.Module) -> str:
+    return trunk.name if isinstance(trunk, TimmNet) else "ResNet"
+
+
+def _architecture_keys(trunk: nn.Module, prefix: str) -> str:
+    if isinstance(trunk, TimmNet):
+        return "MODEL.TIMM.NAME"
     other = ", and MODEL.FUSION.SAR_RESNETS.DEPTH of the SAR stream," if prefix.endswith(".sar") else ""
-    return f"MODEL.RESNETS.DEPTH{other}"
+    return f"MODEL.RESNETS.DEPTH{other} and MODEL.RESNETS.NORM"
 
 
 def _fill_fused_statistics(resnet: ResNet, part: dict[str, Tensor], report: LoadReport) -> None:
@@ -643,32 +518,47 @@ def _stride_in_1x1(resnet: ResNet) -> bool | None:
 def _adapt_stem(
     resnet, part, source: Layout, bands: Layout, inflation: str, prefix: str, report: LoadReport
 ) -> None:
-    """Rewrite the stem's filter, and the mean behind it, in `part` for `bands`."""
-    key, conv = "stem.conv1.weight", resnet.stem.conv1
-    if part[key].shape[1] != len(source.bands):
-        raise InputError(
-            f"{report.path}: its stem has {part[key].shape[1]} input bands, expected {', '.join(source.bands)}."
-        )
-    if conv.in_channels != len(bands.bands):
-        raise InputError(
-            f"the model's stem {prefix} takes {conv.in_channels} bands, but {len(bands.bands)} are named."
-        )
-    weight, constant, line = inflate_stem(part[key].float(), source, bands, inflation)
-    part[key] = weight
-    report.stems[_join(prefix, key)] = line
-    if set(bands.bands) - set(source.bands) and not conv.weight.requires_grad:
-        raise InputError(
-            f"{report.path}: the stem is made for {', '.join(bands.bands)} and must learn the bands that the weights "
-            "do not know, but it is frozen. Set MODEL.BACKBONE.FREEZE_AT 0."
-        )
-    if constant.abs().max() == 0:
-        return
-    if "stem.conv1.norm.running_mean" in part:
-        part["stem.conv1.norm.running_mean"] = part["stem.conv1.norm.running_mean"].float() - constant
-    else:
-        report.notes.append(
-            f"{_join(prefix, key)}: difference of the pixel means not compensated (no batch norm)."
-        )
+    """Rewrite the stem's filter, and what is added behind it, in `part` for `bands`."""
+    for name, norm in _image_convs(resnet):
+        key, conv = f"{name}.weight", resnet.get_submodule(name)
+        if part[key].shape[1] != len(source.bands):
+            raise InputError(
+                f"{report.path}: its stem has {part[key].shape[1]} input bands, expected {', '.join(source.bands)}."
+            )
+        if conv.in_channels != len(bands.bands):
+            raise InputError(
+                f"the model's stem {prefix} takes {conv.in_channels} bands, but {len(bands.bands)} are named."
+            )
+        weight, constant, line = inflate_stem(part[key].float(), source, bands, inflation)
+        part[key] = weight
+        report.stems[_join(prefix, key)] = line
+        if set(bands.bands) - set(source.bands) and not conv.weight.requires_grad:
+            raise InputError(
+                f"{report.path}: the stem is made for {', '.join(bands.bands)} and must learn the bands that the "
+                "weights do not know, but it is frozen. Set "
+                f"{'MODEL.TIMM.FREEZE' if isinstance(resnet, TimmNet) else 'MODEL.BACKBONE.FREEZE_AT'} 0."
+            )
+        if "StdConv" in type(conv).__name__:
+            report.notes.append(
+                f"{_join(prefix, key)}: the network standardises its filters, so the scale of bands is not kept."
+            )
+        if constant.abs().max() == 0:
+            continue
+        if f"{name}.bias" in part:
+            part[f"{name}.bias"] = part[f"{name}.bias"].float() + constant
+        elif f"{norm}.running_mean" in part:
+            part[f"{norm}.running_mean"] = part[f"{norm}.running_mean"].float() - constant
+        else:
+            report.notes.append(
+                f"{_join(prefix, key)}: difference of the pixel means not compensated (no batch norm)."
+            )
+
+
+def _image_convs(trunk: nn.Module) -> list[tuple[str, str | None]]:
+    """(name of a convolution that sees the image, that of the batch norm behind it)."""
+    if isinstance(trunk, TimmNet):
+        return [(conv, trunk.norm_behind(conv)) for conv in trunk.first_convs()]
+    return [("stem.conv1", "stem.conv1.norm")]
 
 
 def inflate_stem(weight: Tensor, source: Layout, bands: Layout, inflation: str) -> tuple[Tensor, Tensor, str]:

@@ -84,6 +84,20 @@ def test_a_rate_for_a_stream_that_is_not_there_is_an_error(root):
         build_optimizer(cfg, FusionTrainer.build_model(cfg))
 
 
+@pytest.mark.parametrize("trunk", ["resnet", "timm"])
+def test_what_is_far_from_the_heads_learns_more_slowly(root, trunk):
+    overrides = ["SOLVER.BASE_LR", "1.0", "SOLVER.LAYER_DECAY", "0.5"]
+    if trunk == "timm":
+        overrides += ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet10t"]
+    cfg = completed_config(root, *overrides, test="")
+    model = FusionTrainer.build_model(cfg)
+    rate = {id(p): group["lr"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    expected = {"stem": 1 / 32, "res2": 1 / 16, "res3": 1 / 8, "res4": 1 / 4, "res5": 1 / 2}
+    for name, parameter in model.named_parameters():
+        piece = name.removeprefix("backbone.bottom_up.resnet.").split(".")[0]
+        assert rate[id(parameter)] == expected.get(piece, 1.0), name
+
+
 def test_gradients_are_clipped_as_detectron2_does(root):
     clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.5")
     cfg = tiny_config(

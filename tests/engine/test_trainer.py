@@ -13,6 +13,7 @@ from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 from fusiondet.files import read_json
 from fusiondet.io.bands import BandSpec
+from tests.support.messages import raises_naming
 from tests.support.tiny_city import (
     BANDS,
     completed_config,
@@ -22,6 +23,7 @@ from tests.support.tiny_city import (
 )
 
 import pytest
+import timm
 import torch
 
 
@@ -142,7 +144,7 @@ def test_unlabelled_tiles_are_asked_for_and_there_is_none(ten_tiles, monkeypatch
 
 @pytest.mark.parametrize("share", ["0.0", "-0.5", "1.5"])
 def test_no_label_at_all_is_an_error(ten_tiles, share):
-    with pytest.raises(InputError, match="LABEL_SHARE is .*above 0, as buildings are learned from labels"):
+    with raises_naming("DATASETS.LABEL_SHARE", share, "above 0"):
         few(ten_tiles, share)
 
 
@@ -327,6 +329,21 @@ def test_own_weights_of_one_stream_start_two(root):
     theirs, ours = first.model.backbone.bottom_up.resnet, second.model.backbone.bottom_up
     assert all(torch.equal(a, b) for a, b in zip(ours.optical.res4.parameters(), theirs.res4.parameters()))
     assert torch.equal(ours.sar.stem.conv1.weight, theirs.stem.conv1.weight[:, 3:])
+
+
+def test_weights_of_timm_start_a_training_and_are_not_needed_after_it(root, tmp_path):
+    path = tmp_path / "resnet10t.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), path)
+    network = ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet10t")
+    overrides = (*network, "MODEL.TIMM.WEIGHTS", str(path), "SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "1e-12")
+    trainer = train(completed_config(root, *overrides, test=""))
+    theirs = torch.load(path, weights_only=True)["layer3.0.conv1.weight"]
+    assert torch.allclose(trainer.model.backbone.bottom_up.resnet.res4.layer3[0].conv1.weight, theirs)
+    path.unlink()
+    content = read_checkpoint(root / "out" / "model_final.pth")
+    rebuilt = FusionTrainer.build_model(config_from_yaml_text(content["config_yaml"], "model_final.pth"))
+    load_model(rebuilt, content["model"], "model_final.pth")
+    assert same(rebuilt.state_dict(), trainer.model.state_dict())
 
 
 def test_empty_tiles_alone_and_unknown_heights_train(root):

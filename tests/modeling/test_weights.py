@@ -1,13 +1,12 @@
 """Pretrained weights: the same response as the network they come from, whatever the file's conventions."""
 
-import collections
 import pickle
 import re
 
 import fusiondet.compat  # noqa: F401
 from fusiondet.errors import InputError
 from fusiondet.modeling import weights
-from fusiondet.modeling.weights import load_pretrained, local_path
+from fusiondet.modeling.weights import load_pretrained
 from tests.support.detectors import RGB, RGB_MEAN, RGB_STD, caffe2_blobs, config
 
 import numpy as np
@@ -345,7 +344,7 @@ def test_a_bare_resnet_is_a_model_too(torchvision_r18):
 
 
 def test_a_model_without_a_resnet_is_refused(torchvision_r18):
-    with pytest.raises(InputError, match="need a ResNet in the model; Linear has none"):
+    with pytest.raises(InputError, match="need a ResNet or .* in the model; Linear has none"):
         load_pretrained(torch.nn.Linear(1, 1), torchvision_r18[1], **inputs(config()))
 
 
@@ -692,32 +691,3 @@ def test_pretrained_weights_that_are_nan_are_refused(tmp_path):
     refused(
         config(depth=18), tmp_path / "r.pth", r"1 of 2 tensors .*NaN or infinite \(layer1.0.conv1.weight\)"
     )
-
-
-def test_missing_file_and_model_zoo_names(tmp_path, monkeypatch):
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="nowhere.pth: no such file"):
-        local_path("nowhere.pth")
-    name = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
-    expected = tmp_path / "detectron2" / "ImageNetPretrained" / "MSRA" / "R-50.pkl"
-    with pytest.raises(
-        InputError, match=f"https://dl.fbaipublicfiles.com/.*/R-50.pkl and store it as {expected}"
-    ):
-        local_path(name)
-    expected.parent.mkdir(parents=True)
-    expected.touch()
-    assert local_path(name) == expected
-
-
-def test_numpy_1_and_2_pickles_and_scalars_are_read(tmp_path):
-    content = {
-        "stem.conv1.weight": np.ones((2, 3, 7, 7), np.float32),
-        "n": np.float32(3),
-        "o": collections.OrderedDict(a=1),
-    }
-    for protocol in (2, 4, 5):
-        data = pickle.dumps(content, protocol=protocol)
-        for text in (data, data.replace(b"numpy._core", b"numpy.core")) if protocol == 2 else (data,):
-            (tmp_path / "w.pkl").write_bytes(text)
-            read = weights._unpickle(tmp_path / "w.pkl")
-            assert np.array_equal(read["stem.conv1.weight"], content["stem.conv1.weight"]) and read["n"] == 3
