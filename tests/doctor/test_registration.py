@@ -123,7 +123,8 @@ def test_of_three_height_rasters_the_one_that_is_off_is_named(samples, rows, ver
 
 
 def test_heights_of_a_sample_come_from_its_raster(samples, tmp_path):
-    assert height_picture(replace(samples[0], tile=replace(samples[0].tile, ndsm_file_name=None))) is None
+    bare = replace(samples[0].tile, ndsm_file_name=None, building_height_file_name=None)
+    assert height_picture(replace(samples[0], tile=bare)) is None
     tile = replace(samples[0].tile, ndsm_file_name="h.tif", transform=None, crs=None)
     values = np.arange(tile.height * tile.width, dtype=np.float32).reshape(1, tile.height, tile.width)
     write_raster(tmp_path / "h.tif", values)

@@ -60,7 +60,7 @@ def run(mains: dict[str, Callable], words: list[str], folder: Path, limit_s: flo
         return "hang", f"{text}\n(ended after {limit_s:g} s)"
     after = _listing(folder)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return _outcome(os.waitstatus_to_exitcode(status), text, changed)
+    return _outcome(os.waitstatus_to_exitcode(status), text, changed, words)
 
 
 def _child(mains, words: list[str], folder: Path, log: Path) -> None:
@@ -131,7 +131,7 @@ def _listing(folder: Path) -> dict[str, tuple]:
     return found
 
 
-def _outcome(code: int, text: str, changed: list[str]) -> tuple[str, str]:
+def _outcome(code: int, text: str, changed: list[str], words: list[str]) -> tuple[str, str]:
     if _TRACEBACK in text:
         return "traceback", text
     if code < 0:
@@ -142,17 +142,18 @@ def _outcome(code: int, text: str, changed: list[str]) -> tuple[str, str]:
     if code == 2:
         if changed:
             return "leftover", f"{text}\n(refused, and left or changed {names})"
-        return ("refused" if _names_something(text) else "unnamed"), text
+        return ("refused" if _names_something(text, words) else "unnamed"), text
     debris = [name for name in changed if not name.startswith("out") or re.search(r"(^|/)\.[^/]+\.", name)]
     if debris and code == 0:
         return "leftover", f"{text}\n(left or changed {', '.join(debris[:8])})"
     return ("ok" if code == 0 else "own failure"), text
 
 
-def _names_something(text: str) -> bool:
-    """Whether a refusal names a file, an option or a config key."""
+def _names_something(text: str, words: list[str]) -> bool:
+    """Whether a refusal names a file, an option, a config key, or a word of the command line."""
     lines = [line for line in text.splitlines() if "error: " in line]
-    return any(re.search(r"[/\\]|\.[a-z]{2,}|--?[a-z]|[A-Z]{3,}|'|`|\b[A-Z]+:", line) for line in lines)
+    names = re.compile(r"[/\\]|\.[a-z]{2,}|--?[a-z]|[A-Z]{3,}|'|`|\b[A-Z]+:")
+    return any(names.search(line) or any(f"error: {word}: " in line for word in words) for line in lines)
 
 
 def place(folder: Path, material: Path) -> None:
