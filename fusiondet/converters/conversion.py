@@ -147,7 +147,7 @@ def convert(source: Source, out: Path, options: Options, recipe: dict) -> Report
     places = source.places(problems)
     _refuse_unusable(problems, options)
     if not places:
-        raise InputError("no tile is found in the data.")
+        raise InputError(_no_tile(source, problems))
 
     # Version 0.5 kept there what a stopped run had finished, which cannot be taken up.
     shutil.rmtree(place.with_name(f".{place.name}.unfinished"), ignore_errors=True)
@@ -208,6 +208,15 @@ def _refuse_unusable(problems: Problems, options: Options) -> None:
             raise InputError(found[0])
         bad = "\n  ".join(found)
         raise InputError(f"{problems.counts[UNUSABLE]} images cannot be used (see `skip_invalid`):\n  {bad}")
+
+
+def _no_tile(source: Source, problems: Problems) -> str:
+    """Return why there is nothing to convert: the first problem with the data, else where it was looked for."""
+    reasons = [message for messages in problems.named.values() for message in messages]
+    if reasons:
+        return f"no tile is found in the data, of {sum(problems.counts.values())} problems the first: {reasons[0]}"
+    first = next(iter(source.files()), None)
+    return "no tile is found in the data." if first is None else f"{first}: no tile is found in the data."
 
 
 # ---- What a result follows from -----------------------------------------------------------------------------------

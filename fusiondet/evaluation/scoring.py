@@ -165,13 +165,15 @@ def score_dfc2023(
     notes = []
     if painted.without_height:
         notes.append(f"{painted.without_height} instances have no height and are painted as 0")
+    # Scored first: what refuses the truth leaves no zip behind.
+    scored = not write_submission or (truth.has_heights and truth.document["annotations"])
+    numbers = dfc2023.evaluate_dfc2023(truth, painted) if scored else {}
     if write_submission:
         zips.write_submission(painted, truth.shapes, write_submission)
         what = f"{len(truth.images)} tiles and {len(painted.records)} instances"
         notes.append(f"wrote {what} to {write_submission}")
         if not painted.records:
             notes.append("the contest's scorer gives no score where there is no instance at all")
-        if not (truth.has_heights and truth.document["annotations"]):
+        if not scored:
             return {}, "\n".join([*notes, "not scored: the annotations have no buildings or no true heights"])
-    numbers = dfc2023.evaluate_dfc2023(truth, painted)
     return numbers, "\n".join([*notes, dfc2023.dfc2023_table(numbers, findings)])

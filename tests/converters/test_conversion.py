@@ -148,6 +148,19 @@ class TestResult:
             run(tmp_path, Grid(0))
         assert list(tmp_path.iterdir()) == []
 
+    def test_no_place_at_all_names_the_first_problem_or_file(self, tmp_path):
+        class Unpaired(Grid):
+            def places(self, problems):
+                for name in "ab":
+                    problems.add("images without a label", f"{name}.tif: has no label.")
+                return []
+
+        with raises_naming("no tile is found", "2 problems", "a.tif: has no label."):
+            run(tmp_path, Unpaired())
+        (tmp_path / "log").write_text("")
+        with raises_naming(str(tmp_path / "log"), "no tile is found"):
+            run(tmp_path, Grid(0, log=tmp_path / "log"))
+
 
 @pytest.fixture
 def distributed():

@@ -8,6 +8,7 @@ from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset, encode_rle, prediction_record, write_coco
 from fusiondet.io.vectors import Layer
+from tests.support.contest_cases import Contest
 from tests.support.messages import raises_naming
 
 import pytest
@@ -60,3 +61,13 @@ def test_a_contest_takes_a_zip_or_results(files, options, names):
     with pytest.raises(InputError) as refused:
         score_dfc2023(files[0], **options)
     assert all(name in str(refused.value) for name in names)
+
+
+def test_truth_that_is_refused_leaves_no_submission_behind(tmp_path):
+    Contest(tiles=2).write(tmp_path)
+    written = {"predictions": tmp_path / "res/seg_results.json", "write_submission": tmp_path / "out.zip"}
+    truth, heights = tmp_path / "ref/buildings_only_val.json", tmp_path / "ref/height"
+    (heights / "P_0002.tif").write_bytes(b"II*")
+    with raises_naming("P_0002.tif"):
+        score_dfc2023(truth, heights=heights, **written)
+    assert not (tmp_path / "out.zip").exists()
