@@ -72,8 +72,8 @@ def test_the_response_to_colours_is_timms_and_sar_starts_silent(name, kind, tmp_
 
 def test_a_network_that_standardises_its_filters_is_said_to(tmp_path):
     path = tmp_path / "weights.safetensors"
-    save_file(timm.create_model("resnetv2_50").state_dict(), path)
-    report = load_timm_weights(TimmNet("resnetv2_50", 4), str(path), **BANDS)
+    save_file(timm.create_model("nf_resnet26").state_dict(), path)
+    report = load_timm_weights(TimmNet("nf_resnet26", 4), str(path), **BANDS)
     assert "standardises its filters" in str(report)
 
 
