@@ -24,6 +24,10 @@ from shapely.geometry.base import BaseGeometry
 # Above the tallest building on earth there is no building: a larger number is a sentinel or another unit.
 TALLEST_BUILDING_M = 1000.0
 OUTLINES = ("footprint", "roof")
+# Crossings of an outline's sides that are repaired; they are estimated from some of its sides.
+_MOST_CROSSINGS, _SIDES_TRIED = 30_000, 50
+# With fewer sides, there are not so many crossings.
+_FEWEST_TANGLED = 250
 
 
 @dataclass
@@ -211,7 +215,8 @@ def clean_polygon(geometry: BaseGeometry | None) -> BaseGeometry | None:
     """`geometry` as a valid, 2-D, non-empty Polygon or MultiPolygon; None when no area is left.
 
     Self-intersections are repaired with shapely's `make_valid(method="structure")`, which keeps the enclosed area;
-    lines and points are dropped, and so is an outline with a coordinate that is NaN or infinite.
+    lines and points are dropped, and so is an outline with a coordinate that is NaN or infinite, and one that
+    `is_tangled`.
     """
     if geometry is None or geometry.is_empty:
         return None
@@ -222,11 +227,30 @@ def clean_polygon(geometry: BaseGeometry | None) -> BaseGeometry | None:
     ):
         return None
     if not geometry.is_valid:
+        if is_tangled(geometry):
+            return None
         geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
     parts = [p for p in _polygons(geometry) if p.area > 0]
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else shapely.unary_union(parts)
+
+
+def is_tangled(geometry: BaseGeometry) -> bool:
+    """Whether the sides of `geometry` cross each other more than about 30 000 times, as those of no building do.
+
+    The repair of such an outline takes minutes and gigabytes.
+    """
+    if shapely.get_num_coordinates(geometry) < _FEWEST_TANGLED:
+        return False
+    rings = [ring for polygon in _polygons(geometry) for ring in (polygon.exterior, *polygon.interiors)]
+    xy, part = shapely.get_coordinates(rings, return_index=True)
+    ends = np.stack([xy[:-1], xy[1:]], axis=1)[part[:-1] == part[1:]]
+    sides = shapely.linestrings(ends)
+    some = sides[:: max(1, len(sides) // _SIDES_TRIED)]
+    # A side and its two neighbours touch.
+    met = shapely.STRtree(sides).query(some, "intersects").shape[1] / len(some) - 3
+    return met * len(sides) / 2 > _MOST_CROSSINGS
 
 
 def _polygons(geometry: BaseGeometry) -> list:

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +15,9 @@ from fusiondet.errors import InputError
 # Of the hidden directories of `atomic_path`: characters that `tempfile` draws, and the name of what is replaced.
 _DRAWN, _REPLACED = 8, "replaced"
 _WRITING_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Whole numbers of fewer digits are within the range of floating point.
+_FLOAT_DIGITS = 309
+_DIGITS = re.compile(f"[0-9]{{{_FLOAT_DIGITS // 10}}}")
 
 
 def require_new(path: Path, overwrite: bool = False) -> Path:
@@ -207,13 +211,34 @@ def read_json(path: Path):
     path = Path(path)
     try:
         with open(path, encoding="utf-8") as f:
-            return json.load(f)
+            return parse_json(f.read())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory, expected a JSON file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}). Is it the right file, and complete?") from None
+
+
+def parse_json(text: str | bytes):
+    """The JSON document `text`, from whomever it comes.
+
+    A whole number beyond the range of floating point becomes infinite, as 1e400 does: no computation takes it, and
+    Python refuses to read one of more than 4300 digits.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply.
+    """
+    # Looking at each number costs half as much again as reading; a run of 309 digits shows in every tenth character.
+    long = isinstance(text, bytes) or _DIGITS.search(text[::10])
+    try:
+        return json.loads(text, parse_int=_whole_number) if long else json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole_number(text: str) -> int | float:
+    return int(text) if len(text) < _FLOAT_DIGITS else float(text)
 
 
 def safe_join(root: Path, name: str) -> Path:
@@ -230,8 +255,17 @@ def safe_join(root: Path, name: str) -> Path:
         or windows.root
         or ".." in windows.parts
         or "://" in name
+        or not _has_bytes(name)
     ):
         raise InputError(
             f"file name {name!r} points outside its folder {root}. Use a name relative to that folder, without '..'."
         )
     return Path(root) / name
+
+
+def _has_bytes(name: str) -> bool:
+    """Whether a file system can have `name`: JSON can hold halves of characters."""
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False

@@ -9,12 +9,14 @@ from fusiondet.buildings import (
     building_to_pixels,
     clean_height_m,
     clean_polygon,
+    is_tangled,
     map_to_pixel,
     pixel_to_map,
     validate,
 )
 from fusiondet.errors import InputError
 
+import numpy as np
 import pytest
 import shapely
 from affine import Affine
@@ -154,3 +156,21 @@ def test_azimuths_in_image_axes(transform, expected_deg):
     turned = SensorGeometry(sun_azimuth_deg=30.0, sun_elevation_deg=45.0).in_image_axes(transform)
     assert turned.sun_azimuth_deg == pytest.approx(expected_deg)
     assert (turned.sun_elevation_deg, turned.sar_look_azimuth_deg) == (45.0, None)
+
+
+def star(points: int) -> Polygon:
+    """A star polygon {points / k} whose every side crosses about every other one."""
+    turns = np.arange(points) * (points // 2) / points * 2 * np.pi
+    return Polygon(np.column_stack([np.cos(turns), np.sin(turns)]))
+
+
+@pytest.mark.parametrize(("outline", "tangled"), [(star(101), False), (star(201), False), (star(2001), True)])
+def test_outline_whose_sides_cross_tens_of_thousands_of_times_is_none(outline, tangled):
+    assert is_tangled(outline) == tangled and (clean_polygon(outline) is None) == tangled
+
+
+def test_long_outline_with_one_crossing_is_repaired():
+    turns = np.linspace(0, 2 * np.pi, 20_001)[:-1]
+    xy = 100 * np.column_stack([np.cos(turns), np.sin(turns)])
+    xy[[5, 6]] = xy[[6, 5]]
+    assert clean_polygon(Polygon(xy)).area == pytest.approx(np.pi * 1e4, rel=1e-3)

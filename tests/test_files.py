@@ -13,6 +13,7 @@ from fusiondet.files import (
     atomic_dir,
     atomic_path,
     naming,
+    parse_json,
     parts_folder,
     read_json,
     remove_debris,
@@ -236,3 +237,25 @@ def test_safe_names(tmp_path, name):
 def test_names_that_point_outside(tmp_path, name):
     with pytest.raises(InputError, match="points outside its folder"):
         safe_join(tmp_path, name)
+
+
+@pytest.mark.parametrize("digits", [308, 309, 400, 4299, 4301, 50_000])
+def test_whole_numbers_of_any_length_are_read(tmp_path, digits):
+    (tmp_path / "a.json").write_text('{"a": [1, ' + "7" * digits + ", 2.5]}")
+    one, number, half = read_json(tmp_path / "a.json")["a"]
+    assert (one, half) == (1, 2.5) and number == (int("7" * 308) if digits == 308 else float("inf"))
+
+
+def test_long_numbers_below_the_limit_stay_whole():
+    assert parse_json("[" + "1" * 40 + "]") == parse_json(b"[" + b"1" * 40 + b"]") == [int("1" * 40)]
+
+
+def test_deep_json_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_json(tmp_path / "a.json")
+
+
+def test_halves_of_characters_are_no_file_names(tmp_path):
+    with pytest.raises(InputError, match="outside its folder"):
+        safe_join(tmp_path, "a\ud800.tif")

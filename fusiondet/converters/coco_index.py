@@ -18,7 +18,6 @@ Why no library does this. Measured on a file like crowdAI's (567 MB, 232 558 ima
 - `json` needs the gigabytes once in each worker process.
 """
 
-import json
 import mmap
 import re
 from array import array
@@ -30,6 +29,7 @@ from pathlib import Path
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.converters.reports import Problems
 from fusiondet.errors import InputError
+from fusiondet.files import parse_json
 from fusiondet.io.coco import MAX_SIDE_PX, polygon_from_segmentation
 
 import numpy as np
@@ -91,7 +91,7 @@ class CocoIndex:
         with open(self.path, "rb") as f:
             for row in rows:
                 f.seek(self.offsets[row])
-                yield json.loads(f.read(self.lengths[row])), bool(self.repeated[row])
+                yield parse_json(f.read(self.lengths[row])), bool(self.repeated[row])
 
     def buildings(self, image: ImageRecord, problems: Problems, counts: Counter) -> list[Building]:
         """Outlines of one image in its pixels, whatever their category; `id` is that of the annotation.
@@ -240,8 +240,8 @@ def _objects(path: Path, sections: set[str]) -> Iterator[tuple[str, int, int, di
 
 def _parsed(text: bytes, path: Path, start: int) -> dict:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise InputError(
             f"{path}: not valid JSON at byte {start} ({error}). Is it the right file, and complete?"
         ) from None

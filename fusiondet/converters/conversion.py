@@ -269,9 +269,15 @@ def _finished(out: Path, fingerprint: str, recipe: dict) -> Report | None:
         raise InputError(
             f"{out}: already exists, {why}. Choose another name, or pass `overwrite=True` to replace it."
         )
-    report = Report(**record["report"])
-    for name in ("tiles", "labels", "heights", "unknown_heights", "problems"):
-        setattr(report, name, Counter(getattr(report, name)))
+    try:
+        report = Report(**record["report"])
+        for name in ("tiles", "labels", "heights", "unknown_heights", "problems"):
+            setattr(report, name, Counter(getattr(report, name)))
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{out / RECORD_FILE}: its report is not as this version writes it ({error!r}). Pass `overwrite=True` to "
+            "convert again."
+        ) from None
     report.unchanged = True
     return report
 

@@ -317,6 +317,11 @@ class DenseScores:
                 tile["image_id"]: {name: DenseCounts(**counts) for name, counts in tile["parts"].items()}
                 for tile in content["tiles"]
             }
+            numbers = [
+                n for parts in tiles.values() for counts in parts.values() for n in vars(counts).values()
+            ]
+            if not all(n is None or isinstance(n, bool | int | float) for n in numbers):
+                raise TypeError("counts that are no numbers")
             return cls(content["height_labels"], content["instances"], tiles)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -6,7 +6,6 @@ All instances are buildings: category ids are not looked at.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 from fusiondet.errors import InputError, unknown_name
@@ -15,20 +14,20 @@ from fusiondet.evaluation.height_metrics import RATIO, height_metrics, height_ra
 from fusiondet.evaluation.matching import NOTHING, mask_iou, match_greedily
 from fusiondet.files import read_json
 from fusiondet.io.coco import (
+    HEIGHT_KEYS,
     Dataset,
     checked_rings,
     checked_rle,
     coco_document,
-    is_number,
     read_predictions,
     validate_coco,
+    validate_prediction,
 )
 
 import numpy as np
 from pycocotools import mask as mask_api
 
 METRICS = ("coco", "height", "joint")
-HEIGHT_KEYS = ("height_m", "height_p16_m", "height_p84_m")
 
 
 @dataclass
@@ -102,12 +101,11 @@ def evaluate_instances(
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
-    document, records = _prepared(dataset, records)
-    max_detections = max_detections or _max_detections(document)
+    document, records, n_predictions, max_detections = _prepared(dataset, records, max_detections)
     result = {
         "dataset/n_images": len(document["images"]),
         "dataset/n_buildings": sum(not a.get("iscrowd") for a in document["annotations"]),
-        "dataset/n_predictions": len(records),
+        "dataset/n_predictions": n_predictions,
         "dataset/max_detections": max_detections,
     }
     if "coco" in metrics:
@@ -136,15 +134,18 @@ def scored_images(
     dataset: Dataset | Path | dict, records: list[dict] | Path, max_detections: int | None = None
 ) -> list[ScoredImage]:
     """What `evaluate_instances` judges, image by image in the order of their ids; same arguments and errors."""
-    document, records = _prepared(dataset, records)
-    return _images(document, records, max_detections or _max_detections(document))
+    document, records, _, max_detections = _prepared(dataset, records, max_detections)
+    return _images(document, records, max_detections)
 
 
-def _prepared(dataset, records) -> tuple[dict, list[dict]]:
-    """Truth and predictions, each as lists of records with compressed RLE masks; see `_one_class`, `_with_boxes`."""
+def _prepared(dataset, records, max_detections: int | None) -> tuple[dict, list[dict], int, int]:
+    """Truth and the predictions that count, each as lists of records with compressed RLE masks; see `_one_class`,
+    `_with_boxes`. The number of all predictions, and of those of an image that count at most.
+    """
     document = _one_class(_document(dataset))
     records = read_predictions(records) if isinstance(records, str | Path) else records
-    return document, _with_boxes(records, document)
+    max_detections = max_detections or _max_detections(document)
+    return document, _with_boxes(records, document, max_detections), len(records), max_detections
 
 
 def _document(dataset: Dataset | Path | dict) -> dict:
@@ -172,29 +173,40 @@ def _one_class(document: dict) -> dict:
             "segmentation": rle,
             "iscrowd": int(annotation.get("iscrowd") or 0),
         }
-        annotations.append({**annotation, **kept, "area": annotation.get("area", float(mask_api.area(rle)))})
+        if annotation.get("area") is None:
+            kept["area"] = float(mask_api.area(rle))
+        if annotation.get("bbox") is None:
+            kept["bbox"] = mask_api.toBbox(rle).tolist()
+        annotations.append({**annotation, **kept})
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "building"}]}
 
 
-def _with_boxes(records: list[dict], document: dict) -> list[dict]:
-    """Copies of `records` with compressed RLE, category 1 and a box."""
+def _with_boxes(records: list[dict], document: dict, max_detections: int) -> list[dict]:
+    """Copies of `records` with compressed RLE, category 1 and a box, without those of an image that do not count."""
     size = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
-    complete = []
+    of_image = defaultdict(list)
     for i, record in enumerate(records):
-        if not isinstance(record["image_id"], Integral | str) or record["image_id"] not in size:
+        validate_prediction(record, f"prediction {i}")
+        if record["image_id"] not in size:
             raise InputError(
                 f"prediction {i} belongs to image {record['image_id']!r}, which the annotations do not list. "
                 "Do both files belong to the same split?"
             )
-        if not is_number(record["score"]):
-            raise InputError(f"prediction {i}: score is {record['score']!r}, expected a number in [0, 1].")
-        for key in HEIGHT_KEYS:
-            if not (record.get(key) is None or is_number(record[key])):
-                raise InputError(f"prediction {i}: {key} is {record[key]!r}, expected metres or null.")
+        of_image[record["image_id"]].append(i)
+    # Masks are looked at last: an image may have a hundred thousand predictions, of which a hundred count.
+    counting = [i for of_one in of_image.values() for i in _best(of_one, records, max_detections)]
+    complete = []
+    for i in sorted(counting):
+        record = records[i]
         rle = _named(f"prediction {i}", record["segmentation"], *size[record["image_id"]])
         box = record["bbox"] if record.get("bbox") is not None else mask_api.toBbox(rle).tolist()
         complete.append({**record, "category_id": 1, "segmentation": rle, "bbox": box})
     return complete
+
+
+def _best(numbers: list[int], records: list[dict], most: int) -> list[int]:
+    """Those of the `most` best-scored records; of equal ones, the earlier."""
+    return sorted(numbers, key=lambda i: -records[i]["score"])[:most]
 
 
 def _named(where: str, segmentation, height: int, width: int) -> dict:

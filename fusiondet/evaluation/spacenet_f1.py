@@ -29,7 +29,8 @@ MIN_AREA_PX = 80.0
 MIN_IOU = 0.5
 # From this score on an instance is a proposal; the challenges leave the choice to those who submit.
 MIN_SCORE = 0.5
-_NO_LIMIT = 1 << 30
+# Each proposal is matched as an outline; no tile has so many buildings.
+_MOST_PROPOSALS = 10_000
 
 
 def evaluate_spacenet(
@@ -124,8 +125,13 @@ def _proposals(dataset: Dataset, records: list[dict] | Path, score_threshold: fl
         "annotations": [],
     }
     outlines = {}
-    for image in scored_images(document, records, max_detections=_NO_LIMIT):
-        shown = (r["segmentation"] for r in image.records if r["score"] >= score_threshold)
+    for image in scored_images(document, records, max_detections=_MOST_PROPOSALS + 1):
+        shown = [r["segmentation"] for r in image.records if r["score"] >= score_threshold]
+        if len(shown) > _MOST_PROPOSALS:
+            raise InputError(
+                f"image {image.image_id!r} has over {_MOST_PROPOSALS} instances from score {score_threshold:g} on: "
+                "too many to match. Give a higher `score_threshold`."
+            )
         polygons = (polygon_from_segmentation(mask, *image.size) for mask in shown)
         outlines[image.image_id] = [p for p in polygons if p is not None]
     return outlines

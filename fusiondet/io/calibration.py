@@ -1,9 +1,9 @@
 """What the numbers of a SAR file can be, told from the numbers, and the factor that a file states for them."""
 
-import json
 import math
 
 from fusiondet.errors import InputError
+from fusiondet.files import parse_json
 
 import numpy as np
 
@@ -97,8 +97,8 @@ def stated_scale_factor(source) -> float | None:
     if not text.lstrip().startswith("{") or len(text) > _MAX_DESCRIPTION:
         return None
     try:
-        factor = json.loads(text)["collect"]["image"]["scale_factor"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        factor = parse_json(text)["collect"]["image"]["scale_factor"]
+    except (ValueError, LookupError, TypeError):
         return None
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
         raise InputError(

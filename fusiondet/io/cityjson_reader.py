@@ -9,7 +9,6 @@ document, which is parsed as a whole: about ten times its size.
 
 import contextlib
 import gc
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from fusiondet.buildings import clean_polygon
 from fusiondet.errors import InputError
-from fusiondet.files import read_json
+from fusiondet.files import parse_json, read_json
 
 import numpy as np
 import shapely
@@ -160,12 +159,12 @@ def _sequence(path: Path) -> Iterator[dict]:
             while line := f.readline(MAX_FILE_BYTES):
                 number += 1
                 if line.strip():
-                    yield json.loads(line)
+                    yield parse_json(line)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory, expected a CityJSONSeq file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: line {number} is not JSON ({error}). Is it complete?") from None
 
 

@@ -30,9 +30,17 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from fusiondet import plugins
-from fusiondet.buildings import Building, SensorGeometry, Tile, clean_height_m, clean_polygon
+from fusiondet.buildings import (
+    OUTLINES,
+    Building,
+    SensorGeometry,
+    Tile,
+    clean_height_m,
+    clean_polygon,
+    is_tangled,
+)
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, finite_or_none, read_json, safe_join
+from fusiondet.files import atomic_path, finite_or_none, parse_json, read_json, safe_join
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
 
@@ -53,12 +61,16 @@ RASTER_KEYS = (
 )
 # Masks of an image are made in memory: a larger one has to be cut into tiles.
 MAX_SIDE_PX = 32768
+# Of all edges of a segmentation; rasterising takes 40 bytes for each pixel of them.
+_MAX_EDGES_PX = 1e7
 # Few data sets have something to say here, so that null is left out.
 _RARE_KEYS = ("cloud_file_name", "class_file_name", "window", "sar_window", "indexes", "sar_indexes")
 _TUPLE_KEYS = ("transform", "window", "sar_window", "indexes", "sar_indexes")
 _TILE_KEYS = tuple(f.name for f in dataclasses.fields(Tile) if f.name not in ("buildings", "sensor"))
 # Of a pixel's coordinates, in the rings of a file.
 _DECIMALS = 3
+# Of a prediction: median, 16th and 84th percentile.
+HEIGHT_KEYS = ("height_m", "height_p16_m", "height_p84_m")
 _HEIGHT_TEXT_KEYS = ("height_source", "height_stat", "height_datum")
 
 
@@ -277,10 +289,18 @@ def _validate_image(image: dict, path: Path, root: Path, ids: set) -> None:
         if image.get(key) is None:
             raise InputError(f"{where}: {key!r} is missing.")
     for key in ("width", "height"):
-        if not isinstance(image[key], int) or not 0 < image[key] <= MAX_SIDE_PX:
-            raise InputError(f"{where}: {key!r} is {image[key]!r}, expected pixels from 1 to {MAX_SIDE_PX}.")
+        if (
+            isinstance(image[key], bool)
+            or not isinstance(image[key], int)
+            or not 0 < image[key] <= MAX_SIDE_PX
+        ):
+            raise InputError(
+                f"{where}: {key!r} is {repr(image[key])[:40]}, expected pixels from 1 to {MAX_SIDE_PX}."
+            )
     if not isinstance(image["id"], Integral | str):
         raise InputError(f"{where}: expected a number or text as id.")
+    if not isinstance(image.get("crs"), str | None):
+        raise InputError(f"{where}: crs is {repr(image['crs'])[:60]}, expected text or null.")
     if image["id"] in ids:
         raise InputError(f"{where}: this id occurs twice.")
     ids.add(image["id"])
@@ -323,7 +343,22 @@ def _validate_annotation(annotation: dict, path: Path, image_ids: set) -> None:
     height_m = annotation.get("height_m")
     if height_m is not None and (isinstance(height_m, str) or clean_height_m(height_m)[1]):
         raise InputError(
-            f"{where}: height_m is {height_m!r}, expected metres in (0, 1000], or null when unknown."
+            f"{where}: height_m is {repr(height_m)[:40]}, expected metres in (0, 1000], or null when unknown."
+        )
+    for key in ("outline_px", *_HEIGHT_TEXT_KEYS):
+        if not isinstance(annotation.get(key), str | None):
+            raise InputError(f"{where}: {key} is {repr(annotation[key])[:40]}, expected text or null.")
+    if annotation.get("outline") not in (None, "", *OUTLINES):
+        raise InputError(
+            f"{where}: outline is {repr(annotation['outline'])[:40]}, expected {' or '.join(OUTLINES)}, or null."
+        )
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        raise InputError(f"{where}: iscrowd is {repr(annotation['iscrowd'])[:40]}, expected 0 or 1.")
+    if annotation.get("area") is not None and not is_number(annotation["area"]):
+        raise InputError(f"{where}: area is {repr(annotation['area'])[:40]}, expected square pixels.")
+    if annotation.get("bbox") is not None and not is_box(annotation["bbox"]):
+        raise InputError(
+            f"{where}: bbox is {repr(annotation['bbox'])[:60]}, expected [x, y, width, height] in pixels."
         )
 
 
@@ -375,7 +410,7 @@ def annotation_record(building: Building, height: int, width: int) -> dict:
 def building_from_annotation(annotation: dict, height: int, width: int) -> Building | None:
     """Inverse of `annotation_record`; None when the segmentation encloses no area."""
     if annotation.get("outline_px"):
-        polygon = clean_polygon(shapely.from_geojson(annotation["outline_px"]))
+        polygon = _exact_outline(annotation["outline_px"])
     else:
         polygon = polygon_from_segmentation(annotation["segmentation"], height, width)
     if polygon is None:
@@ -387,6 +422,20 @@ def building_from_annotation(annotation: dict, height: int, width: int) -> Build
         id=annotation.get("source_id"),
         **{key: annotation.get(key) for key in _HEIGHT_TEXT_KEYS},
     )
+
+
+def _exact_outline(text: str) -> BaseGeometry | None:
+    try:
+        geometry = parse_json(text)
+        # GEOS reads collections within collections until its stack overflows.
+        if geometry["type"] not in ("Polygon", "MultiPolygon"):
+            raise ValueError(f"a {str(geometry['type'])[:40]}")
+        outline = shapely.from_geojson(text)
+    except (ValueError, TypeError, KeyError, shapely.GEOSException) as error:
+        raise InputError(f"outline_px is no polygon of GeoJSON ({str(error)[:100]}).") from None
+    if is_tangled(outline):
+        raise InputError("outline_px: its sides cross each other many thousand times.")
+    return clean_polygon(outline)
 
 
 def stored_outlines(tile: Tile) -> list[BaseGeometry | None]:
@@ -433,7 +482,10 @@ def polygon_from_segmentation(segmentation, height: int, width: int) -> BaseGeom
 
 
 def _union_of_rings(rings: list[list[float]]) -> BaseGeometry | None:
-    parts = [clean_polygon(Polygon(np.reshape(ring, (-1, 2)))) for ring in rings if len(ring) >= 6]
+    outlines = [Polygon(np.reshape(ring, (-1, 2))) for ring in rings if len(ring) >= 6]
+    if is_tangled(MultiPolygon(outlines)):
+        raise InputError("a polygon whose sides cross each other many thousand times.")
+    parts = [clean_polygon(outline) for outline in outlines]
     return clean_polygon(shapely.unary_union([p for p in parts if p is not None])) if any(parts) else None
 
 
@@ -441,16 +493,36 @@ def checked_rings(segmentation: list) -> list[list[float]]:
     """COCO polygons as flat rings of numbers that pycocotools can be given: it takes memory for every pixel of an edge.
 
     Raises:
-        InputError: coordinates that are no finite numbers, are far outside any image, or do not come in pairs.
+        InputError: coordinates that are no finite numbers, are far outside any image, or do not come in pairs; edges
+            that are longer than those of any building together.
     """
+    if not isinstance(segmentation, list):
+        raise InputError(f"a polygon with coordinates that are no pixels: {str(segmentation)[:60]}.")
     if segmentation and not isinstance(segmentation[0], list):  # some writers forget the outer list
         segmentation = [segmentation]
+    length_px = 0.0
     for ring in segmentation:
         if not isinstance(ring, list) or not all(is_number(v) and abs(v) <= 2 * MAX_SIDE_PX for v in ring):
             raise InputError(f"a polygon with coordinates that are no pixels: {str(ring)[:60]}.")
         if len(ring) % 2:
             raise InputError("a polygon with an odd number of coordinates; expected x, y, x, y, ...")
+        xy = np.reshape(np.array(ring, float), (-1, 2))
+        length_px += np.abs(np.diff(xy, axis=0, append=xy[:1])).max(axis=1).sum() if len(xy) else 0.0
+    if length_px > _MAX_EDGES_PX:
+        raise InputError(
+            f"polygons with edges of {length_px:.3g} px together; no building has more than {_MAX_EDGES_PX:.0e}."
+        )
     return segmentation
+
+
+def is_box(value) -> bool:
+    """Whether `value` is a COCO box: x, y, width, height in pixels that an image can have."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 4
+        and all(is_number(v) and abs(v) <= 2 * MAX_SIDE_PX for v in value)
+        and min(value[2:]) >= 0
+    )
 
 
 def is_number(value) -> bool:
@@ -477,23 +549,43 @@ def decode_rle(segmentation: dict, height: int, width: int) -> np.ndarray:
 
 
 def checked_rle(segmentation: dict, height: int, width: int) -> dict:
-    """`segmentation` as compressed RLE that pycocotools can be given: it reads wild memory where runs do not add up.
+    """`segmentation` as compressed RLE that pycocotools can be given: it trusts what it is given, and writes beyond its
+    memory where there are more runs than pixels.
+
+    Runs of no pixel within are taken out: with them, the union of two masks can have more runs than pixels too.
 
     Raises:
         InputError: the RLE's size is not (height, width), or its counts do not fill it.
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise InputError(f"RLE of size {size} in an image of size {[height, width]}.")
+        raise InputError(f"RLE of size {str(size)[:40]} in an image of size {[height, width]}.")
+    most = height * width
     try:
+        if len(counts) > 7 * (most + 1):  # characters of a count, at most
+            raise ValueError(f"more counts than the {most} pixels")
         runs = np.array(counts, dtype=np.int64) if isinstance(counts, list) else _runs(counts)
         if runs.ndim != 1 or (runs < 0).any():
             raise ValueError("a negative or nested count")
-        if runs.sum() != height * width:
-            raise ValueError(f"counts add up to {runs.sum()}, not {height * width}")
+        if len(runs) > most + 1 or (runs > most).any():
+            raise ValueError(f"more counts, or larger ones, than the {most} pixels")
+        if runs.sum() != most:
+            raise ValueError(f"counts add up to {runs.sum()}, not {most}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"damaged RLE: {error}.") from None
-    return mask_api.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+    if not isinstance(counts, list) and runs[1:].all():
+        return {"size": [height, width], "counts": counts}
+    plain = {"size": [height, width], "counts": _without_empty_runs(runs).tolist()}
+    return mask_api.frPyObjects(plain, height, width)
+
+
+def _without_empty_runs(runs: np.ndarray) -> np.ndarray:
+    """The same mask with runs of at least one pixel; the first run, of background, may have none."""
+    filled = np.flatnonzero(runs)
+    values = filled % 2
+    first = np.flatnonzero(np.diff(values, prepend=-1))  # of neighbours with the same value
+    merged = np.add.reduceat(runs[filled], first)
+    return np.append(0, merged) if values[0] else merged
 
 
 def _runs(counts: str | bytes) -> np.ndarray:
@@ -542,22 +634,41 @@ def read_predictions(path: Path) -> list[dict]:
     """COCO results in `path`, checked.
 
     Raises:
-        InputError: not a list of records with image_id, score and segmentation or bbox.
+        InputError: not a list of records with image_id, score and segmentation; or see `validate_prediction`.
     """
     records = read_json(path)
     if not isinstance(records, list):
         raise InputError(f"{path}: expected a list of COCO results, found {type(records).__name__}.")
     for i, record in enumerate(records):
-        missing = [
-            key
-            for key in ("image_id", "score", "segmentation")
-            if not isinstance(record, dict) or key not in record
-        ]
-        if missing:
-            raise InputError(
-                f"{path}: record {i} has no {missing[0]!r}; expected image_id, score, segmentation, height_m."
-            )
+        validate_prediction(record, f"{path}: record {i}")
     return records
+
+
+def validate_prediction(record: dict, where: str) -> None:
+    """Check the keys of one COCO result that everything relies on.
+
+    Raises:
+        InputError: begins with `where`; image_id, score or segmentation is missing, a score is outside [0, 1], a box or
+            a height is none.
+    """
+    for key in ("image_id", "score", "segmentation"):
+        if not isinstance(record, dict) or key not in record:
+            raise InputError(f"{where} has no {key!r}; expected image_id, score, segmentation, height_m.")
+    if not isinstance(record["image_id"], Integral | str):
+        raise InputError(
+            f"{where}: image_id is {repr(record['image_id'])[:40]}, expected a whole number or text."
+        )
+    if not is_number(record["score"]) or not 0 <= record["score"] <= 1:
+        raise InputError(f"{where}: score is {repr(record['score'])[:40]}, expected a number in [0, 1].")
+    if not isinstance(record["segmentation"], list | dict):
+        raise InputError(f"{where}: 'segmentation' is neither polygons nor RLE.")
+    if record.get("bbox") is not None and not is_box(record["bbox"]):
+        raise InputError(
+            f"{where}: bbox is {repr(record['bbox'])[:60]}, expected [x, y, width, height] in pixels."
+        )
+    for key in HEIGHT_KEYS:
+        if not (record.get(key) is None or is_number(record[key])):
+            raise InputError(f"{where}: {key} is {repr(record[key])[:40]}, expected metres or null.")
 
 
 def _image_record(tile: Tile) -> dict:

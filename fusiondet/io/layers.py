@@ -19,13 +19,12 @@
 description (GeoParquet: "description" in the schema's metadata) or the object "provenance" in CityJSON's "metadata".
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.errors import InputError
-from fusiondet.files import read_json, require_new
+from fusiondet.files import parse_json, read_json, require_new
 from fusiondet.io.cityjson_reader import open_cityjson
 from fusiondet.io.crs import check_crs, crs_text, parse_crs
 
@@ -136,9 +135,10 @@ def read_metadata(path: Path) -> dict:
         metadata = head.get("metadata") if isinstance(head, dict) else None
         found = metadata.get("provenance") if isinstance(metadata, dict) else None
     else:
+        description = _description(path, format_) or "{}"
         try:
-            found = json.loads(_description(path, format_) or "{}")
-        except json.JSONDecodeError:
+            found = parse_json(description)
+        except ValueError:
             found = {}
     return found if isinstance(found, dict) else {}
 
@@ -159,7 +159,7 @@ def _city_head(path: Path):
         return read_json(path)
     try:
         with open(path, encoding="utf-8-sig") as f:
-            return json.loads(f.readline(_MAX_HEAD_BYTES))
+            return parse_json(f.readline(_MAX_HEAD_BYTES))
     except ValueError as error:
         raise InputError(f"{path}: line 1 is not JSON ({error}). Is it complete?") from None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusiondet.buildings import Building, clean_height_m, clean_polygon
+from fusiondet.buildings import Building, clean_height_m, clean_polygon, is_tangled
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.io import threedbag
 from fusiondet.io.building_parts import join_buildings
@@ -38,7 +38,8 @@ class Layer:
         crs: "EPSG:n" or WKT (horizontal); None when the file has none.
         reasons: why heights are unknown -> number of buildings: "missing", "not a number", "negative", "zero",
             "absurd", "no ground"; empty when no height field was asked for.
-        geometry: what happened to outlines -> number of features: "no geometry", "no area" (both left out), "repaired".
+        geometry: what happened to outlines -> number of features: "no geometry", "no area", "sides that cross
+            too often" (see `buildings.is_tangled`; all three left out), "repaired".
         height_field, ground_field: the columns that heights came from; None when there are none.
         id_field: the column of identifiers; None when buildings are only numbered.
         release: of 3DBAG, e.g. "2024.04.20"; None when nothing tells.
@@ -323,7 +324,7 @@ def _outline(geometry, counts: Counter):
         return None
     polygon = clean_polygon(geometry)
     if polygon is None:
-        counts["no area"] += 1
+        counts["sides that cross too often" if is_tangled(geometry) else "no area"] += 1
     elif not geometry.is_valid:
         counts["repaired"] += 1
     return polygon

@@ -14,6 +14,10 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import (
     CocoWriter,
     Dataset,
+    _runs,
+    checked_rings,
+    checked_rle,
+    coco_document,
     decode_rle,
     encode_rle,
     is_number,
@@ -31,8 +35,9 @@ from tests.support.messages import raises_naming
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from shapely.geometry import MultiPolygon, Polygon, box
 
@@ -384,3 +389,188 @@ class TestWriter:
 def test_whole_numbers_beyond_any_float_are_no_pixels():
     assert is_number(3) and is_number(np.float32(2.5))
     assert not any(map(is_number, (10**400, math.inf, math.nan, True, "3", None)))
+
+
+# ---- Files of strangers ----------------------------------------------------------------------------------
+
+# What a key of JSON may hold, whatever it should: huge numbers, other types, something within something.
+HUGE = (10**400, 10**309, 2**63, 2**32, -1, 1e400, math.nan)
+ODD = st.recursive(
+    st.sampled_from([*HUGE, None, True, "", "a", "\ud800", 0, 0.5]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["size", "counts", "a"]), inner)
+    ),
+    max_leaves=6,
+)
+IMAGE_KEYS = (
+    "id",
+    "file_name",
+    "width",
+    "height",
+    "crs",
+    "transform",
+    "gsd_m",
+    "sensor",
+    "window",
+    "indexes",
+)
+ANNOTATION_KEYS = (
+    "id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "height_m", "height_source",
+    "outline", "outline_px", "source_id",
+)  # fmt: skip
+PREDICTION_KEYS = ("image_id", "category_id", "score", "bbox", "segmentation", "height_m", "height_p16_m")
+
+
+def read_or_refuse(read, path):
+    with contextlib.suppress(InputError):
+        read(path)
+
+
+class TestHostileFiles:
+    @settings(max_examples=150, deadline=None)
+    @given(st.data())
+    def test_annotations_are_read_or_refused(self, tmp_path_factory, data):
+        path = tmp_path_factory.mktemp("fuzz") / "train.json"
+        document = coco_document(dataset())
+        for section, keys in (("images", IMAGE_KEYS), ("annotations", ANNOTATION_KEYS)):
+            record = data.draw(st.sampled_from(document[section]))
+            record[data.draw(st.sampled_from(keys))] = data.draw(ODD)
+        document[data.draw(st.sampled_from(["info", "bands", "nodata", "categories"]))] = data.draw(ODD)
+        path.write_text(json.dumps(document))
+        read_or_refuse(read_coco, path)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.sampled_from(PREDICTION_KEYS), ODD)
+    def test_predictions_are_read_or_refused(self, tmp_path_factory, key, value):
+        path = tmp_path_factory.mktemp("fuzz") / "predictions.json"
+        record = prediction_record(1, 0.5, (0, 0, 4, 4), encode_rle(np.ones((8, 8), bool)), (1, 2, 3))
+        path.write_text(json.dumps([record | {key: value}]))
+        read_or_refuse(read_predictions, path)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("crs", 4326, "crs is 4326, expected text"),
+            ("width", 10**400, "'width' is inf, expected pixels"),
+            ("width", True, "'width' is True, expected pixels"),
+            ("gsd_m", "1" + "0" * 5000, "gsd_m is inf"),
+        ],
+    )
+    def test_values_of_images_are_named(self, tmp_path, key, value, message):
+        path = tmp_path / "train.json"
+        document = coco_document(dataset())
+        document["images"][0][key] = "VALUE"
+        text = value if isinstance(value, str) else json.dumps(value)
+        path.write_text(json.dumps(document).replace('"VALUE"', text))
+        with pytest.raises(InputError, match=message):
+            read_coco(path)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("bbox", [1, 2, 3], "bbox is"),
+            ("bbox", [0, 0, 1e9, 5], "bbox is"),
+            ("iscrowd", [], "iscrowd is"),
+            ("height_source", 5, "height_source is 5, expected text"),
+            ("outline_px", 7, "outline_px is 7, expected text"),
+            ("outline_px", "[" * 100_000, "outline_px is no polygon of GeoJSON"),
+            ("outline_px", '{"type": "Polygon", "coordinates": [[["a", 1]]]}', "outline_px is no polygon"),
+            ("outline_px", '{"type": "Point", "coordinates": [1, 1]}', "outline_px is no polygon"),
+            ("segmentation", [[0, 0, 10**400, 4, 5, 5]], "no pixels"),
+        ],
+    )
+    def test_values_of_annotations_are_named(self, tmp_path, key, value, message):
+        path = tmp_path / "train.json"
+        document = coco_document(dataset())
+        document["annotations"][0][key] = value
+        path.write_text(json.dumps(document))
+        with pytest.raises(InputError, match=f"annotation 1: .*{message}"):
+            read_coco(path)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("score", 92, r"score is 92, expected a number in \[0, 1\]"),
+            ("score", math.nan, "score is nan"),
+            ("bbox", [0, 0, 1e9, 1e9], "bbox is"),
+            ("bbox", [0, 0, math.nan, 4], "bbox is"),
+            ("segmentation", 5, "neither polygons nor RLE"),
+            ("image_id", [1], "image_id is"),
+        ],
+    )
+    def test_values_of_predictions_are_named(self, tmp_path, key, value, message):
+        path = tmp_path / "predictions.json"
+        record = prediction_record(1, 0.5, (0, 0, 4, 4), encode_rle(np.ones((8, 8), bool)), (1, 2, 3))
+        path.write_text(json.dumps([record, record | {key: value}]))
+        with pytest.raises(InputError, match=f"record 1.*{message}"):
+            read_predictions(path)
+
+
+def compressed(runs: list[int]) -> str:
+    """Counts of any runs as COCO compresses them, right or not (cocoapi, common/maskApi.c, rleToString)."""
+    text = ""
+    for i, run in enumerate(runs):
+        x = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            digit, x = x & 31, x >> 5
+            more = x != -1 if digit & 16 else x != 0
+            text += chr((digit | 32 if more else digit) + 48)
+    return text
+
+
+class TestRunsThatWouldOverrunMemory:
+    @pytest.mark.parametrize(
+        "runs",
+        [
+            [0] * 16 + [16],  # 17 runs are the most that 16 pixels have: see below for one more
+            [0] * 17 + [16],
+            [2**32 + 16],
+            [2**32 - 8, 8, 16],
+            [2**33, 1, 2],
+            [1] * 16 + [0] * 200,
+            [],
+        ],
+    )
+    @pytest.mark.parametrize("form", [list, compressed])
+    def test_what_is_handed_on_has_at_most_one_run_more_than_pixels(self, runs, form):
+        try:
+            rle = checked_rle({"size": [4, 4], "counts": form(runs)}, 4, 4)
+        except InputError as error:
+            assert "damaged RLE" in str(error) and (len(runs) > 17 or sum(runs) != 16)
+        else:
+            assert sum(runs) == 16 and len(runs) <= 17
+            assert len(_runs(rle["counts"])) <= 2 and mask_api.area(rle) in (0, 16)
+
+    @pytest.mark.parametrize("form", [list, compressed])
+    def test_empty_runs_within_a_mask_are_merged(self, form):
+        rle = checked_rle({"size": [4, 4], "counts": form([3, 0, 2, 4, 0, 0, 1, 6, 0])}, 4, 4)
+        assert _runs(rle["counts"]).tolist() == [5, 4, 1, 6]
+        assert mask_api.decode(rle).ravel(order="F").tolist() == [0] * 5 + [1] * 4 + [0] + [1] * 6
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        st.lists(st.integers(0, 6) | st.sampled_from([2**31, 2**32, 2**32 - 1, 2**34]), max_size=24),
+        st.sampled_from([list, compressed]),
+        st.integers(0, 40),
+    )
+    def test_any_runs_are_decoded_or_refused(self, runs, form, cut):
+        counts = form(runs)[: max(1, len(form(runs)) - cut)] if cut > 30 else form(runs)
+        try:
+            mask = decode_rle({"size": [5, 4], "counts": counts}, 5, 4)
+        except InputError:
+            return
+        expected = np.repeat(np.arange(len(runs)) % 2, runs) if cut <= 30 else None
+        assert mask.shape == (5, 4)
+        assert expected is None or mask.ravel(order="F").tolist() == expected.astype(bool).tolist()
+
+    def test_edges_longer_than_any_building_are_refused(self):
+        ring = [0, 0, 65000, 65000] * 200
+        with pytest.raises(InputError, match="edges of 2.6e.07 px together"):
+            checked_rings([ring])
+
+
+def test_polygon_of_random_vertices_is_refused_at_once():
+    ring = np.random.default_rng(0).uniform(0, 256, 20_000).tolist()
+    with pytest.raises(InputError, match="cross each other"):
+        polygon_from_segmentation([ring], 256, 256)
