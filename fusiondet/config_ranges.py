@@ -140,7 +140,7 @@ _ANY = Range(-_LARGEST, _LARGEST)
 # Lists whose entries are of any kind, or whose own checks have more to tell than that they are no numbers or no words.
 _OWN_CHECKS = (
     "TEST.EXPECTED_RESULTS", "INPUT.SCALE_RANGE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.DEPTH",
-    "MODEL.FUSION.SAR_RESNETS.DEPTH", "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "INPUT.MODALITIES",
+    "MODEL.FUSION.SAR_RESNETS.DEPTH", "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "INPUT.MODALITIES", "DATASETS.LABEL_SHARE",
     "MODEL.ROI_HEIGHT_HEAD.GEOMETRY", "*.NAMES", "*.TASKS", "*.WIDTHS",
 )  # fmt: skip
 # Lists of words in which none may be twice.

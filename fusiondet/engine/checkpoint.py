@@ -9,8 +9,10 @@ A checkpoint is a dict of tensors, plain numbers and text only, so `torch.load(w
     fusiondet     {"version", "detectron2", "torch"}, and in model_best.pth "metric" and "value"
 """
 
+import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import fusiondet
@@ -61,7 +63,7 @@ class FusionCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_path(path) as temporary:
-            torch.save(_plain(content), temporary)
+            _save(_plain(content), temporary, path)
         if tag:
             with atomic_path(Path(self.save_dir) / "last_checkpoint") as temporary:
                 temporary.write_text(path.name)
@@ -84,6 +86,27 @@ class FusionCheckpointer(DetectionCheckpointer):
                     f"{path}: cannot go on from it, {type(error).__name__} {error}. Start from its weights instead."
                 ) from None
         return content
+
+
+def _save(content: dict, temporary: Path, path: Path) -> None:
+    """`torch.save`, whose failures to write are OSErrors here that name the file and what is safe."""
+    try:
+        torch.save(content, temporary)
+    except (RuntimeError, OSError) as error:
+        full = shutil.disk_usage(temporary.parent).free < 2**20 or getattr(error, "errno", 0) == errno.ENOSPC
+        if (
+            not full
+            and isinstance(error, RuntimeError)
+            and "writ" not in str(error)
+            and "file" not in str(error)
+        ):
+            raise
+        number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+        raise OSError(
+            number,
+            f"{os.strerror(number)}. The checkpoints before it are whole: make room, then resume the training",
+            str(path),
+        ) from error
 
 
 def versions() -> dict[str, str]:

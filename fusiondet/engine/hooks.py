@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.engine.checkpoint import FusionCheckpointer, read_checkpoint
 from fusiondet.errors import InputError
 from fusiondet.evaluation import is_error
+from fusiondet.files import naming
 from fusiondet.io.bands import BandSpec
 from fusiondet.modeling.task_weighting import TaskWeighting
 
 import numpy as np
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
 _log = logging.getLogger(__name__)
 
@@ -162,6 +165,121 @@ class BestCheckpoint(HookBase):
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
         facts = {"metric": self.metric, "value": self.best}
         self.checkpointer.save(self.name, tag=False, facts=facts, iteration=iteration)
+
+
+# Writers that remember the last step they wrote; the one of the screen remembers a time.
+_BY_STEP = (JSONWriter, TensorboardXWriter)
+
+
+class MetricWriters(hooks.PeriodicWriter):
+    """Detectron2's writers of metrics, which go on where they were when the checkpoint was written.
+
+    Its state has the latest values, from which medians are written, and the number of lines of metrics.json: lines that
+    a killed run wrote after its checkpoint are dropped, as they will be written again. Nothing is written earlier.
+    """
+
+    # What the medians of all writers are of.
+    WINDOW = 20
+
+    def __init__(self, build_writers: Callable[[], list], path: Path, period: int = 20):
+        """`path`: of metrics.json; `period`: steps between two lines."""
+        super().__init__([], period)
+        self._build, self.path = build_writers, path
+        self._restored: dict | None = None
+
+    def begin_again(self) -> None:
+        """Drop all lines: a run that was killed before its first checkpoint wrote them."""
+        self._restored = {"lines": 0, "written": -1, "scalars": {}}
+
+    def before_train(self) -> None:
+        """Open the files, as they were at the checkpoint."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state, self._restored = self._restored, None
+        if state and self.path.is_file():
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            os.truncate(self.path, sum(map(len, lines[: state["lines"]])))
+        self._writers = self._build()
+        if not state:
+            return
+        for writer in self._writers:
+            if isinstance(writer, _BY_STEP):
+                writer._last_write = state["written"]
+        storage = self.trainer.storage
+        now = storage.iter
+        for name, (values, hint) in state["scalars"].items():
+            for value, storage.iter in values:
+                storage.put_scalar(name, value, smoothing_hint=hint)
+        storage.iter = now
+
+    def state_dict(self) -> dict:
+        """Plain values; {} before training."""
+        if not self._writers:
+            return {}
+        storage = self.trainer.storage
+        # Times of this machine would make checkpoints of one training differ.
+        scalars = {
+            name: [[list(pair) for pair in history.values()[-self.WINDOW :]], storage.smoothing_hints()[name]]
+            for name, history in storage.histories().items()
+            if "time" not in name and name != "eta_seconds"
+        }
+        written = max([w._last_write for w in self._writers if isinstance(w, _BY_STEP)], default=-1)
+        lines = self.path.read_bytes().count(b"\n")
+        return {"lines": lines, "written": written, "scalars": scalars}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Inverse of `state_dict`."""
+        self._restored = {
+            "lines": int(state["lines"]),
+            "written": int(state["written"]),
+            "scalars": {
+                str(name): ([(float(value), int(step)) for value, step in values], bool(hint))
+                for name, (values, hint) in state["scalars"].items()
+            },
+        }
+
+    def after_step(self) -> None:
+        """Write when it is time."""
+        with naming(self.path):
+            super().after_step()
+
+    def after_train(self) -> None:
+        """Write the rest and close."""
+        with naming(self.path):
+            super().after_train()
+
+
+class CatchUp(HookBase):
+    """Does what a run that was killed had left to do after its last checkpoint: an evaluation, and the last checkpoint.
+
+    So `model_best.pth` and metrics.json become those of a run that was never killed.
+    """
+
+    def __init__(
+        self,
+        checkpointer: FusionCheckpointer,
+        period: int,
+        evaluation: hooks.EvalHook | None,
+        best: BestCheckpoint | None,
+    ):
+        """`period` of `evaluation`; `best` judges it, in the main process."""
+        self.checkpointer, self.period, self.evaluation, self.best = checkpointer, period, evaluation, best
+
+    def before_train(self) -> None:
+        """Catch up with the step that the checkpoint was written after."""
+        trainer, done = self.trainer, self.trainer.start_iter
+        if not done:
+            return
+        if done >= trainer.max_iter:
+            # There are no steps left; the last evaluation is made after training, as ever.
+            trainer.iter = trainer.max_iter - 1
+            if self.best is not None and Path(self.checkpointer.get_checkpoint_file()).stem != "model_final":
+                self.checkpointer.save("model_final", iteration=trainer.iter)
+        elif self.evaluation is not None and self.period > 0 and done % self.period == 0:
+            trainer.iter = trainer.storage.iter = done - 1
+            self.evaluation._do_eval()
+            if self.best is not None:
+                self.best.after_step()
+            trainer.iter = trainer.storage.iter = done
 
 
 @dataclass(frozen=True)

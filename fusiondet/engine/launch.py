@@ -11,6 +11,7 @@ from fusiondet.config_loading import load_config
 from fusiondet.data import catalog
 from fusiondet.engine.checkpoint import FusionCheckpointer, is_own_checkpoint, stored_config
 from fusiondet.engine.hooks import TrainingFigures
+from fusiondet.engine.run_output import KeptLog, RunOutput
 from fusiondet.engine.trainer import FusionTrainer
 from fusiondet.errors import InputError
 
@@ -57,13 +58,21 @@ def trainer_of(cfg: CfgNode) -> type[FusionTrainer]:
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
-    """The complete, frozen config of a run. Everything that can be wrong with the input is found here, once.
+    """The complete, frozen config of a run. What can be wrong with config and data is found here, once.
+
+    Nothing is written. `args` keeps what was logged, for the log.txt of `work`.
 
     Raises:
         InputError: no or bad config file, data set, bands, or checkpoint.
     """
     if not args.config_file:
         raise InputError("`config_file` is missing, e.g. configs/synthetic/fusion_r18_small.yaml.")
+    setup_logger(distributed_rank=comm.get_rank(), name="fusiondet")
+    with KeptLog() as args.log_lines:
+        return _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts or [])
     # A name is a file from here on: Detectron2 prints it.
     args.config_file = str(find_config(args.config_file))
@@ -73,7 +82,6 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         _check_hiding(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise InputError("`eval_only` needs DATASETS.TEST.")
-    _setup_logger(cfg)
     if cfg.MODEL.DEVICE == "cpu":
         logging.getLogger(__name__).info("training on the CPU with %d threads", torch.get_num_threads())
     if cfg.SEED < 0 and args.num_machines > 1:
@@ -124,16 +132,20 @@ def work(cfg: CfgNode, args: argparse.Namespace, figures: TrainingFigures | None
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         catalog.ensure_registered(name)
-    _setup(cfg, args)
-    if args.eval_only:
-        model = trainer_of(cfg).build_model(cfg)
-        # Strict, never adapted to other bands.
-        FusionCheckpointer(model, config_yaml=cfg.dump()).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-        return _verified(cfg, trainer_of(cfg).test(cfg, model, figures=figures))
-    trainer = trainer_of(cfg)(cfg, figures)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    return _verified(cfg, trainer._last_eval_results)
+    lines = vars(args).pop("log_lines", [])
+    with RunOutput(cfg.OUTPUT_DIR, lines) as output:
+        _setup(cfg, args)
+        if args.eval_only:
+            model = trainer_of(cfg).build_model(cfg)
+            # Strict, never adapted to other bands.
+            FusionCheckpointer(model, config_yaml=cfg.dump()).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+            output.begin(cfg.dump())
+            return _verified(cfg, trainer_of(cfg).test(cfg, model, figures=figures))
+        trainer = trainer_of(cfg)(cfg, figures)
+        trainer.resume_or_load(resume=args.resume)
+        output.begin(cfg.dump())
+        trainer.train()
+        return _verified(cfg, trainer._last_eval_results)
 
 
 def _verified(cfg: CfgNode, results: dict) -> dict:
@@ -144,10 +156,14 @@ def _verified(cfg: CfgNode, results: dict) -> dict:
 
 
 def _setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's set-up: loggers, environment, config.yaml, seeds."""
+    """Detectron2's set-up: loggers, environment, seeds. It writes nothing: `RunOutput` does, later."""
     logging.getLogger("detectron2").addFilter(_without_pages_of_config)
-    default_setup(cfg, args)
-    _setup_logger(cfg)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_known_errors)
+    silent = cfg.clone()
+    silent.defrost()
+    silent.OUTPUT_DIR = None
+    default_setup(silent, args)
+    setup_logger(distributed_rank=comm.get_rank(), name="fusiondet")
 
 
 def _without_pages_of_config(record: logging.LogRecord) -> bool:
@@ -155,6 +171,6 @@ def _without_pages_of_config(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(("Running with full config", "Contents of args.config_file"))
 
 
-def _setup_logger(cfg: CfgNode) -> None:
-    # Detectron2 remembers the arguments it was called with: the same ones twice do not print every line twice.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fusiondet")
+def _without_known_errors(record: logging.LogRecord) -> bool:
+    # A full disk or a damaged image is reported in one line at the end; where in the code tells nothing.
+    return not (record.exc_info and isinstance(record.exc_info[1], InputError | OSError))

@@ -3,9 +3,9 @@
 import copy
 import itertools
 import logging
-import os
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import fusiondet.compat  # noqa: F401  (before detectron2)
 from fusiondet.data import catalog
@@ -22,6 +22,8 @@ from fusiondet.engine.complete_config import complete_config, labelled_tiles
 from fusiondet.engine.hooks import (
     BestCheckpoint,
     CalibrateHeights,
+    CatchUp,
+    MetricWriters,
     PredictionPanel,
     TrainingFigures,
     WeighTasks,
@@ -84,7 +86,6 @@ class FusionTrainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._last_eval_results: dict = {}
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         self.register_hooks(self.build_hooks())
 
     def run_step(self) -> None:
@@ -109,6 +110,9 @@ class FusionTrainer(DefaultTrainer):
             _log.warning(
                 "%s has no checkpoint to resume from yet, starting from the beginning", self.cfg.OUTPUT_DIR
             )
+            for hook in self._hooks:
+                if isinstance(hook, MetricWriters):
+                    hook.begin_again()
         load_weights(self.checkpointer.model, self.cfg)
 
     def state_dict(self) -> dict:
@@ -266,14 +270,17 @@ class FusionTrainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, self.model, figures=self.figures)
             return self._last_eval_results
 
-        if len(cfg.DATASETS.TEST):
-            made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate) if len(cfg.DATASETS.TEST) else None
+        made += [evaluation] if evaluation else []
+        best = BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC) if comm.is_main_process() else None
         if comm.is_main_process():
-            made.append(BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC))
+            made.append(best)
             if cfg.VIS_PERIOD > 0 and self.figures is not None:
                 bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
                 made.append(PredictionPanel(cfg.VIS_PERIOD, bands, self.figures.predictions))
-            made.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            made.append(MetricWriters(self.build_writers, Path(cfg.OUTPUT_DIR) / "metrics.json"))
+        # Last: all others have to be as they were when the checkpoint was written.
+        made.append(CatchUp(self.checkpointer, cfg.TEST.EVAL_PERIOD, evaluation, best))
         return made
 
     @classmethod
