@@ -24,9 +24,10 @@ from fusiondet.converters.zonal_heights import statistic
 from fusiondet.errors import InputError
 from fusiondet.io import threedbag
 from fusiondet.io.bands import LINEAR_SCALES, SAR_SCALES, BandSpec, band_number, sar_members
+from fusiondet.io.building_parts import PARTS_INSIDE
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.threedbag_filters import CHECKS, Filters, parse_filters
-from fusiondet.io.vectors import Layer, check_crs, read_layer
+from fusiondet.io.vectors import INSIDE, Layer, check_crs, read_layer, settle_parts
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Recipe:
     height_datum: str | None = None
     outline: str = "footprint"
     join_parts: bool = False
+    parts_inside: str = "keep"
     filter: list[str] = field(default_factory=list)
     image_year: int | None = None
     max_years_apart: int | None = None
@@ -102,6 +104,11 @@ _OPTIONS = {
     "join_parts": (
         "make one building of the rows with one identifier, their heights weighted by area",
         {"action": "store_true"},
+    ),
+    "parts_inside": (
+        "what to do with outlines that lie inside another one, such as OpenStreetMap's building:part (they are counted "
+        "anyway): keep them as buildings, drop them, or drop them and give their heights to the building around them",
+        {"choices": PARTS_INSIDE},
     ),
     "filter": (
         "what to do with buildings that 3DBAG says something against (they are counted anyway): keep, unknown (the "
@@ -285,6 +292,10 @@ def _mosaic(recipe: Recipe) -> Mosaic:
         notes.append(f"{len(footprints)} footprint files taken as one layer for all images.")
         layers = [merge_layers(layers)]
         counts |= {key: n for key, n in layers[0].counts.items() if n}
+    layers = [settle_parts(layer, recipe.parts_inside) for layer in layers]
+    for name in (INSIDE, f"dropped: {INSIDE}"):
+        counts[name] = sum(layer.counts[name] for layer in layers)
+    counts = +counts
     notes += dict.fromkeys(note for layer in layers for note in layer.notes)
     images = [
         Image(

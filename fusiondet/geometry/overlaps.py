@@ -1,13 +1,18 @@
 """Outlines that show one building twice: of two that overlap for the most part, the better one stays."""
 
+from collections.abc import Sequence
+
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
 
 import numpy as np
 import shapely
+from shapely.geometry.base import BaseGeometry
 
 # Share of an outline that better ones may cover before it counts as one of theirs.
 MAX_OVERLAP = 0.4
+# Share of an outline that lies in a larger one before it counts as inside: parts are drawn a little over the edge.
+INSIDE_SHARE = 0.9
 # Overlays of outlines that differ in their last digits may fail without a word; on a grid this fine they do not, px.
 _GRID_PX = 1e-6
 
@@ -50,3 +55,38 @@ def without_overlaps(buildings_px: list[Building], max_overlap: float = MAX_OVER
             if covered > max_overlap * area[i]:
                 dropped.add(i)
     return [b for i, b in enumerate(buildings_px) if i not in dropped]
+
+
+def enclosing(polygons: Sequence[BaseGeometry]) -> np.ndarray:
+    """Return for each outline which other one it lies inside, the smallest of several; -1 for none.
+
+    Inside is an outline of which `INSIDE_SHARE` lies in a larger one, or in an equally large one that comes before it.
+    One that stands in the courtyard of another is beside it. No two are inside of each other.
+
+    Returns:
+        (N,) int.
+    """
+    polygons = np.array(polygons, dtype=object)
+    found = np.full(len(polygons), -1)
+    if len(polygons) < 2:
+        return found
+    inner, outer = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    area, bounds = shapely.area(polygons), shapely.bounds(polygons)
+    larger = (area[outer] > area[inner]) | ((area[outer] == area[inner]) & (outer < inner))
+    inner, outer = inner[larger], outer[larger]
+    # What two outlines share lies in what their frames share: neighbours along a wall need no overlay.
+    low = np.maximum(bounds[inner, :2], bounds[outer, :2])
+    high = np.minimum(bounds[inner, 2:], bounds[outer, 2:])
+    near = (high > low).all(axis=1) & (np.prod(high - low, axis=1) >= INSIDE_SHARE * area[inner])
+    inner, outer = inner[near], outer[near]
+
+    shapely.prepare(polygons[outer])
+    inside = shapely.covers(polygons[outer], polygons[inner])
+    rest = np.flatnonzero(~inside)
+    shared = shapely.area(shapely.intersection(polygons[inner[rest]], polygons[outer[rest]]))
+    inside[rest] = shared >= INSIDE_SHARE * area[inner[rest]]
+    inner, outer = inner[inside], outer[inside]
+    # The smallest last, and of equal ones the latest: it is what stays.
+    order = np.lexsort((outer, -area[outer]))
+    found[inner[order]] = outer[order]
+    return found

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from fusiondet.buildings import Building, clean_height_m, clean_polygon, is_tangled
 from fusiondet.errors import InputError, unknown_name
+from fusiondet.geometry.overlaps import enclosing
 from fusiondet.io import threedbag
-from fusiondet.io.building_parts import join_buildings
+from fusiondet.io.building_parts import PARTS_INSIDE, join_buildings, without_parts
 from fusiondet.io.threedbag_filters import Filters, Inspector
 from fusiondet.io.vector_records import ID_FIELDS, Records, read_records
 
@@ -27,6 +28,8 @@ from pyproj.exceptions import CRSError
 LOWEST_ROOF_M = -3.0
 # Attribute of a building whose height is unknown: why, in the words of `Layer.reasons`.
 UNKNOWN_HEIGHT = "unknown_height"
+# What `Layer.counts` calls outlines that lie in another one.
+INSIDE = "inside another outline"
 
 
 @dataclass(eq=False)
@@ -259,6 +262,46 @@ def height_above_ground_m(
     if signed and LOWEST_ROOF_M <= height_m < 0:
         return height_m, None
     return clean_height_m(height_m)
+
+
+def settle_parts(layer: Layer, parts_inside: str) -> Layer:
+    """`layer` with its outlines that lie inside another one counted, said, and treated as `parts_inside` says.
+
+    Many layers draw the parts of a building over its outline (OpenStreetMap's `building:part`): each would be a
+    building of its own, and the ground under it would be counted twice.
+
+    Args:
+        parts_inside: one of `building_parts.PARTS_INSIDE`.
+
+    Raises:
+        InputError: another word.
+    """
+    if parts_inside not in PARTS_INSIDE:
+        raise unknown_name("parts_inside", parts_inside, PARTS_INSIDE)
+    inside = enclosing([b.polygon for b in layer.buildings])
+    count, wholes = int((inside >= 0).sum()), len(set(inside[inside >= 0].tolist()))
+    if not count:
+        return layer
+    found = f"{count} of {len(inside)} outlines lie inside another one ({wholes} have such parts)"
+    if parts_inside == "keep":
+        note = f'{found}: each is a building of its own. `parts_inside="drop"` leaves them out, "heights" gives their '
+        note += "heights to the building around them."
+        counts = Counter({INSIDE: count})
+        return dataclasses.replace(layer, counts=layer.counts + counts, notes=[*layer.notes, note])
+    buildings = without_parts(layer.buildings, inside, heights=parts_inside == "heights")
+    for building in buildings:
+        if building.height_m is not None and UNKNOWN_HEIGHT in building.attributes:
+            building.attributes = {k: v for k, v in building.attributes.items() if k != UNKNOWN_HEIGHT}
+    what = (
+        "left out" if parts_inside == "drop" else "left out, their heights given to the building around them"
+    )
+    return dataclasses.replace(
+        layer,
+        buildings=buildings,
+        reasons=Counter(b.attributes[UNKNOWN_HEIGHT] for b in buildings if UNKNOWN_HEIGHT in b.attributes),
+        counts=layer.counts + Counter({f"dropped: {INSIDE}": count}),
+        notes=[*layer.notes, f"{found}: {what}."],
+    )
 
 
 def transform_layer(layer: Layer, crs: str) -> Layer:

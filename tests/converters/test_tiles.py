@@ -330,6 +330,26 @@ class TestHeightRasters:
         assert any("ndsm.tif: no height under" in note and "in 1 of" in note for note in report.notes)
 
 
+class TestPartsInside:
+    @pytest.fixture
+    def parts(self, town, tmp_path):
+        """The town's houses, 6 m, with two halves of the first one, 8 m and 4 m, in a file of their own."""
+        outlines = [box(10, 10, 30, 30), box(90, 40, 110, 60)]
+        halves = layer(tmp_path / "halves.gpkg", [box(10, 10, 30, 20), box(10, 20, 30, 30)], h=[8.0, 2.0])
+        both = layer(tmp_path / "all.gpkg", outlines, h=[6.0, 6.0])
+        return town | {"footprints": [both, halves], "tile_size": 200}
+
+    @pytest.mark.parametrize(
+        ("parts_inside", "heights"), [("keep", [6, 6, 8, 2]), ("drop", [6, 6]), ("heights", [5, 6])]
+    )
+    def test_outlines_of_several_files(self, parts, tmp_path, parts_inside, heights):
+        report, dataset = make(parts, tmp_path, parts_inside=parts_inside)
+        assert [b.height_m for b in dataset.tiles[0].buildings] == pytest.approx(heights)
+        name = "inside another outline" if parts_inside == "keep" else "dropped: inside another outline"
+        assert report.more["footprints"]["read"] == 4 and report.more["footprints"][name] == 2
+        assert any("2 of 4 outlines lie inside" in note for note in report.notes)
+
+
 class TestSplits:
     options = Options(split=["train=6", "val=2", "test=2"])
 

@@ -1,7 +1,7 @@
 """Of outlines that overlap, the better one stays."""
 
 from fusiondet.buildings import Building
-from fusiondet.geometry.overlaps import check_max_overlap, without_overlaps
+from fusiondet.geometry.overlaps import check_max_overlap, enclosing, without_overlaps
 from tests.support.messages import raises_naming
 
 import numpy as np
@@ -97,3 +97,27 @@ class TestOverlaps:
                 covered = shapely.union_all(strictly).intersection(building.polygon).area
                 assert covered <= share * building.polygon.area + 1e-6
         assert without_overlaps(list(reversed(kept)), share) == list(reversed(kept)), "once is enough"
+
+
+class TestEnclosing:
+    def test_parts_are_inside_the_smallest_outline_around_them(self):
+        whole, part, within = shapely.box(0, 0, 30, 30), shapely.box(0, 0, 20, 20), shapely.box(5, 5, 9, 9)
+        assert enclosing([within, part, whole]).tolist() == [1, 2, -1]
+
+    def test_a_courtyard_and_a_neighbour_are_beside(self):
+        block = shapely.Polygon(shapely.box(0, 0, 30, 30).exterior, [shapely.box(10, 10, 20, 20).exterior])
+        yard, neighbour = shapely.box(12, 12, 18, 18), shapely.box(30, 0, 40, 10)
+        diagonal = shapely.Polygon([(0, 0), (60, 60), (60, 58), (2, 0)])
+        beside = shapely.box(30, 10, 40, 20)  # in the frame of the diagonal, not in it
+        assert (enclosing([block, yard, neighbour]) == -1).all()
+        assert (enclosing([diagonal, beside]) == -1).all()
+
+    @pytest.mark.parametrize(("over_m", "found"), [(0.9, 0), (1.1, -1)])
+    def test_a_part_may_stand_out_by_a_tenth(self, over_m, found):
+        assert (
+            enclosing([shapely.box(0, 0, 50, 50), shapely.box(40 + over_m, 0, 50 + over_m, 10)])[1] == found
+        )
+
+    def test_one_of_two_that_are_the_same(self):
+        assert enclosing([shapely.box(0, 0, 5, 5)] * 3).tolist() == [-1, 0, 1]
+        assert enclosing([]).tolist() == [] and enclosing([shapely.box(0, 0, 1, 1)]).tolist() == [-1]

@@ -1,6 +1,7 @@
 """Parts of a building become one building."""
 
-from fusiondet.io.building_parts import combine_parts, join_buildings
+from fusiondet.geometry.overlaps import enclosing
+from fusiondet.io.building_parts import combine_parts, join_buildings, without_parts
 from fusiondet.io.vectors import UNKNOWN_HEIGHT
 from tests.support.vector_cases import house
 
@@ -46,3 +47,29 @@ class TestParts:
         assert joined.polygon.area == pytest.approx(10 * x)
         volume = sum(p.polygon.area * p.height_m for p in parts)
         assert joined.polygon.area * joined.height_m == pytest.approx(volume)
+
+
+class TestPartsInside:
+    def heights(self, *buildings):
+        inside = enclosing([b.polygon for b in buildings])
+        assert without_parts(buildings, inside, heights=False) == [buildings[0]]
+        (whole,) = without_parts(buildings, inside, heights=True)
+        assert whole.polygon.equals(buildings[0].polygon) and whole.id == "a"
+        return whole.height_m
+
+    def test_parts_that_cover_the_whole(self):
+        assert self.heights(house("a", 0, 30, 9.0), house("b", 0, 20, 6.0), house("c", 20, 30, 9.0)) == 7.0
+
+    def test_the_whole_has_its_own_height_where_no_part_is(self):
+        assert self.heights(house("a", 0, 30, 6.0), house("b", 0, 10, 12.0)) == 8.0
+
+    def test_a_part_of_unknown_height_is_as_high_as_the_whole(self):
+        assert self.heights(house("a", 0, 30, 6.0), house("b", 0, 10)) == 6.0
+
+    def test_a_whole_of_unknown_height(self):
+        assert self.heights(house("a", 0, 30), house("b", 0, 20, 6.0)) == 6.0
+        assert self.heights(house("a", 0, 30), house("b", 0, 10, 6.0)) is None
+
+    def test_a_part_of_a_part_counts_once(self):
+        parts = house("b", 0, 20, 6.0), house("c", 0, 10, 12.0)
+        assert self.heights(house("a", 0, 30, 3.0), *parts) == 7.0

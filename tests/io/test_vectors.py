@@ -5,8 +5,8 @@ import math
 from collections import Counter
 
 from fusiondet.errors import InputError
-from fusiondet.io.vectors import read_layer, transform_layer
-from tests.support.messages import raises_naming
+from fusiondet.io.vectors import read_layer, settle_parts, transform_layer
+from tests.support.messages import missing_facts, raises_naming
 
 import geopandas
 import numpy as np
@@ -272,3 +272,34 @@ class TestRealLayers:
         (building,) = read_layer(path, "roof_075median").buildings
         assert building.id == 15568 and math.isclose(building.height_m, 9.96, abs_tol=1e-6)
         assert not building.polygon.has_z
+
+
+class TestPartsInside:
+    @pytest.fixture
+    def parts(self, tmp_path):
+        """Three houses of 5 m; the first has two halves of 4 m and 2 m inside, the second one of unknown height."""
+        halves = [box(0, 0, 5, 2.5), box(0, 2.5, 5, 5), box(10, 0, 15, 5).buffer(-1)]
+        return save(
+            frame([*SQUARES, *halves], h=[5.0, 5.0, None, 4.0, 2.0, None], id=list("abcdef")),
+            tmp_path / "a.gpkg",
+        )
+
+    def test_kept_and_counted(self, parts):
+        layer = settle_parts(read_layer(parts, "h"), "keep")
+        assert len(layer.buildings) == 6 and layer.counts["inside another outline"] == 3
+        assert missing_facts(layer.notes[-1], "3 of 6", "parts_inside") == []
+
+    @pytest.mark.parametrize(("parts_inside", "heights"), [("drop", [5, 5, None]), ("heights", [3, 5, None])])
+    def test_left_out(self, parts, parts_inside, heights):
+        layer = settle_parts(read_layer(parts, "h"), parts_inside)
+        assert [b.id for b in layer.buildings] == list("abc")
+        assert [b.height_m for b in layer.buildings] == heights
+        assert layer.counts["dropped: inside another outline"] == 3 and layer.reasons == Counter(
+            {"missing": 1}
+        )
+
+    def test_a_layer_without_any_is_given_back(self, tmp_path):
+        layer = read_layer(save(frame(), tmp_path / "a.gpkg"))
+        assert settle_parts(layer, "drop") is layer
+        with raises_naming("parts_inside", "drop", "merge"):
+            settle_parts(layer, "merge")
