@@ -60,6 +60,8 @@ def add_fusiondet_config(cfg: CN) -> None:
     # sloped roofs stay, and trees over roofs too), "instances" (heights painted into footprints), or "auto": the first
     # of these that a tile has. See fusiondet/io/labels.py.
     cfg.INPUT.HEIGHT_LABELS = "auto"
+    # Annotated classes that are buildings, of data with several, such as ["building"]; []: the only one.
+    cfg.INPUT.CLASSES = []
 
     # ---- Model -----------------------------------------------------------------------------------------------------
     cfg.MODEL.FUSION = CN()

@@ -41,6 +41,7 @@ def evaluate_instances(args) -> tuple[dict, str]:
         "compare",
         "draws",
         "seed",
+        "classes",
     )
     metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
     options = {name: getattr(args, name) for name in names}
@@ -136,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     instances.add_argument(
         "--draws", type=positive, default=1000, metavar="N", help="draws of --compare (default: %(default)s)"
+    )
+    instances.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="annotated classes that are buildings, of annotations with several (default: the only one)",
     )
     seed_argument(instances)
 

@@ -52,8 +52,10 @@ def annotation_file(name: str) -> Path:
     )
 
 
-def ensure_registered(name: str) -> str:
+def ensure_registered(name: str, classes: tuple[str, ...] | None = None) -> str:
     """Make `name` known to Detectron2's catalogs and return it; a second call does nothing.
+
+    `classes` are those of `read_coco`, which hold for `load_split` from then on; None: those of an earlier call.
 
     `DatasetCatalog.get(name)` is then a list of `records` with annotations, which tools of Detectron2 read, and
     `MetadataCatalog.get(name)` has json_file, image_root
@@ -64,7 +66,8 @@ def ensure_registered(name: str) -> str:
     """
     path = annotation_file(name)
     if name in DatasetCatalog.list():
-        if MetadataCatalog.get(name).json_file == str(path):
+        known = MetadataCatalog.get(name)
+        if known.json_file == str(path) and classes in (None, known.building_classes):
             return name
         DatasetCatalog.pop(name)
         MetadataCatalog.pop(name)
@@ -74,6 +77,7 @@ def ensure_registered(name: str) -> str:
         image_root=str(image_root(path)),
         thing_classes=["building"],
         evaluator_type="building",
+        building_classes=classes or (),
     )
     return name
 
@@ -90,22 +94,23 @@ def load_split(name: str) -> Dataset:
     Raises:
         InputError: see `annotation_file` and `fusiondet.io.coco.read_coco`.
     """
-    return load_annotations(name, read_coco)
+    classes = MetadataCatalog.get(name).building_classes if name in DatasetCatalog.list() else ()
+    return load_annotations(name, read_coco, classes)
 
 
-def load_annotations(name: str, read: Callable):
-    """What `read` makes of the annotation file of data set `name`, read once per version of the file.
+def load_annotations(name: str, read: Callable, *args):
+    """What `read` makes of the annotation file of data set `name`, and of `args`, read once per version of the file.
 
     Raises:
         InputError: see `annotation_file`, and what `read` raises.
     """
     path = annotation_file(name)
-    return _read(path, path.stat().st_mtime_ns, read)
+    return _read(path, path.stat().st_mtime_ns, read, *args)
 
 
 @functools.lru_cache(maxsize=8)
-def _read(path: Path, version: int, read: Callable):
-    return read(path)
+def _read(path: Path, version: int, read: Callable, *args):
+    return read(path, *args)
 
 
 def folder_name(name: str) -> str:

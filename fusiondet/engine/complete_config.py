@@ -116,8 +116,10 @@ def settle_data(cfg: CfgNode, stored: CfgNode | None = None) -> tuple[list[Datas
     Raises:
         InputError: as `complete_config`.
     """
-    train = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TRAIN]
-    test = [catalog.load_split(catalog.ensure_registered(name)) for name in cfg.DATASETS.TEST]
+    train, test = (
+        [catalog.load_split(catalog.ensure_registered(name, tuple(cfg.INPUT.CLASSES))) for name in names]
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    )
     if stored is not None:
         take_over(cfg, stored)
     if not train and (stored is None or not test):

@@ -1,6 +1,6 @@
 """Scores of predicted instances against annotated ones: COCO AP, heights of matched buildings, joint AP.
 
-All instances are buildings: category ids are not looked at.
+All instances are buildings: of truth with several classes, those that are have to be chosen.
 """
 
 from collections import defaultdict
@@ -19,6 +19,7 @@ from fusiondet.io.coco import (
     checked_rings,
     checked_rle,
     coco_document,
+    of_classes,
     read_predictions,
     validate_coco,
     validate_prediction,
@@ -80,6 +81,7 @@ def evaluate_instances(
     records: list[dict] | Path,
     max_detections: int | None = None,
     metrics: tuple[str, ...] = METRICS,
+    classes: Sequence[str] = (),
 ) -> dict[str, float | int | None]:
     """Score COCO results against truth.
 
@@ -90,6 +92,7 @@ def evaluate_instances(
         max_detections: best-scored predictions per image that count; None: twice the densest image's truth, at
             least 100.
         metrics: any of "coco", "height", "joint".
+        classes: of a path, the annotated classes that are buildings; see `of_classes`.
 
     Returns:
         Flat dict with the keys of `fusiondet.evaluation`; None where a number is not defined.
@@ -101,6 +104,8 @@ def evaluate_instances(
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
+    if isinstance(dataset, str | Path):
+        dataset = _document(dataset, classes)
     document, records, n_predictions, max_detections = _prepared(dataset, records, max_detections)
     result = {
         "dataset/n_images": len(document["images"]),
@@ -148,14 +153,14 @@ def _prepared(dataset, records, max_detections: int | None) -> tuple[dict, list[
     return document, _with_boxes(records, document, max_detections), len(records), max_detections
 
 
-def _document(dataset: Dataset | Path | dict) -> dict:
+def _document(dataset: Dataset | Path | dict, classes: Sequence[str] = ()) -> dict:
     if isinstance(dataset, Dataset):
         return coco_document(dataset)
     if isinstance(dataset, dict):
         return dataset
     document = read_json(dataset)
     validate_coco(document, Path(dataset))
-    return document
+    return of_classes(document, Path(dataset), classes)
 
 
 def _one_class(document: dict) -> dict:

@@ -13,8 +13,8 @@ from fusiondet.evaluation.layer_scores import evaluate_vectors
 from fusiondet.evaluation.regions import region_by_name
 from fusiondet.evaluation.spacenet_f1 import evaluate_spacenet, spacenet_table
 from fusiondet.evaluation.table import metrics_table
-from fusiondet.files import require_new
-from fusiondet.io.coco import read_coco, read_predictions
+from fusiondet.files import read_json, require_new
+from fusiondet.io.coco import Dataset, are_roofs, category_names, read_coco, read_predictions
 from fusiondet.io.vectors import Layer
 
 _OF_FILES = ("dense", "spacenet")
@@ -33,6 +33,7 @@ def score_instances(
     compare: Path | None = None,
     draws: int = 1000,
     seed: int = 0,
+    classes: Sequence[str] = (),
 ) -> tuple[dict, str]:
     """Score COCO results against COCO annotations: (numbers, table).
 
@@ -42,6 +43,8 @@ def score_instances(
         max_detections, height_labels, score_threshold: as in `tile_scores`. min_area_px: as in `evaluate_spacenet`.
         region: score this part of the tiles, see `REGIONS`.
         compare: other results of the same tiles: differences with intervals, of `draws` draws, see `paired_bootstrap`.
+        classes: the annotated classes that are buildings; see `of_classes`. Of predictions of several classes, those of
+            the same ids count.
 
     Raises:
         InputError: an unknown metric or region; files that cannot be scored.
@@ -52,28 +55,47 @@ def score_instances(
         "score_threshold": score_threshold,
     }
     if region or compare:
-        return _score_tiles(annotations, predictions, region, compare, per_tile, draws, seed)
+        dataset = read_coco(annotations, classes)
+        files = [_of_classes(annotations, path, classes) for path in (predictions, compare) if path]
+        return _score_tiles(dataset, files, region, per_tile, draws, seed)
     for name in metrics:
         if name not in (*METRICS, *_OF_FILES):
             raise unknown_name("metric", name, (*METRICS, *_OF_FILES))
     if set(metrics) != {"dense"}:
         require_instances(predictions)
+    predictions = _of_classes(annotations, predictions, classes)
     numbers = {}
     of_instances = tuple(name for name in metrics if name not in _OF_FILES)
     if of_instances or not metrics:
-        numbers = evaluate_instances(annotations, predictions, max_detections, of_instances)
+        numbers = evaluate_instances(annotations, predictions, max_detections, of_instances, classes)
     if "dense" in metrics:
-        numbers |= _score_maps(annotations, predictions, per_tile)
+        numbers |= _score_maps(read_coco(annotations, classes), predictions, per_tile)
     tables = [metrics_table(numbers)] if numbers else []
     if "spacenet" in metrics:
-        outlines = evaluate_spacenet(annotations, predictions, min_area_px, score_threshold)
+        outlines = evaluate_spacenet(annotations, predictions, min_area_px, score_threshold, classes)
         numbers |= outlines
         tables.append(spacenet_table(outlines))
     return numbers, "\n".join(tables)
 
 
-def _score_maps(annotations: Path, predictions: Path, per_tile: dict) -> dict:
-    tiles = resampling.tile_scores(read_coco(annotations), predictions, **per_tile)
+def _of_classes(annotations: Path, predictions: Path, classes: Sequence[str]) -> Path | list[dict]:
+    """The file `predictions`, or, where it holds several classes, its records of the classes that are buildings."""
+    records = read_predictions(predictions)
+    found = {r.get("category_id") for r in records if isinstance(r.get("category_id"), int | str)}
+    if len(found) < 2:
+        return predictions
+    names = category_names(read_json(annotations))
+    wanted = {number for number in found if names.get(number) in classes}
+    if not classes and not are_roofs([names.get(number, "") for number in found]):
+        raise InputError(
+            f"{predictions}: predictions of several classes ({', '.join(sorted(map(str, found))[:8])}), and all "
+            "of them would count as buildings. Choose with `classes` those that are, by their names in the annotations."
+        )
+    return [r for r in records if not classes or r.get("category_id") in wanted]
+
+
+def _score_maps(dataset: Dataset, predictions: Path | list[dict], per_tile: dict) -> dict:
+    tiles = resampling.tile_scores(dataset, predictions, **per_tile)
     numbers = dense_metrics([tile.dense for tile in tiles])
     if any(tile.painted is not tile.dense and tile.painted for tile in tiles):
         numbers |= dense_metrics([tile.painted for tile in tiles], prefix="painted")
@@ -81,24 +103,22 @@ def _score_maps(annotations: Path, predictions: Path, per_tile: dict) -> dict:
 
 
 def _score_tiles(
-    annotations: Path,
-    predictions: Path,
+    dataset: Dataset,
+    files: list[Path | list[dict]],
     region: str | None,
-    compare: Path | None,
     per_tile: dict,
     draws: int,
     seed: int,
 ) -> tuple[dict, str]:
-    dataset = read_coco(annotations)
     options = {**per_tile, "region": region_by_name(region, dataset) if region else None}
     # Both files against the same truth, else a difference would be of the truths.
-    files = [path for path in (predictions, compare) if path]
-    options["height_labels"] = resampling.common_height_labels(files, per_tile["height_labels"])
-    tiles = resampling.tile_scores(dataset, predictions, **options)
-    if not compare:
+    paths = [path for path in files if isinstance(path, Path)]
+    options["height_labels"] = resampling.common_height_labels(paths, per_tile["height_labels"])
+    tiles = resampling.tile_scores(dataset, files[0], **options)
+    if len(files) == 1:
         scores = resampling.summarize(tiles)
         return scores, resampling.scores_table(scores)
-    others = resampling.tile_scores(dataset, compare, **options)
+    others = resampling.tile_scores(dataset, files[1], **options)
     found = resampling.paired_bootstrap(others, tiles, draws=draws, seed=seed)
     numbers = {f"{key}/{name}": value for key, one in found.items() for name, value in vars(one).items()}
     return numbers, resampling.differences_table(found, "other", "predictions")

@@ -38,6 +38,7 @@ def evaluate_spacenet(
     records: list[dict] | Path,
     min_area_px: float = MIN_AREA_PX,
     score_threshold: float = MIN_SCORE,
+    classes: Sequence[str] = (),
 ) -> dict[str, float | int | None]:
     """Score COCO results as the SpaceNet challenges do.
 
@@ -46,6 +47,7 @@ def evaluate_spacenet(
         records: COCO results, or the path of their JSON.
         min_area_px: smallest area of a true outline, px²; proposals need more than that.
         score_threshold: instances from this score on are proposals.
+        classes: of a path, the annotated classes that are buildings; see `of_classes`.
 
     Returns:
         `spacenet/f1, precision, recall` in [0, 1], None where not defined (the challenges say 0 there);
@@ -58,7 +60,7 @@ def evaluate_spacenet(
         raise InputError(f"smallest area is {min_area_px}, expected square pixels, 0 or more.")
     if not 0 <= score_threshold <= 1:
         raise InputError(f"score threshold is {score_threshold}, expected a number in [0, 1].")
-    dataset = dataset if isinstance(dataset, Dataset) else read_coco(dataset)
+    dataset = dataset if isinstance(dataset, Dataset) else read_coco(dataset, classes)
     proposals = _proposals(dataset, records, score_threshold)
     counts = np.zeros(3, int)
     for tile in progress(dataset.tiles, label="match outlines"):

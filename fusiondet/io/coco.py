@@ -23,7 +23,8 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -39,7 +40,7 @@ from fusiondet.buildings import (
     clean_polygon,
     is_tangled,
 )
-from fusiondet.errors import InputError
+from fusiondet.errors import InputError, unknown_name
 from fusiondet.files import atomic_path, finite_or_none, parse_json, read_json, safe_join
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
@@ -217,18 +218,22 @@ def _numbered(dataset: Dataset) -> Iterable[tuple[dict, list[dict]]]:
         yield {**image, "id": next(free) if tile.id is None else tile.id}, annotations
 
 
-def read_coco(path: Path) -> Dataset:
+def read_coco(path: Path, classes: Sequence[str] = ()) -> Dataset:
     """The split in `path`, checked. File names stay relative to `Dataset.root`, the folder above `annotations/`.
 
     A file outside a folder named `annotations` has its own folder as root. A plain COCO file without our keys is read
     too: heights unknown, GSD nan, and RGB assumed.
 
+    Args:
+        classes: names of the annotated classes that are buildings; see `of_classes`.
+
     Raises:
-        InputError: missing, not JSON, or not valid by `validate_coco`.
+        InputError: missing, not JSON, not valid by `validate_coco`, or see `of_classes`.
     """
     path = Path(path)
     document = read_json(path)
     validate_coco(document, path)
+    document = of_classes(document, path, classes)
     tiles = {image["id"]: _tile(image) for image in document["images"]}
     for annotation in document["annotations"]:
         try:
@@ -239,6 +244,57 @@ def read_coco(path: Path) -> Dataset:
     return Dataset(
         list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path)
     )
+
+
+def of_classes(document: dict, path: Path, classes: Sequence[str] = ()) -> dict:
+    """A valid `document` with those annotations alone whose class is one of `classes`, by name.
+
+    Without `classes`, all of them, which then have to be of one class or be kinds of roofs; classes that are listed and
+    not annotated do not matter.
+
+    Raises:
+        InputError: begins with `path`; several classes are annotated and none is chosen, or one is chosen that is not
+            among them.
+    """
+    names = category_names(document)
+    counts = Counter(names.get(_category(a), f"class {_category(a)}") for a in document["annotations"])
+    for name in classes:
+        if name not in counts and name not in names.values():
+            raise InputError(f"{path}: {unknown_name('class', name, {*counts, *names.values()})}")
+    if classes:
+        kept = [a for a in document["annotations"] if names.get(_category(a)) in classes]
+        return {**document, "annotations": kept}
+    # Some tools number classes of outlines, e.g. by completeness, with names such as "1.0".
+    if len(counts) > 1 and not are_roofs(counts) and not all(map(_is_numeral, counts)):
+        found = ", ".join(f"{name} ({n})" for name, n in counts.most_common(8))
+        raise InputError(
+            f"{path}: annotations of {len(counts)} classes, and all of them would count as buildings: {found}. Choose "
+            f'those that are with `classes`, e.g. `classes=["{counts.most_common(1)[0][0]}"]`; in a config, '
+            "INPUT.CLASSES."
+        )
+    return document
+
+
+def category_names(document: dict) -> dict[int | str, str]:
+    """Id -> name of the categories that a valid `document` lists."""
+    return {_category(c, "id"): str(c.get("name")) for c in document["categories"] if isinstance(c, dict)}
+
+
+def are_roofs(names: Iterable[str]) -> bool:
+    """Whether classes of these names are kinds of roofs, as those of DFC2023's first track: all are buildings."""
+    names = [name.lower() for name in names]
+    return any("roof" in name for name in names) and all("roof" in n or n in ("dome", "other") for n in names)
+
+
+def _is_numeral(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
+
+
+def _category(record: dict, key: str = "category_id") -> int | str | None:
+    return record.get(key) if isinstance(record.get(key), Integral | str) else None
 
 
 def image_root(json_path: Path) -> Path:

@@ -4,8 +4,10 @@ import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import Building, Tile
 from fusiondet.data import catalog
 from fusiondet.errors import InputError
+from fusiondet.files import write_json
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import polygon_from_segmentation
+from tests.support.messages import raises_naming
 from tests.support.tiny_city import BANDS, SENSOR, courtyard, write_split, write_tiles
 
 import pytest
@@ -60,7 +62,7 @@ def test_nothing_is_read_before_it_is_asked_for(root, monkeypatch):
     write_tiles(root / "synthcity", "train", [Tile("a.tif", 8, 8, 0.5)])
     reads = []
     read = catalog.read_coco
-    monkeypatch.setattr(catalog, "read_coco", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(catalog, "read_coco", lambda path, *args: reads.append(path) or read(path, *args))
     catalog.ensure_registered("synthcity_train")
     assert reads == []
     DatasetCatalog.get("synthcity_train"), catalog.load_split("synthcity_train")
@@ -145,3 +147,25 @@ def test_a_plain_coco_file_has_unknown_heights_and_gsd(root):
     (record,) = DatasetCatalog.get(path)
     assert math.isnan(record["gsd_m"]) and record["annotations"][0]["height_m"] is None
     assert record["annotations"][0]["category_id"] == 0, "there is one class, whatever its number in the file"
+
+
+def test_chosen_classes_hold_until_others_are_chosen(tmp_path):
+    square = [[0, 0, 4, 0, 4, 4, 0, 4]]
+    document = {
+        "images": [{"id": 1, "file_name": "a.tif", "width": 20, "height": 20}],
+        "categories": [{"id": 1, "name": "building"}, {"id": 2, "name": "tree"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": c, "segmentation": square}
+            for i, c in enumerate((1, 2, 2))
+        ],
+    }
+    path = tmp_path / "several.json"
+    write_json(document, path)
+    name = str(path)
+    catalog.ensure_registered(name)
+    with raises_naming("INPUT.CLASSES"):
+        catalog.load_split(name)
+    for classes, n in ((("building",), 1), (None, 1), (("tree",), 2)):
+        catalog.ensure_registered(name, classes)
+        assert len(catalog.load_split(name).tiles[0].buildings) == n
+        assert len(DatasetCatalog.get(name)[0]["annotations"]) == n

@@ -1,9 +1,11 @@
 """Scores of files: what is counted, what heads the table, and what is refused. `tests/tools` has the rest."""
 
+import time
+
 from fusiondet.buildings import Building, Tile
 from fusiondet.errors import InputError
 from fusiondet.evaluation.scoring import score_dfc2023, score_instances, score_layers
-from fusiondet.files import write_json
+from fusiondet.files import read_json, write_json
 from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset, encode_rle, prediction_record, write_coco
@@ -71,3 +73,48 @@ def test_truth_that_is_refused_leaves_no_submission_behind(tmp_path):
     with raises_naming("P_0002.tif"):
         score_dfc2023(truth, heights=heights, **written)
     assert not (tmp_path / "out.zip").exists()
+
+
+def test_trees_do_not_count_where_buildings_are_chosen(tmp_path):
+    def square(i: int, **more) -> dict:
+        return {
+            "image_id": 1,
+            "segmentation": [[10 * i, 5, 10 * i + 8, 5, 10 * i + 8, 13, 10 * i, 13]],
+            **more,
+        }
+
+    categories = [{"id": 1, "name": "tree"}, {"id": 2, "name": "building"}]
+    images = [{"id": 1, "file_name": "a.tif", "width": 100, "height": 20}]
+    annotations = [square(i, id=i + 1, category_id=1 + i % 2) for i in range(8)]
+    truth, predictions, both = (tmp_path / name for name in ("truth.json", "p.json", "both.json"))
+    write_json({"images": images, "categories": categories, "annotations": annotations}, truth)
+    # Our own predictions are of category 1, whatever a building is called in the truth.
+    write_json([square(i, category_id=1, score=0.9) for i in range(8) if i % 2], predictions)
+    write_json([square(i, category_id=1 + i % 2, score=0.9) for i in range(8)], both)
+    with raises_naming(truth, "building (4)", "`classes`"):
+        score_instances(truth, predictions)
+    for metrics in (["coco"], ["spacenet"], ["dense"]):
+        options = {"metrics": metrics, "classes": ["building"], "min_area_px": 0}
+        found = [score_instances(truth, path, **options)[0] for path in (predictions, both)]
+        assert found[0] == found[1]
+        assert {"segm/AP50": 100, "spacenet/f1": 1, "dense/dice": 1}.items() & found[0].items()
+    difference, _ = score_instances(truth, predictions, compare=both, classes=["building"], draws=10)
+    assert difference["segm/AP50/a"] == difference["segm/AP50/b"] == 100
+    only = [a for a in annotations if a["category_id"] == 2]
+    write_json({"images": images, "categories": categories, "annotations": only}, truth)
+    with raises_naming(both, "predictions of several classes (1, 2)"):
+        score_instances(truth, both)
+
+
+def test_only_the_best_predictions_of_a_tile_are_looked_at(files):
+    truth, predictions = files
+    records = read_json(predictions)
+    worse = {**records[0], "score": 0.0, "segmentation": {"size": [1, 1], "counts": "broken"}}
+    expected = score_instances(truth, predictions)[0]
+    write_json(records + [worse] * 100_000, predictions)
+    started = time.process_time()
+    numbers = score_instances(truth, predictions, max_detections=len(records))[0]
+    assert time.process_time() - started < 20
+    assert {k: v for k, v in numbers.items() if "dataset" not in k} == {
+        k: v for k, v in expected.items() if "dataset" not in k
+    }

@@ -21,6 +21,7 @@ from fusiondet.io.coco import (
     decode_rle,
     encode_rle,
     is_number,
+    of_classes,
     polygon_from_segmentation,
     prediction_record,
     read_coco,
@@ -574,3 +575,50 @@ def test_polygon_of_random_vertices_is_refused_at_once():
     ring = np.random.default_rng(0).uniform(0, 256, 20_000).tolist()
     with pytest.raises(InputError, match="cross each other"):
         polygon_from_segmentation([ring], 256, 256)
+
+
+# ---- Classes ---------------------------------------------------------------------------------------------
+
+
+def classed(**counts: int) -> dict:
+    """A plain COCO document with so many squares of each class, and a group that none belongs to."""
+    names = [name for name, n in counts.items() for _ in range(n)]
+    ids = {name: number for number, name in enumerate(counts, start=1)}
+    return {
+        "images": [{"id": 1, "file_name": "a.tif", "width": 100, "height": 100}],
+        "categories": [{"id": 0, "name": "group"}, *({"id": n, "name": name} for name, n in ids.items())],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": 1,
+                "category_id": ids[name],
+                "segmentation": [[i, 0, i + 1, 0, i + 1, 9, i, 9]],
+            }
+            for i, name in enumerate(names, start=1)
+        ],
+    }
+
+
+class TestClasses:
+    def test_several_annotated_classes_are_refused_unless_chosen(self, tmp_path):
+        path = tmp_path / "a.json"
+        write_json(classed(building=3, tree=2, car=1), path)
+        with raises_naming(path, "building (3), tree (2), car (1)", "`classes`", "INPUT.CLASSES"):
+            read_coco(path)
+        assert len(read_coco(path, ["building"]).tiles[0].buildings) == 3
+        assert len(read_coco(path, ["building", "car"]).tiles[0].buildings) == 4
+        assert read_coco(path, ["group"]).tiles[0].buildings == []
+        with raises_naming(path, "unknown class 'hous'", "tree"):
+            read_coco(path, ["hous"])
+
+    @pytest.mark.parametrize(
+        "counts",
+        [{"house": 2}, {"flat_roof": 2, "gable_roof": 1, "dome": 1, "other": 1}, {"building": 1, "tree": 0}],
+    )
+    def test_one_class_unused_groups_and_kinds_of_roofs_need_no_choice(self, tmp_path, counts):
+        document = classed(**counts)
+        assert of_classes(document, tmp_path) is document
+
+    def test_other_and_dome_alone_are_no_roofs(self, tmp_path):
+        with raises_naming("dome (1), other (1)"):
+            of_classes(classed(dome=1, other=1), tmp_path)
