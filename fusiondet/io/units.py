@@ -25,7 +25,6 @@ _SPELLINGS = {
     "mm": "millimeter millimeters millimetres mm",
     "km": "kilometer kilometers kilometres km",
 }
-_PROJ_LACKS_M = {"dm": 0.1}
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _units() -> dict[str, LengthUnit]:
         unit = LengthUnit(entry.proj_short_name or entry.name, entry.conv_factor)
         units.update({_key(name): unit for name in (entry.name, entry.proj_short_name) if name})
     units = {key: HEIGHT_UNITS.get(unit.name, unit) for key, unit in units.items()}
+    units["dm"] = LengthUnit("dm", 0.1)  # 0.01 in PROJ's own table
     for short, spellings in _SPELLINGS.items():
-        unit = units.get(_key(short)) or LengthUnit(short, _PROJ_LACKS_M[short])
-        units.update(dict.fromkeys([_key(short), *spellings.split()], unit))
+        units.update(dict.fromkeys(spellings.split(), units[_key(short)]))
     return units
