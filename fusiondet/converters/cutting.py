@@ -271,7 +271,8 @@ class _OpenImage:
         unknown = Counter(b.attributes.get(UNKNOWN_HEIGHT) for b in buildings if b.height_m is None)
         unknown.pop(None, None)
         counts = {"labels": labels, "unknown_heights": unknown, **({COMPARED: compared} if compared else {})}
-        return Made(tile, counts, [*reader.notes, *notes])
+        told = self.heights.notes if self.heights is not None else []
+        return Made(tile, counts, [*reader.notes, *told, *notes])
 
     def _pixels(self, window: PixelWindow) -> tuple[Scene | np.ndarray | None, np.ndarray | None]:
         """(what was read of the tile, its (h, w) validity), as little as will do.
@@ -335,7 +336,8 @@ class _OpenImage:
         if self.heights is not None:
             crs = rasterio.crs.CRS.from_user_input(reader.crs) if reader.crs else None
             ndsm = self.heights.onto(transform, crs, place.window[:1:-1])
-            write_tile(out / "ndsm" / name, ndsm[None], "float32", None, ("ndsm",), **grid)
+            # A CRS in feet would be taken for the unit of heights as well.
+            write_tile(out / "ndsm" / name, ndsm[None], "float32", None, ("ndsm",), **grid, unit="m")
             found["ndsm_file_name"] = f"ndsm/{name}"
         return found, notes
 
@@ -513,7 +515,14 @@ def _ground(reader: SceneReader) -> shapely.Polygon:
 
 
 def write_tile(
-    path: Path, image: np.ndarray, dtype: str, nodata, names, transform: Affine, crs: str | None
+    path: Path,
+    image: np.ndarray,
+    dtype: str,
+    nodata,
+    names,
+    transform: Affine,
+    crs: str | None,
+    unit: str | None = None,
 ) -> None:
     """GeoTIFF of (C, H, W) float32 with NaN = no data.
 
@@ -521,19 +530,22 @@ def write_tile(
     """
     if dtype == "float32":
         # Speckle does not compress, and unpacking it would take longer than reading it.
-        _write(path, image.astype(dtype), None, None, names, transform, crs, packed=False)
+        _write(path, image.astype(dtype), None, None, names, transform, crs, packed=False, unit=unit)
         return
     valid, limits = ~np.isnan(image).any(axis=0), np.iinfo(dtype)
     pixels = np.clip(np.rint(np.where(valid, image, 0)), limits.min, limits.max).astype(dtype)
     _write(path, pixels, valid, nodata, names, transform, crs, packed=True)
 
 
-def _write(path: Path, pixels: np.ndarray, valid, nodata, names, transform, crs, packed: bool) -> None:
+def _write(
+    path: Path, pixels: np.ndarray, valid, nodata, names, transform, crs, packed: bool, unit=None
+) -> None:
     """`write_tile` of (C, H, W) in the file's dtype.
 
     Args:
         valid: (H, W) bool; None when nothing has to be marked as no data.
         packed: compress.
+        unit: of the numbers, where it has to be stated.
     """
     if pixels.dtype.kind == "f":
         nodata = math.nan
@@ -561,5 +573,7 @@ def _write(path: Path, pixels: np.ndarray, valid, nodata, names, transform, crs,
         with rasterio.open(temporary, "w", **profile) as target:
             target.write(pixels)
             target.descriptions = names
+            if unit is not None:
+                target.units = [unit] * len(pixels)
             if nodata is None and not whole:
                 target.write_mask(valid)

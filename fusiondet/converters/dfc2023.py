@@ -38,7 +38,7 @@ from fusiondet.io.coco import Dataset
 from fusiondet.io.crs import raster_crs_text
 from fusiondet.io.grids import gsd_m_of
 from fusiondet.io.labels import check_height_labels, read_heights
-from fusiondet.io.rasters import open_raster
+from fusiondet.io.rasters import open_raster, stated_scaling
 from fusiondet.io.tile_rasters import TileRaster, read_tile_image
 
 import numpy as np
@@ -386,7 +386,8 @@ class Dfc2023:
         with open_raster(optical.path) as source:
             crs, placed = raster_crs_text(source.crs), not source.transform.is_identity
             transform = tuple(source.transform)[:6] if placed else None
-            dtype = source.dtypes[0] if source.dtypes[0] in KEPT_DTYPES else "float32"
+            kept = source.dtypes[0] in KEPT_DTYPES and not stated_scaling(source, source.indexes)
+            dtype = source.dtypes[0] if kept else "float32"
         sensor, city = sensor_and_city(image.record.name)
         size = (image.record.width, image.record.height)
         tile = Tile(

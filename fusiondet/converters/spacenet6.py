@@ -363,7 +363,7 @@ class SpaceNet6:
         if not isinstance(self.ground, Path):
             return [self._measured(building, self.ground or 0.0) for building in buildings]
         crs = CRS.from_user_input(reader.crs) if reader.crs else None
-        with BandReader(self.ground) as raster:
+        with BandReader(self.ground, in_metres=True) as raster:
             ground_m = raster.onto(reader.transform, crs, (reader.height, reader.width))
         return [self._measured(b, ground_under(b, ground_m, reader)) for b in buildings]
 

@@ -66,6 +66,7 @@ class HeightRaster:
     Attributes:
         source: "ndsm" or "dsm - dtm", as recorded with the buildings.
         crs: of the raster's own grid, that of the DSM when there are two.
+        notes: what was decided by what the files state, one sentence each, for the user.
     """
 
     def __init__(
@@ -80,10 +81,13 @@ class HeightRaster:
             raise InputError("heights come either from `ndsm`, or from `dsm` and `dtm` together.")
         self.source = "ndsm" if ndsm else "dsm - dtm"
         with ExitStack() as files:
-            self._surface = files.enter_context(BandReader(ndsm or dsm, nodata=nodata))
-            self._terrain = files.enter_context(BandReader(dtm, nodata=nodata)) if dtm else None
+            self._surface = files.enter_context(BandReader(ndsm or dsm, nodata=nodata, in_metres=True))
+            self._terrain = (
+                files.enter_context(BandReader(dtm, nodata=nodata, in_metres=True)) if dtm else None
+            )
             self._files = files.pop_all()
         self.crs = self._surface.crs
+        self.notes = self._surface.notes + (self._terrain.notes if self._terrain else [])
 
     def onto(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:
         """(H, W) float32 metres above ground on another grid; NaN = no data."""

@@ -78,6 +78,7 @@ class CityModelWriter:
     def __enter__(self):
         if isinstance(self._dtm, str | Path):
             self._dtm = self._files.enter_context(GroundRaster(self._dtm, self._horizontal))
+            self.notes += self._dtm.notes
             if self._vertical is None and self._dtm.vertical_crs:
                 self._vertical = CRS.from_user_input(self._dtm.vertical_crs)
         return self

@@ -11,6 +11,14 @@ from fusiondet.errors import InputError
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+# What to do about a raster without a place on the map, and about one that lacks the CRS only.
+GEOREFERENCE = (
+    '`rio edit-info --crs EPSG:n --transform "[PIXEL, 0, LEFT, 0, -PIXEL, TOP]" FILE` sets both, as does '
+    "`gdal_translate -a_srs EPSG:n -a_ullr LEFT TOP RIGHT BOTTOM IN OUT`; `rio edit-info --like OTHER --crs like "
+    "--transform like FILE` takes them from a raster on the same grid."
+)
+SET_CRS = "`rio edit-info --crs EPSG:n FILE` sets it where the transform is there already."
+
 
 def parse_crs(crs: str | CRS, name: str) -> CRS:
     """Return `crs` ("EPSG:n", WKT, a PROJ string or a pyproj CRS) as a pyproj CRS.

@@ -3,6 +3,7 @@
 import math
 
 from fusiondet.errors import InputError
+from fusiondet.io.crs import GEOREFERENCE
 
 import numpy as np
 import shapely
@@ -54,10 +55,7 @@ def axis_gsd_m(transform, crs: str | None, width: int, height: int) -> tuple[flo
     affine = Affine(*tuple(transform)[:6])
     if crs is None:
         if affine.is_identity:
-            raise InputError(
-                "it has neither a CRS nor a pixel size. Georeference it, e.g. gdal_translate -a_srs CRS -a_ullr "
-                "LEFT TOP RIGHT BOTTOM IN OUT."
-            )
+            raise InputError(f"it has neither a CRS nor a pixel size. Georeference it: {GEOREFERENCE}")
         return math.hypot(affine.a, affine.d), math.hypot(affine.b, affine.e)
     points = [affine * (width / 2 + dx, height / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]
     metric = metric_crs(crs, *points[0])

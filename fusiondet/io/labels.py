@@ -83,7 +83,7 @@ def read_heights(
     crs: str | None = None,
     window: PixelWindow | None = None,
 ) -> np.ndarray:
-    """(h, w) float32 numbers of the height raster `path` on the grid of a tile, or in a window of it; NaN = no data.
+    """(h, w) float32 metres of the height raster `path` on the grid of a tile, or in a window of it; NaN = no data.
 
     Args:
         shape, transform, crs: of the tile, as in `Tile`; None where unknown.
@@ -93,7 +93,7 @@ def read_heights(
         InputError: missing or damaged; or of another size than the tile, and one of the two is not georeferenced.
     """
     x0, y0, width, height = window or (0, 0, shape[1], shape[0])
-    with BandReader(path, allow_vrt=False) as raster:
+    with BandReader(path, allow_vrt=False, in_metres=True) as raster:
         grid, crs = _grid_of_tile(raster, path, shape, transform, _crs(crs))
         return raster.onto(grid * Affine.translation(x0, y0), crs, (height, width))
 

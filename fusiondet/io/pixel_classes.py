@@ -22,10 +22,11 @@ from fusiondet.errors import InputError
 from fusiondet.files import safe_join
 from fusiondet.geometry.painting import footprint_label
 from fusiondet.io.coco import Dataset, is_number
-from fusiondet.io.rasters import PixelWindow, open_raster
+from fusiondet.io.rasters import GDAL_OPTIONS, PixelWindow, open_raster
 from fusiondet.io.tile_rasters import TileRaster
 
 import numpy as np
+import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -316,7 +317,8 @@ def label_values(source, part: PixelWindow) -> np.ndarray:
     if len(bands) not in (1, 3):
         raise InputError(f"{source.name}: has {source.count} bands; labels have 1, 3, or 4 with alpha.")
     try:
-        return source.read(bands, window=Window(*part))
+        with rasterio.Env(**GDAL_OPTIONS):
+            return source.read(bands, window=Window(*part))
     except RasterioError as error:
         raise InputError(
             f"{source.name}: damaged or truncated, its pixels cannot be read ({error.__cause__ or error})."

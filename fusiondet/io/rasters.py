@@ -10,12 +10,14 @@ from pathlib import Path
 from fusiondet.errors import InputError
 from fusiondet.io.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
 from fusiondet.io.calibration import MIN_SAMPLE, check_not_db, stated_scale_factor
-from fusiondet.io.crs import raster_crs_text
+from fusiondet.io.crs import SET_CRS, raster_crs_text
 from fusiondet.io.grids import grid_in_pixels_of, north_up, warp_valid, whole_pixel_offset
+from fusiondet.io.units import LengthUnit, height_unit_of
 
 import numpy as np
 import rasterio
 from affine import Affine
+from pyproj import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
@@ -41,7 +43,13 @@ LOOK_PX = 1024
 SAR_FLOOR_DB = -50.0
 
 # The directory of a training set holds thousands of files: GDAL must not list it at every open.
-GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_CACHEMAX": 64 << 20, "GDAL_NUM_THREADS": "1"}
+# A PNG that is unpacked in one go fills what is missing at its end with whatever memory held, without an error.
+GDAL_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+    "GDAL_CACHEMAX": 64 << 20,
+    "GDAL_NUM_THREADS": "1",
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+}
 
 # Tiles without georeference are fine, and counted where it matters.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -90,6 +98,35 @@ def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
             f"{path}: its transform {tuple(source.transform)[:6]} gives pixels no area. Georeference it again."
         )
     return source
+
+
+def check_placed(source) -> None:
+    """Refuse an open raster that has a CRS, ground control points or RPCs, but no transform: its pixels have no place.
+
+    Raises:
+        InputError: see above; it names the commands that help.
+    """
+    if not source.transform.is_identity:
+        return
+    if source.gcps[0]:
+        raise InputError(
+            f"{source.name}: has {len(source.gcps[0])} ground control points and no transform, so it is not on a map "
+            "grid yet. Warp it: `rio warp IN OUT --dst-crs EPSG:n` or `gdalwarp -t_srs EPSG:n IN OUT`; a SAR image in "
+            "radar geometry has to be corrected for the terrain instead, with the tools of its mission."
+        )
+    if source.rpcs:
+        raise InputError(
+            f"{source.name}: has rational polynomial coefficients (RPCs) and no transform, so it is not on a map grid "
+            "yet. Orthorectify it: `gdalwarp -rpc -to RPC_DEM=DEM.tif -t_srs EPSG:n IN OUT`, where DEM.tif holds the "
+            "terrain; a SAR image with the tools of its mission."
+        )
+    if source.crs is not None:
+        raise InputError(
+            f"{source.name}: has the CRS {raster_crs_text(source.crs)[:60]} and no transform, so it is not known where "
+            "its pixels lie. Set pixel size and upper left corner in the units of the CRS: `rio edit-info --transform "
+            '"[PIXEL, 0, LEFT, 0, -PIXEL, TOP]" FILE`; or take them from a raster on the same grid: `rio edit-info '
+            "--like OTHER --transform like FILE`."
+        )
 
 
 def _driver(path: Path) -> str | None:
@@ -215,6 +252,8 @@ class FileBands:
         transform, crs: of the file; `SceneReader` may say otherwise. offset: of the file in a scene's grid, pixels.
         flipped: (columns, rows) that are counted from the other end, see `turn_north_up`.
         factor: what amplitudes and complex numbers are multiplied by.
+        scaling: [(scale, offset)] of each band, by which the stored numbers become the file's values; None where they
+            are these values, as nearly everywhere.
     """
 
     def __init__(self, source, indexes: Sequence[int], nodata, scale, factor: float | None = None):
@@ -230,6 +269,7 @@ class FileBands:
         """
         self.source, self.indexes, self.scale = source, list(indexes), scale
         self.transform, self.crs = source.transform, source.crs
+        self.scaling = stated_scaling(source, self.indexes)
         declared = [source.nodatavals[i - 1] for i in self.indexes]
         self._assumes_nodata = nodata is not None and all(n is None for n in declared)
         self.nodata = [nodata] * len(declared) if self._assumes_nodata else declared
@@ -250,7 +290,7 @@ class FileBands:
             raise InputError(
                 f"{source.name}: is {', '.join(dtypes)}, but its SAR scale was declared stretched_uint8."
             )
-        if scale == "db" and all(np.dtype(t).kind == "u" for t in dtypes):
+        if scale == "db" and not self.scaling and all(np.dtype(t).kind == "u" for t in dtypes):
             raise InputError(
                 f"{source.name}: is {', '.join(dtypes)}, which knows no negative numbers, so it is not in dB, as was "
                 "declared or trained on. Say what it holds with `sar_scale`."
@@ -266,7 +306,9 @@ class FileBands:
         self.flipped, self.transform = north_up(self.transform, self.source.width, self.source.height)
 
     def read_raw(self, window: PixelWindow | None = None):
-        """(n, h, w) in the file's numbers and dtype, and (h, w) bool validity by what the file declares.
+        """(n, h, w) stored numbers in the file's dtype, and (h, w) bool validity by what the file declares.
+
+        `scaling` is not applied yet: no-data numbers are stored numbers.
 
         Raises:
             InputError: `window` is not inside the file, or too large; the file is damaged.
@@ -298,8 +340,10 @@ class FileBands:
         return raw, valid
 
     def _read(self, window: PixelWindow | None):
-        """float32 (n, h, w) in the file's numbers, complex ones squared, and (h, w) bool validity."""
+        """float32 (n, h, w) values of the file, complex ones squared, and (h, w) bool validity."""
         raw, valid = self.read_raw(window)
+        if self.scaling:
+            raw = scaled(raw, self.scaling)
         if not self._complex:
             return raw.astype(np.float32, copy=False), valid
         with np.errstate(over="ignore"):  # numbers too large for float32 are no data, below
@@ -429,6 +473,7 @@ class FileBands:
             overview.close()
             return None
         bands = FileBands(overview, self.indexes, None, None)
+        bands.scaling = self.scaling  # which GDAL does not repeat for every kind of overview
         scale = Affine.scale(source.width / overview.width, source.height / overview.height)
         bands.transform, bands.crs, bands.flipped = self.transform * scale, self.crs, self.flipped
         return bands
@@ -468,19 +513,97 @@ def sample_values(paths: Sequence[Path], nodata: float | None = None) -> np.ndar
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
+def stated_scaling(source, indexes: Sequence[int]) -> list[tuple[float, float]] | None:
+    """Return (scale, offset) of bands of an open raster as its tags state them; None where none changes a number.
+
+    Raises:
+        InputError: a scale is 0, or one of the two is no finite number.
+    """
+    found = [(source.scales[i - 1], source.offsets[i - 1]) for i in indexes]
+    for scale, offset in found:
+        if not (math.isfinite(scale) and scale and math.isfinite(offset)):
+            raise InputError(
+                f"{source.name}: states that its values are its numbers x {scale:g} + {offset:g}, expected a scale "
+                "other than 0 and finite numbers. Set them right, e.g. with "
+                "`gdal_translate -a_scale 1 -a_offset 0 IN OUT`."
+            )
+    return None if all(pair == (1, 0) for pair in found) else found
+
+
+def scaled(stored: np.ndarray, scaling: Sequence[tuple[float, float]]) -> np.ndarray:
+    """(n, h, w) float32 or complex64 values of stored numbers; `scaling` of each band as in `FileBands`."""
+    dtype = np.complex64 if np.iscomplexobj(stored) else np.float32
+    values = np.empty(stored.shape, dtype)
+    with np.errstate(over="ignore"):  # as no data, too large numbers are found by their infinity
+        for band, (scale, offset), target in zip(stored, scaling, values, strict=True):
+            target[:] = band * np.float64(scale) + offset
+    return values
+
+
+def scaling_note(source, scaling: Sequence[tuple[float, float]]) -> str:
+    """A sentence for the user on what the stored numbers of an open raster become."""
+    said = " and ".join(f"x {scale:g} + {offset:g}" for scale, offset in dict.fromkeys(scaling))
+    return f"{source.name}: values are its stored numbers {said}, as its scale and offset tags say."
+
+
 class BandReader:
-    """One band of a raster in the file's numbers (elevations, say), readable on any grid.
+    """One band of a raster in the file's values (elevations, say), readable on any grid.
 
     Attributes:
         transform, crs, width, height: of the file.
+        unit: that of its values before they were brought to metres; None where nothing states one.
+        notes: what was decided by what the file states, one sentence each, for the user.
     """
 
-    def __init__(self, path: Path, band: int = 1, nodata: float | None = None, allow_vrt: bool = True):
-        """Open `path`; a context manager that closes it. `allow_vrt` and errors are those of `open_raster`."""
+    def __init__(
+        self,
+        path: Path,
+        band: int = 1,
+        nodata: float | None = None,
+        allow_vrt: bool = True,
+        in_metres: bool = False,
+    ):
+        """Open `path`; a context manager that closes it. `allow_vrt` and errors are those of `open_raster`.
+
+        Args:
+            in_metres: the values are heights, and are read in metres, whatever length the band's unit or else the
+                vertical axis of the CRS states; where neither states one they count as metres.
+
+        Raises:
+            InputError: also, with `in_metres`, a unit that is no length, or an axis that counts depths.
+        """
         self._source = open_raster(path, allow_vrt)
-        self._bands = FileBands(self._source, [band], nodata, None)
+        self.notes: list[str] = []
+        self.unit: LengthUnit | None = None
+        try:
+            check_placed(self._source)
+            self._bands = FileBands(self._source, [band], nodata, None)
+            if self._bands.scaling:
+                self.notes.append(scaling_note(self._source, self._bands.scaling))
+            if in_metres:
+                self._settle_unit(band)
+        except InputError:
+            self._source.close()
+            raise
         self.transform, self.crs = self._source.transform, self._source.crs
         self.width, self.height = self._source.width, self._source.height
+
+    def _settle_unit(self, band: int) -> None:
+        source = self._source
+        crs = CRS.from_wkt(source.crs.to_wkt()) if source.crs else None
+        try:
+            self.unit = height_unit_of(source.units[band - 1], crs)
+        except InputError as error:
+            raise InputError(f"{source.name}: {error}") from None
+        if self.unit is None or self.unit.is_metre:
+            return
+        self.convert(self.unit)
+        self.notes.append(f"{source.name}: its heights are in {self.unit.name}; read in metres.")
+
+    def convert(self, unit: LengthUnit) -> None:
+        """Read values, which are in `unit`, in metres."""
+        scale, offset = (self._bands.scaling or [(1.0, 0.0)])[0]
+        self._bands.scaling = [(scale * unit.metres, offset * unit.metres)]
 
     def onto(self, transform: Affine, crs, shape: tuple[int, int]) -> np.ndarray:
         """(H, W) float32 on the grid of `transform` and `crs` (rasterio's), warped where it differs; NaN = no data.
@@ -491,8 +614,7 @@ class BandReader:
         if (self.crs is None) != (crs is None):
             raise InputError(
                 f"{self._source.name}: CRS {raster_crs_text(self.crs)}, but it goes with a raster of "
-                f"{raster_crs_text(crs)}. "
-                "Both need one: `rio edit-info --crs EPSG:n FILE` sets it."
+                f"{raster_crs_text(crs)}. Both need one: {SET_CRS}"
             )
         offset = whole_pixel_offset(self._bands, transform, crs, shape)
         if offset is None:

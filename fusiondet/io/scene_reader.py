@@ -10,7 +10,7 @@ from pathlib import Path
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.io.bands import SAR_SCALES, BandSpec
 from fusiondet.io.calibration import MIN_SAMPLE, check_sar_scale
-from fusiondet.io.crs import raster_crs_text
+from fusiondet.io.crs import GEOREFERENCE, raster_crs_text
 from fusiondet.io.grids import (
     SAME_GRID_PX,
     axis_gsd_m,
@@ -18,7 +18,17 @@ from fusiondet.io.grids import (
     pixel_ratio,
     whole_pixel_offset,
 )
-from fusiondet.io.rasters import Bands, FileBands, PixelWindow, check_size, open_raster, resolve_bands
+from fusiondet.io.rasters import (
+    Bands,
+    FileBands,
+    PixelWindow,
+    check_placed,
+    check_size,
+    open_raster,
+    resolve_bands,
+    scaled,
+    scaling_note,
+)
 from fusiondet.io.tile_rasters import TileRaster
 
 import numpy as np
@@ -203,6 +213,7 @@ class SceneReader:
                     placed[file.source] = file
                 same = placed[file.source]
                 file.transform, file.crs, file.flipped = same.transform, same.crs, same.flipped
+            self._note_scaling([file for part in parts for file in part.files])
             common = self._common(list(placed.values()), base, extent)
             self._settle_grid(base, common, gsd_m, target_gsd_m)
             shape = (self.height, self.width)
@@ -235,16 +246,12 @@ class SceneReader:
     def _place(self, part, base, north_up: bool) -> None:
         """Settle where on the map the pixels of `part` are."""
         source = part.source
+        check_placed(source)
         if not _has_place(source) and part is not base:
-            if source.gcps[0]:
-                raise InputError(
-                    f"{source.name}: has ground control points only (radar geometry). Correct it for the terrain and "
-                    "bring it to a map grid first, with the tools of its mission or gdalwarp -t_srs CRS."
-                )
             if (source.width, source.height) != (base.source.width, base.source.height):
                 raise InputError(
                     f"{source.name}: has no georeference and another size than {base.source.name}. "
-                    "Give it a CRS and a transform, e.g. with `rio edit-info` or gdal_translate -a_srs -a_ullr."
+                    f"Give it a CRS and a transform: {GEOREFERENCE}"
                 )
             self.notes.append(f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}.")
             part.transform, part.crs, part.flipped = base.transform, base.crs, base.flipped
@@ -252,7 +259,7 @@ class SceneReader:
         if (part.crs is None) != (base.crs is None) or _has_place(source) != _has_place(base.source):
             raise InputError(
                 f"{source.name}: has {_georeference(source)}, but {base.source.name} has "
-                f"{_georeference(base.source)}. Both need a CRS: `rio edit-info --crs EPSG:n FILE` sets it."
+                f"{_georeference(base.source)}. Both need a CRS and a transform: {GEOREFERENCE}"
             )
         if north_up and _has_place(source):
             part.turn_north_up()
@@ -261,6 +268,11 @@ class SceneReader:
             ]
             if ends:
                 self.notes.append(f"{source.name}: its {' and its '.join(ends)}; read from the other end.")
+
+    def _note_scaling(self, files: list[FileBands]) -> None:
+        for source in dict.fromkeys(file.source for file in files if file.scaling):
+            pairs = [p for file in files if file.source is source and file.scaling for p in file.scaling]
+            self.notes.append(scaling_note(source, pairs))
 
     def _common(self, files: list[FileBands], base: FileBands, extent: str):
         """What all `files` cover, in pixels of `base`, if only that is to be read and it is not all; else None."""
@@ -372,8 +384,13 @@ class SceneReader:
 
     @property
     def optical_format(self) -> tuple[str, float | None]:
-        """What the optical files hold: (dtype that all chosen bands fit in, nodata number or None)."""
+        """What optical values fit in: (dtype of all chosen bands, nodata number or None).
+
+        Numbers that tags scale are float32, and NaN where there is no data.
+        """
         files = self._optical.files
+        if any(file.scaling for file in files):
+            return "float32", None
         dtypes = [file.source.dtypes[i - 1] for file in files for i in file.indexes]
         numbers = {file.nodata[0] for file in files}
         return str(np.result_type(*dtypes)), numbers.pop() if len(numbers) == 1 else None
@@ -411,13 +428,14 @@ class SceneReader:
         return part is not None and part.has_no_gaps
 
     def read_file(self, modality: str, window: PixelWindow) -> tuple[np.ndarray, np.ndarray]:
-        """What `in_file` refers to: (n, h, w) in the numbers and dtype of the file, and (h, w) bool validity.
+        """What `in_file` refers to: (n, h, w) in `optical_format` or the file's dtype, and (h, w) bool validity.
 
         Of SAR the file says less than the image: pixels without power are valid here.
         """
         part = self._as_it_is(modality)
         x0, y0 = window[0] + part.offset[0], window[1] + part.offset[1]
-        return part.read_raw((x0, y0, *window[2:]))
+        stored, valid = part.read_raw((x0, y0, *window[2:]))
+        return (scaled(stored, part.scaling) if part.scaling else stored), valid
 
     def _as_it_is(self, modality: str) -> FileBands | None:
         """The one file of a modality whose numbers a reader of tiles can take from it; None where there is none."""

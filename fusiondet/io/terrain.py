@@ -7,7 +7,7 @@ from fusiondet.buildings import map_to_pixel
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.crs import crs_text
-from fusiondet.io.rasters import BandReader, open_raster
+from fusiondet.io.rasters import BandReader
 
 import numpy as np
 import shapely
@@ -16,7 +16,6 @@ from pyproj import CRS, Transformer
 
 # Below the Dead Sea's shore and above Everest there is no ground: such a number is an undeclared no-data value.
 LOWEST_M, HIGHEST_M = -500.0, 9000.0
-_METRES = ("m", "metre", "metres", "meter", "meters")
 # A footprint is read in at most so many pixels; a larger one on a coarser grid.
 _MOST_PX = 1 << 22
 
@@ -25,28 +24,26 @@ class GroundRaster:
     """The median elevation of a DTM's pixels under outlines; a context manager that closes the file.
 
     Attributes:
-        vertical_crs: "EPSG:n" or WKT of what its elevations count from; None where the file does not say.
+        vertical_crs: "EPSG:n" or WKT of what its elevations count from; None where the file does not say, or says it
+            in another unit than metres.
+        notes: what was decided by what the file states, one sentence each, for the user.
     """
 
     def __init__(self, path: Path, crs: CRS):
-        """`path`: elevations in metres, band 1; `crs`: that of the outlines to come.
+        """`path`: elevations, band 1, in any unit that it states, else metres; `crs`: that of the outlines to come.
 
         Raises:
-            InputError: cannot be read, has no CRS, or says that its unit is not the metre.
+            InputError: cannot be read, has no CRS, or says that its unit is no length.
         """
-        self._reader = BandReader(path)
+        self._reader = BandReader(path, in_metres=True)
+        self.notes = self._reader.notes
         if self._reader.crs is None:
             raise InputError(f"{path}: has no CRS. `rio edit-info --crs EPSG:n FILE` sets it.")
         own = CRS.from_user_input(self._reader.crs)
         vertical = next((part for part in own.sub_crs_list if part.is_vertical), None)
-        with open_raster(path, allow_vrt=True) as raster:
-            units = {(raster.units[0] or "m")} | ({vertical.axis_info[0].unit_name} if vertical else set())
-        if foreign := sorted(unit for unit in units if unit.lower() not in _METRES):
-            raise InputError(
-                f"{path}: its elevations are in {foreign[0]}, expected metres. Convert it "
-                'with `gdal_calc.py -A FILE --calc "A*0.3048" --outfile dtm_m.tif` or the like.'
-            )
-        self.vertical_crs = crs_text(vertical)
+        # Elevations are in metres now: a system in feet is not theirs any more.
+        in_metres = self._reader.unit is None or self._reader.unit.is_metre
+        self.vertical_crs = crs_text(vertical) if in_metres else None
         self._to_raster = Transformer.from_crs(crs.to_2d(), own.to_2d(), always_xy=True)
 
     def __call__(self, polygons: np.ndarray) -> np.ndarray:

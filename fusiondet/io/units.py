@@ -82,6 +82,34 @@ def vertical_unit(crs: CRS) -> LengthUnit | None:
     return next((_axis_unit(axis) for axis in _axes(crs) if axis.direction in ("up", "down")), None)
 
 
+def height_unit_of(band_unit: str | None, crs: CRS | None) -> LengthUnit | None:
+    """Return the unit of heights in a raster: that of its band, else that of the vertical axis of its CRS.
+
+    A band's unit may have a datum behind it: "m above ground", "US survey feet (NAVD88)".
+
+    Returns:
+        None where neither states one.
+
+    Raises:
+        InputError: the band's unit is no length; or the axis counts downwards.
+    """
+    if crs is not None and is_depth(crs):
+        raise InputError(
+            f"the vertical axis of its CRS {crs.name} counts depths, expected heights, which count upwards. Assign "
+            "the right CRS, or convert the values."
+        )
+    if not band_unit or not band_unit.strip():
+        return crs and vertical_unit(crs)
+    text = re.sub(r"[(\[,;].*", "", band_unit)
+    for words in (band_unit, text, (text.split() or [""])[0]):
+        if unit := length_unit(words):
+            return unit
+    raise InputError(
+        f"its band is in {band_unit[:40]!r}, which is no length. Expected heights in metres or feet: where they are, "
+        "set the unit with `rio edit-info --bidx 1 --units m FILE`."
+    )
+
+
 def is_depth(crs: CRS) -> bool:
     """Return True where the vertical axis of `crs` counts downwards."""
     return any(axis.direction == "down" for axis in _axes(crs))

@@ -98,3 +98,44 @@ def test_real_lidar_agrees_with_the_layers_own_heights(shared_data):
     assert np.abs(error).mean() == pytest.approx(0.55, abs=0.03) and error.mean() == pytest.approx(
         -0.39, abs=0.03
     )
+
+
+def tagged(path, scale=1.0, offset=0.0, unit=None):
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = [scale], [offset]
+        if unit:
+            raster.units = [unit]
+    return path
+
+
+def test_scale_offset_and_unit_are_applied_after_no_data(tmp_path):
+    values = np.full((10, 10), 150.0)
+    values[:, :4] = -9999
+    path = tagged(write(tmp_path / "n.tif", values), 0.1, 5.0, "US survey foot")
+    with HeightRaster(ndsm=path) as raster:
+        assert raster.of(on_map(3, 0, 8, 5), np.median)[0] == pytest.approx(20 * 1200 / 3937)
+        assert raster.of(on_map(0, 0, 4, 4), np.median) == (None, "height raster has no data")
+        assert len(raster.notes) == 2 and "0.1" in raster.notes[0] and "us-ft" in raster.notes[1]
+
+
+def test_a_surface_in_feet_above_a_terrain_in_metres(tmp_path):
+    dsm = tagged(write(tmp_path / "dsm.tif", np.full((10, 10), 100.0)), unit="ft")
+    dtm = write(tmp_path / "dtm.tif", np.full((10, 10), 10.0))
+    with HeightRaster(dsm=dsm, dtm=dtm) as raster:
+        assert raster.of(on_map(0, 0, 4, 4), np.median)[0] == pytest.approx(20.48)
+
+
+def test_heights_are_warped_in_metres(tmp_path):
+    path = tagged(write(tmp_path / "n.tif", np.full((10, 10), 100.0)), unit="ft")
+    with HeightRaster(ndsm=path) as raster:
+        finer = raster.onto(Affine(1, 0, 1003.3, 0, -1, 1996.7), raster.crs, (4, 4))
+    assert finer == pytest.approx(30.48)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_an_impossible_scale_is_refused(tmp_path, scale):
+    path = write(tmp_path / "n.tif", np.ones((4, 4)))
+    with rasterio.open(path, "r+") as raster:
+        raster.scales = [scale]
+    with raises_naming("n.tif", "scale"):
+        HeightRaster(ndsm=path)

@@ -394,8 +394,7 @@ def test_a_large_footprint_is_read_on_a_coarser_grid(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"crs": None}, "dtm.tif: has no CRS.*rio edit-info"),
-        ({"unit": "ft"}, "elevations are in ft, expected metres"),
-        ({"crs": FEET_UP.to_wkt()}, "elevations are in US survey foot, expected metres"),
+        ({"unit": "dB"}, "dtm.tif: its band is in 'dB', which is no length"),
     ],
 )
 def test_terrain_that_cannot_be_used_is_refused_and_nothing_is_left(tmp_path, options, message):

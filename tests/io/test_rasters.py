@@ -1,8 +1,9 @@
 """Overviews are read where they serve: near the same numbers from far fewer pixels, and the same no data."""
 
 from fusiondet.io.bands import BandSpec
-from fusiondet.io.rasters import FileBands
+from fusiondet.io.rasters import FileBands, open_raster
 from fusiondet.io.scene_reader import SceneReader
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -171,3 +172,54 @@ def test_overviews_of_another_kind_are_left_alone(tmp_path, pixels_read, how):
     with rasterio.open(path) as source:
         assert source.overviews(1) == [2]  # the attack is one
     assert read(path, 1.0).image.min() > 15 and pixels_read == [256**2]
+
+
+def tag(path, scales, offsets):
+    with rasterio.open(path, "r+") as target:
+        target.scales, target.offsets = scales, offsets
+    return path
+
+
+def test_scale_and_offset_tags_are_applied_after_no_data(tmp_path, pixels_read):
+    array = picture(64)
+    array[0, 0, :5] = 255
+    path = tag(write(tmp_path / "a.tif", array, levels=(), nodata=255), [0.5], [-3])
+    scene = read(path, None)
+    assert np.isnan(scene.image[0, 0, :5]).all()
+    np.testing.assert_array_equal(scene.image[0, 1:], array[0, 1:] * np.float32(0.5) - 3)
+    assert any("0.5" in note and "-3" in note for note in scene.notes)
+
+
+def test_overviews_are_scaled_as_their_file(tmp_path, pixels_read):
+    array = picture(512)
+    plain = read(write(tmp_path / "plain.tif", array), 2.0).image
+    tagged = read(tag(write(tmp_path / "tagged.tif", array), [0.1], [7]), 2.0).image
+    assert pixels_read == [128**2, 128**2]
+    np.testing.assert_allclose(tagged, plain * 0.1 + 7, rtol=1e-5)
+
+
+def test_each_band_has_its_own_scale(tmp_path):
+    array = np.stack([np.full((64, 64), v, np.uint16) for v in (100, 200, 300)])
+    path = tag(write(tmp_path / "a.tif", array, levels=()), [1, 0.1, 2], [0, 1, 0])
+    image = read(path, None, BandSpec(("red", "green", "blue"))).image
+    np.testing.assert_allclose(image[:, 0, 0], [100, 21, 600], rtol=1e-6)
+
+
+def test_decibels_times_hundred_are_decibels_by_their_tag(tmp_path):
+    hundredths = np.random.default_rng(0).normal(-1000, 300, (1, 128, 128)).astype(np.int16)
+    path = tag(write(tmp_path / "s.tif", hundredths, levels=()), [0.01], [0])
+    image = read(None, None, BandSpec((), ("VV",), "db"), sar=path).image
+    np.testing.assert_allclose(image, hundredths / 100, rtol=1e-5)
+
+
+@pytest.mark.parametrize("driver", ["PNG", "JPEG", "JP2OpenJPEG", "GTiff"])
+@pytest.mark.parametrize("share", [0.4, 0.97])
+def test_truncated_files_are_refused_in_every_format(tmp_path, driver, share):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 200, 300), np.uint8)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with rasterio.open(whole, "w", driver=driver, count=3, height=200, width=300, dtype="uint8") as target:
+        target.write(noise)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: int(len(content) * share)])
+    with raises_naming("cut", "damaged or truncated"), open_raster(cut) as source:
+        FileBands(source, [1, 2, 3], None, None).read_raw()

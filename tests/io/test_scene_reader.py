@@ -11,6 +11,7 @@ from fusiondet.io.grids import gsd_m_of, metric_crs
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.scene_reader import SceneReader, read_scene
 from fusiondet.io.tile_rasters import band_statistics, read_tile, read_tile_image
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -19,9 +20,18 @@ import rasterio.features
 import rasterio.warp
 import shapely
 from affine import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.rio.main import main_group
+from rasterio.rpc import RPC
 
 RGB = BandSpec()
 PAN = BandSpec(("pan",))
+RPCS = RPC(
+    err_bias=None, err_rand=None, height_off=20, height_scale=500, lat_off=51.2, lat_scale=0.01,
+    line_den_coeff=[1, *[0] * 19],
+    line_num_coeff=[0, 0, -1, *[0] * 17], line_off=20, line_scale=20, long_off=3, long_scale=0.01,
+    samp_den_coeff=[1, *[0] * 19], samp_num_coeff=[0, 1, *[0] * 18], samp_off=30, samp_scale=30,
+)  # fmt: skip
 HALF_METRE = Affine(0.5, 0, 600_000, 0, -0.5, 5_750_000)
 
 
@@ -453,6 +463,42 @@ class TestGsd:
         with pytest.raises(InputError, match="neither a CRS nor a pixel size.*gdal_translate"):
             read_scene(path, None, RGB)
         assert read_scene(path, None, RGB, gsd_m=0.4).gsd_m == 0.4
+
+    def test_a_crs_without_transform_is_no_place_and_the_advice_gives_it_one(self, tmp_path):
+        path = write(tmp_path / "a.tif", np.ones((3, 40, 60), "uint8"), Affine.identity())
+        with raises_naming("a.tif", "EPSG:32631", "no transform", "rio edit-info --transform"):
+            read_scene(path, None, RGB)
+        with raises_naming("no transform"):
+            read_scene(path, None, RGB, gsd_m=0.5)
+        # What the command does:
+        with rasterio.open(path, "r+") as target:
+            target.transform = HALF_METRE
+        assert read_scene(path, None, RGB).gsd_m == pytest.approx(0.5, rel=1e-2)
+
+    def test_ground_control_points_alone_are_no_place(self, tmp_path):
+        corners = [(0, 0), (0, 60), (40, 0), (40, 60)]
+        gcps = [GroundControlPoint(r, c, 600_000 + c / 2, 5_750_000 - r / 2) for r, c in corners]
+        path = write(tmp_path / "a.tif", np.ones((3, 40, 60), "uint8"), None, "EPSG:32631", gcps=gcps)
+        with raises_naming(
+            "a.tif", "4 ground control points", "rio warp IN OUT --dst-crs", "gdalwarp -t_srs"
+        ):
+            read_scene(path, None, RGB)
+        placed = tmp_path / "warped.tif"
+        assert (
+            main_group.main(
+                ["warp", str(path), str(placed), "--dst-crs", "EPSG:32631"], standalone_mode=False
+            )
+            is None
+        )
+        assert read_scene(placed, None, RGB).gsd_m == pytest.approx(0.5, rel=1e-2)
+
+    @pytest.mark.parametrize("sensor", ["optical", "SAR"])
+    def test_rational_polynomials_alone_are_no_place(self, tmp_path, sensor):
+        path = write(tmp_path / "a.tif", np.ones((1, 40, 60), "float32"), None, None, rpcs=RPCS)
+        other = write(tmp_path / "b.tif", np.ones((1, 40, 60), "float32"))
+        rgb, sar = (path, None) if sensor == "optical" else (other, path)
+        with raises_naming("a.tif", "RPCs", "gdalwarp -rpc"):
+            read_scene(rgb, sar, BandSpec(("pan",), ("HH",), "linear_power"))
 
     def test_beyond_the_pole_is_no_place(self, tmp_path):
         grid = Affine(1e-5, 0, 4, 0, -1e-5, 95)

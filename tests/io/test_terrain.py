@@ -6,6 +6,7 @@ from tests.support.tiny_city import write_raster
 
 import numpy as np
 import pytest
+import rasterio
 from pyproj import CRS
 from rasterio.transform import from_origin
 from shapely.affinity import translate
@@ -70,10 +71,36 @@ def test_the_vertical_system_is_that_of_the_file(slope, tmp_path):
         assert raster.vertical_crs == "EPSG:5709"
 
 
-def test_a_model_without_crs_or_in_feet_is_refused(tmp_path):
+def test_a_model_without_crs_is_refused(tmp_path):
     write_raster(tmp_path / "plain.tif", np.zeros((1, 2, 2), np.float32), crs=None)
     with raises_naming("plain.tif", "CRS"):
         GroundRaster(tmp_path / "plain.tif", UTM)
-    write_raster(tmp_path / "feet.tif", np.zeros((1, 2, 2), np.float32), crs="EPSG:6551+6360")
-    with raises_naming("feet.tif", "US survey foot"):
-        GroundRaster(tmp_path / "feet.tif", UTM)
+
+
+def test_elevations_in_feet_are_read_in_metres_and_lose_their_vertical_crs(tmp_path):
+    path, crs = tmp_path / "feet.tif", CRS("EPSG:32618")
+    grid = from_origin(600000, 4500000, 1, 1)
+    write_raster(path, np.full((1, 4, 4), 100, np.float32), crs="EPSG:32618+6360", transform=grid)
+    with GroundRaster(path, crs) as raster:
+        assert raster(np.array([box(600000, 4499996, 600004, 4500000)], object)) == pytest.approx(30.48006)
+        assert raster.vertical_crs is None
+        assert "us-ft" in raster.notes[0]
+
+
+def test_elevations_in_decimetres_by_a_scale_tag(tmp_path):
+    path = tmp_path / "dm.tif"
+    write_raster(path, np.full((1, 4, 4), 132, np.int16), transform=METRE)
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = [0.1], [5.0]
+    assert ground(path, [under(0, 0, 4, 4)]) == pytest.approx([18.2])
+
+
+def test_a_model_of_depths_or_of_no_length_is_refused(tmp_path):
+    write_raster(tmp_path / "depth.tif", np.zeros((1, 2, 2), np.float32), crs="EPSG:32631+5715")
+    with raises_naming("depth.tif", "depths"):
+        GroundRaster(tmp_path / "depth.tif", UTM)
+    write_raster(tmp_path / "db.tif", np.zeros((1, 2, 2), np.float32))
+    with rasterio.open(tmp_path / "db.tif", "r+") as raster:
+        raster.units = ["dB"]
+    with raises_naming("db.tif", "'dB'", "rio edit-info"):
+        GroundRaster(tmp_path / "db.tif", UTM)

@@ -5,6 +5,7 @@ from fusiondet.io.units import (
     FOOT,
     METRE,
     US_SURVEY_FOOT,
+    height_unit_of,
     horizontal_unit,
     is_depth,
     length_unit,
@@ -75,3 +76,22 @@ def test_axes_of_a_reference_system_state_their_units(crs, vertical, horizontal)
 def test_depths_are_recognised():
     assert is_depth(CRS.from_epsg(5715))
     assert not is_depth(CRS.from_epsg(5703))
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("m above ground", METRE),
+        ("US survey feet (NAVD88)", US_SURVEY_FOOT),
+        ("ft, NAVD88", FOOT),
+        ("", US_SURVEY_FOOT),
+        (None, US_SURVEY_FOOT),
+    ],
+)
+def test_the_unit_of_a_band_goes_before_that_of_the_vertical_axis(text, unit):
+    assert height_unit_of(text, CRS.from_user_input("EPSG:2263+6360")) == unit
+
+
+def test_heights_of_no_stated_unit_have_none():
+    assert height_unit_of(None, CRS.from_epsg(2263)) is None
+    assert height_unit_of("", None) is None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.errors import InputError
-from fusiondet.io.rasters import open_raster
+from fusiondet.io.rasters import GDAL_OPTIONS, open_raster
 from fusiondet.visualization.panels import optical_panel
 
 import cv2
@@ -87,7 +87,7 @@ def read_picture(path: Path, bounds: tuple[float, float, float, float] | None) -
         shape = max(1, round(window.height / shrink)), max(1, round(window.width / shrink))
         indexes = _indexes(source)
         try:
-            with rasterio.Env(GDAL_CACHEMAX=64):
+            with rasterio.Env(**GDAL_OPTIONS):
                 values = source.read(
                     indexes, window=window, out_shape=(len(indexes), *shape), resampling=Resampling.average,
                     masked=True,
