@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLAG = re.compile(r"(?<![\w:-])--(?:[a-z]|$)")
 # Commands of other programs, which messages may give with their options.
-COMMANDS = ("`rio edit-info --crs", "`gdal_calc.py ", "`pip install ", "gdal_translate ")
+COMMANDS = ("`rio ", "`gdal_calc.py ", "`pip install ", "gdal_translate ")
 # Strings that are the arguments of a command, or of the code that deals with options.
 ARGUMENTS = {
     "analysis/ablation/__init__.py": {"--out", "--overwrite"},

@@ -32,6 +32,8 @@ from pyproj import CRS, Transformer
 
 # Tiles keep the dtype of the optical file if it is one of these, which float32 holds exactly; else they are float32.
 KEPT_DTYPES = ("uint8", "uint16", "int16", "float32")
+# Tiles of one image: a country at half a metre has some million.
+MAX_TILES = 10_000_000
 # A building is cut along no data only where that is a region; single dark pixels that equal the nodata number are not.
 MIN_HOLE_PX = 25
 # A tile that refers to its raster is read in the raster's blocks: from so many times its own pixels on, that is slow.
@@ -404,7 +406,18 @@ def _block_ratio(path: Path, width: int, height: int) -> float:
 
 
 def windows(width: int, height: int, size: int, overlap: int) -> list[PixelWindow]:
-    """(x0, y0, w, h) that cover a raster; the last ones end at its edge. Smaller than `size` where the raster is."""
+    """(x0, y0, w, h) that cover a raster; the last ones end at its edge. Smaller than `size` where the raster is.
+
+    Raises:
+        InputError: they would be more than MAX_TILES.
+    """
+    step = size - overlap
+    count = math.prod(1 + math.ceil(max(0, side - size) / step) for side in (width, height))
+    if count > MAX_TILES:
+        raise InputError(
+            f"{width} x {height} px would make {count} tiles, more than {MAX_TILES}. Use a larger `tile_size`, a "
+            "smaller `overlap`, or a part of the image."
+        )
 
     def starts(length):
         last = max(0, length - size)

@@ -35,6 +35,11 @@ SIGNATURES = {
 }
 
 MAX_READ_BYTES = 8 << 30
+# Far beyond every sensor and mosaic: more of either is a damaged header, or a file made to exhaust its reader.
+MAX_BANDS = 1000
+MAX_SIDE_PX = 100_000_000
+# Bands that a message names.
+MAX_NAMED = 24
 # Sizes of grids are rounded to whole pixels: an overview coarser by so little is not coarser.
 ROUNDED = 1.02
 # A mask is looked at in so many rows and columns.
@@ -91,13 +96,30 @@ def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
         raise InputError(
             f"{path}: damaged or truncated, GDAL cannot open it as {driver} ({error}). Copy or download it again."
         ) from None
+    try:
+        _check_header(source, path)
+    except InputError:
+        source.close()
+        raise
+    return source
+
+
+def _check_header(source, path: Path) -> None:
+    if max(source.width, source.height) > MAX_SIDE_PX:
+        raise InputError(
+            f"{path}: {source.width} x {source.height} px, more than the {MAX_SIDE_PX} px a side that are read here. Is "
+            "its header damaged? Else cut it: `gdal_translate -srcwin X Y WIDTH HEIGHT IN OUT`."
+        )
+    if source.count > MAX_BANDS:
+        raise InputError(
+            f"{path}: has {source.count} bands, more than the {MAX_BANDS} that are read here. Copy the wanted ones: "
+            "`gdal_translate -b 1 -b 2 -b 3 IN OUT`."
+        )
     area = source.transform.determinant
     if not (math.isfinite(area) and area):
-        source.close()
         raise InputError(
             f"{path}: its transform {tuple(source.transform)[:6]} gives pixels no area. Georeference it again."
         )
-    return source
 
 
 def check_placed(source) -> None:
@@ -740,9 +762,10 @@ def _is_band(source, index: int, name: str) -> bool:
 
 
 def band_names(source) -> str:
-    """Descriptions of all bands, colour interpretation where there is none, for messages."""
-    pairs = zip(source.descriptions, source.colorinterp, strict=True)
-    return ", ".join(description or color.name for description, color in pairs)
+    """Descriptions of bands, colour interpretation where there is none, for messages; of many bands the first ones."""
+    pairs = list(zip(source.descriptions, source.colorinterp, strict=True))
+    named = [description or color.name for description, color in pairs[:MAX_NAMED]]
+    return ", ".join(named if len(pairs) <= MAX_NAMED else [*named, "..."])
 
 
 def check_size(shape, dtype, name) -> None:

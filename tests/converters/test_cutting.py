@@ -6,12 +6,13 @@ from pathlib import Path
 from fusiondet.buildings import Building
 from fusiondet.converters import cutting
 from fusiondet.converters.conversion import Options, convert
-from fusiondet.converters.cutting import Image, Mosaic, clip_labels
+from fusiondet.converters.cutting import Image, Mosaic, clip_labels, windows
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import read_coco
 from fusiondet.io.scene_reader import SceneReader
 from fusiondet.io.tile_rasters import read_tile
 from fusiondet.io.vectors import Layer
+from tests.support.messages import raises_naming
 
 import numpy as np
 import pytest
@@ -143,3 +144,20 @@ class TestClipLabels:
         building = Building(shapely.box(110, 110, 120, 120))
         clip_labels([building], (100, 100, 50, 50), self.VALID, 0, {"kept": 0, "cut by a tile's edge": 0})
         assert building.polygon.bounds == (110, 110, 120, 120)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_linked_and_cut_tiles_read_the_same_scaled_numbers(tmp_path, cut):
+    path = raster(tmp_path / "a.tif", "int16", "number")
+    _, plain = result(mosaic(path), tmp_path / "plain")
+    with rasterio.open(path, "r+") as target:
+        target.scales, target.offsets = [0.01] * 4, [-1.0] * 4
+    data, images = result(mosaic(path, cut=cut), tmp_path / "tagged")
+    assert all((tile.window is None) == cut for tile in data.tiles)
+    for image, stored in zip(images, plain, strict=True):
+        np.testing.assert_allclose(image, stored * 0.01 - 1, rtol=1e-5, atol=1e-6)
+
+
+def test_more_tiles_than_a_disk_holds_are_refused_before_they_are_listed():
+    with raises_naming("tiles", "`tile_size`"):
+        windows(10**8, 10**8, 512, 0)

@@ -1,7 +1,7 @@
 """Overviews are read where they serve: near the same numbers from far fewer pixels, and the same no data."""
 
 from fusiondet.io.bands import BandSpec
-from fusiondet.io.rasters import FileBands, open_raster
+from fusiondet.io.rasters import MAX_BANDS, FileBands, open_raster
 from fusiondet.io.scene_reader import SceneReader
 from tests.support.messages import raises_naming
 
@@ -223,3 +223,24 @@ def test_truncated_files_are_refused_in_every_format(tmp_path, driver, share):
     cut.write_bytes(content[: int(len(content) * share)])
     with raises_naming("cut", "damaged or truncated"), open_raster(cut) as source:
         FileBands(source, [1, 2, 3], None, None).read_raw()
+
+
+def test_absurd_sizes_are_refused_by_the_header(tmp_path):
+    place = {"driver": "GTiff", "dtype": "uint8", "crs": "EPSG:32631", "transform": GRID, "sparse_ok": True}
+    with rasterio.open(
+        tmp_path / "tall.tif",
+        "w",
+        count=1,
+        width=16,
+        height=2**31 - 1,
+        blockysize=2**27,
+        bigtiff="YES",
+        **place,
+    ):
+        pass
+    with raises_naming("tall.tif", "16 x 2147483647 px"):
+        open_raster(tmp_path / "tall.tif")
+    with rasterio.open(tmp_path / "deep.tif", "w", count=MAX_BANDS + 1, width=16, height=16, **place):
+        pass
+    with raises_naming("deep.tif", f"{MAX_BANDS + 1} bands", "gdal_translate -b"):
+        open_raster(tmp_path / "deep.tif")
