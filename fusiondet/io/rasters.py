@@ -107,8 +107,8 @@ def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
 def _check_header(source, path: Path) -> None:
     if max(source.width, source.height) > MAX_SIDE_PX:
         raise InputError(
-            f"{path}: {source.width} x {source.height} px, more than the {MAX_SIDE_PX} px a side that are read here. Is "
-            "its header damaged? Else cut it: `gdal_translate -srcwin X Y WIDTH HEIGHT IN OUT`."
+            f"{path}: {source.width} x {source.height} px, more than the {MAX_SIDE_PX} px a side that are read here. "
+            "Is its header damaged? Else cut it: `gdal_translate -srcwin X Y WIDTH HEIGHT IN OUT`."
         )
     if source.count > MAX_BANDS:
         raise InputError(
