@@ -15,6 +15,7 @@ from pathlib import Path
 from fusiondet.buildings import Building, clean_polygon
 from fusiondet.cli import progress
 from fusiondet.errors import InputError
+from fusiondet.evaluation.layer_scores import polis
 from fusiondet.geometry.contours import mask_to_polygon_px, simplify
 from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.geometry.regularization import regularize
@@ -300,7 +301,7 @@ def quality(found: Sequence[BaseGeometry], truth: Sequence[BaseGeometry]) -> dic
     both = shapely.area(shapely.intersection(usable, truth))
     numbers = {
         "iou": float(np.mean(both / (shapely.area(usable) + shapely.area(truth) - both))),
-        "polis_m": float(np.mean([_polis(a, b) for a, b in zip(usable, truth)])),
+        "polis_m": float(np.mean([polis(a, b) for a, b in zip(usable, truth)])),
         "hausdorff_m": float(
             np.mean(shapely.hausdorff_distance(shapely.boundary(usable), shapely.boundary(truth)))
         ),
@@ -309,13 +310,6 @@ def quality(found: Sequence[BaseGeometry], truth: Sequence[BaseGeometry]) -> dic
         "invalid": int((~valid).sum()),
     }
     return numbers | _neighbours(usable, truth)
-
-
-def _polis(a: BaseGeometry, b: BaseGeometry) -> float:
-    return sum(
-        float(np.mean(shapely.distance(shapely.points(shapely.get_coordinates(p)[:-1]), q.boundary))) / 2
-        for p, q in ((a, b), (b, a))
-    )
 
 
 def _rings(polygon: BaseGeometry) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusiondet.cli import Option, options_of, parse, positive, run, seed_argument
 from fusiondet.converters.prepare import source_options
+from fusiondet.errors import InputError
 from fusiondet.files import require_new, write_json
 
 
@@ -52,10 +53,15 @@ def evaluate_vectors(args) -> tuple[dict, str]:
     from fusiondet.evaluation.scoring import score_layers
     from fusiondet.io.vectors import read_layer
 
-    truth = read_layer(args.truth, args.truth_height, args.truth_ground, args.truth_layer, signed=True)
-    predictions = read_layer(
-        args.predictions, args.prediction_height, args.prediction_ground, args.prediction_layer, signed=True
-    )
+    if bool(args.truth_height) != bool(args.prediction_height):
+        raise InputError(
+            "heights of one layer alone cannot be compared: give both `truth_height` and `prediction_height`, or "
+            "neither to compare outlines alone."
+        )
+    options = {"signed": True, "height_unit": args.height_unit}
+    truth = read_layer(args.truth, args.truth_height, args.truth_ground, args.truth_layer, **options)
+    fields = (args.prediction_height, args.prediction_ground, args.prediction_layer)
+    predictions = read_layer(args.predictions, *fields, **options)
     return score_layers(truth, predictions, args.iou)
 
 
@@ -156,18 +162,24 @@ def _parser() -> argparse.ArgumentParser:
         )
         vectors.add_argument(
             f"--{prefix}-height",
-            required=True,
             metavar="FIELD",
-            help=f"column of {what} heights in metres, or of roof elevations with --{prefix}-ground",
+            help=f"column of {what} heights, or of roof elevations with --{prefix}-ground (default: outlines alone are "
+            "compared)",
         )
         vectors.add_argument(
             f"--{prefix}-ground",
             metavar="FIELD",
-            help="column of ground elevations to subtract, metres (default: none)",
+            help="column of ground elevations to subtract (default: none)",
         )
         vectors.add_argument(
             f"--{prefix}-layer", metavar="NAME", help="layer of a file with several (default: the only one)"
         )
+    vectors.add_argument(
+        "--height-unit",
+        choices=("m", "ft", "us-ft"),
+        help="of columns whose names state none, as height_m does (default: what the vertical axis of the CRS states, "
+        "else metres, unless the coordinates are in feet)",
+    )
     vectors.add_argument(
         "--iou", type=float, default=0.5, help="smallest overlap of a pair, (0, 1] (default: %(default)s)"
     )

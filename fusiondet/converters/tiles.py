@@ -27,6 +27,7 @@ from fusiondet.io.bands import LINEAR_SCALES, SAR_SCALES, BandSpec, band_number,
 from fusiondet.io.building_parts import PARTS_INSIDE
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.threedbag_filters import CHECKS, Filters, parse_filters
+from fusiondet.io.units import HEIGHT_UNITS
 from fusiondet.io.vectors import INSIDE, Layer, check_crs, read_layer, settle_parts
 
 
@@ -41,6 +42,7 @@ class Recipe:
     layer: str | None = None
     height_field: str | None = None
     ground_field: str | None = None
+    height_unit: str | None = None
     statistic: str = threedbag.DEFAULT_STATISTIC
     height_stat: str | None = None
     height_datum: str | None = None
@@ -92,8 +94,13 @@ _OPTIONS = {
     "footprints": ("building layers: one for all images, or one for each", {**_FILES, "required": True}),
     "footprints_crs": ("CRS of footprints that name none", {"metavar": "CRS"}),
     "layer": ("layer of a file with several; of 3DBAG's by default pand, with the roofs of lod12_2d", _NAME),
-    "height_field": ("column of heights, metres; default: 3DBAG's, where the file has them", _NAME),
-    "ground_field": ("column of ground elevations to subtract, metres", _NAME),
+    "height_field": ("column of heights; default: 3DBAG's, where the file has them", _NAME),
+    "ground_field": ("column of ground elevations to subtract", _NAME),
+    "height_unit": (
+        "of these columns; default: what a column's name or the vertical axis of its CRS states, else metres, unless "
+        "its coordinates are in feet",
+        {"choices": tuple(HEIGHT_UNITS)},
+    ),
     "statistic": ("which of 3DBAG's roof statistics", {"choices": threedbag.STATISTICS}),
     "height_stat": ("what the height field is, e.g. median, p70, max; recorded", {"metavar": "TEXT"}),
     "height_datum": (
@@ -344,7 +351,7 @@ def _footprint_counts(layers: list[Layer]) -> Counter:
 
 
 def _read_layer(recipe: Recipe, path: Path) -> Layer:
-    options = ("layer", "statistic", "height_stat", "height_datum", "outline", "join_parts")
+    options = ("layer", "height_unit", "statistic", "height_stat", "height_datum", "outline", "join_parts")
     layer = read_layer(
         path,
         recipe.height_field,

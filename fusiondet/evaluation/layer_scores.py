@@ -9,8 +9,9 @@ from fusiondet.io.vectors import Layer, transform_layer
 
 import numpy as np
 import shapely
-from pyproj import CRS
+from pyproj import CRS, Proj, Transformer
 from shapely import STRtree
+from shapely.geometry.base import BaseGeometry
 
 
 def evaluate_vectors(
@@ -23,8 +24,10 @@ def evaluate_vectors(
         iou_threshold: smallest overlap of a pair, in (0, 1].
 
     Returns:
-        `match/n, n_truth, n_predictions, precision, recall, f1, mean_iou, iou_threshold` and the `height/` keys of
-        `fusiondet.evaluation`, where the error is prediction - truth. None where a number is not defined.
+        `match/n, n_truth, n_predictions, precision, recall, f1, mean_iou, iou_threshold, polis_m`, and, unless outlines
+        alone are given, the `height/` keys of `fusiondet.evaluation`, where the error is prediction - truth. `polis_m`
+        is the mean of `polis` over the pairs, in metres on the ground; None without a CRS. None where a number is not
+        defined.
 
     Raises:
         InputError: only one of the layers has a CRS, or the threshold is not in (0, 1].
@@ -34,12 +37,19 @@ def evaluate_vectors(
     # Counted before some may turn out to lie outside what the truth's CRS can express: those match nothing.
     n_truth, n_predictions = len(truth.buildings), len(predictions.buildings)
     predictions = _in_crs_of(truth, predictions)
-    outlines = ([b.polygon for b in layer.buildings] for layer in (truth, predictions))
+    outlines = [[b.polygon for b in layer.buildings] for layer in (truth, predictions)]
     pairs, iou = match_polygons(*outlines, iou_threshold)
     truth_m, predicted_m = (
         np.array([b.height_m for b in layer.buildings], dtype=float) for layer in (truth, predictions)
     )
     n = len(pairs)
+    heights = {}
+    if truth.height_field or predictions.height_field or any(b.height_m is not None for b in truth.buildings):
+        heights = height_metrics(
+            truth_m[pairs[:, 0]],
+            predicted_m[pairs[:, 1]],
+            known_truth_total=int(np.isfinite(truth_m).sum()),
+        )
     return {
         "match/n": n,
         "match/n_truth": n_truth,
@@ -49,12 +59,49 @@ def evaluate_vectors(
         "match/f1": 2 * n / (n_truth + n_predictions) if n_truth + n_predictions else None,
         "match/mean_iou": float(iou.mean()) if n else None,
         "match/iou_threshold": iou_threshold,
-        **height_metrics(
-            truth_m[pairs[:, 0]],
-            predicted_m[pairs[:, 1]],
-            known_truth_total=int(np.isfinite(truth_m).sum()),
-        ),
+        "match/polis_m": _mean_polis_m(*outlines, pairs, truth.crs),
+        **heights,
     }
+
+
+def polis(a: BaseGeometry, b: BaseGeometry) -> float:
+    """Return the mean distance of the vertices of either outline to the other one, in the unit of the coordinates.
+
+    Avbelj et al., "A Metric for Polygon Comparison and Building Extraction Evaluation", GRSL 2015.
+    """
+    return sum(
+        float(np.mean(shapely.distance(shapely.points(_vertices(p)), shapely.boundary(q)))) / 2
+        for p, q in ((a, b), (b, a))
+    )
+
+
+def _vertices(polygon: BaseGeometry) -> np.ndarray:
+    """Of each ring, without its last one, which is its first."""
+    rings = shapely.get_rings(shapely.get_parts(polygon))
+    return np.concatenate([shapely.get_coordinates(ring)[:-1] for ring in rings])
+
+
+def _mean_polis_m(truth: list, predictions: list, pairs: np.ndarray, crs: str | None) -> float | None:
+    if crs is None or not len(pairs):
+        return None
+    # On a plane of metres around the middle: coordinates may be degrees or feet.
+    outlines = [
+        np.array([p[i] for i in pairs[:, k]], dtype=object) for k, p in enumerate((truth, predictions))
+    ]
+    own = CRS.from_user_input(crs)
+    if own.geodetic_crs is None:
+        outlines = [
+            shapely.transform(p, lambda xy: xy * own.axis_info[0].unit_conversion_factor) for p in outlines
+        ]
+    else:
+        to_degrees = Transformer.from_crs(own, own.geodetic_crs, always_xy=True)
+        degrees = [shapely.transform(p, to_degrees.transform, interleaved=False) for p in outlines]
+        low, high = shapely.total_bounds(degrees[0])[:2], shapely.total_bounds(degrees[0])[2:]
+        geod = own.get_geod()
+        (lon, lat) = (low + high) / 2
+        plane = Proj(proj="laea", lon_0=lon, lat_0=lat, a=geod.a, b=geod.b)
+        outlines = [shapely.transform(p, plane, interleaved=False) for p in degrees]
+    return float(np.mean([polis(a, b) for a, b in zip(*outlines, strict=True)]))
 
 
 def match_polygons(truth: list, predictions: list, iou_threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -131,6 +131,7 @@ def score_layers(truth: Layer, predictions: Layer, iou: float = 0.5) -> tuple[di
         for count in (layer.geometry, layer.reasons):
             if count:
                 lines.append(f"{name}: " + ", ".join(f"{n} {what}" for what, n in sorted(count.items())))
+        lines += [f"{name}: {note}" for note in layer.notes]
     numbers = evaluate_vectors(truth, predictions, iou)
     return numbers, "\n".join([*lines, metrics_table(numbers)])
 

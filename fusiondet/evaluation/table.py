@@ -34,6 +34,8 @@ def _match(metrics: dict) -> list[str]:
         f"{metrics['match/n_predictions']} predicted features at IoU >= {metrics['match/iou_threshold']:g}"
     )
     shares = (f"{name} {_text(metrics[f'match/{name}'], '.3f')}" for name in ("precision", "recall", "f1"))
+    if metrics.get("match/polis_m") is not None:
+        shares = [*shares, f"PoLiS {metrics['match/polis_m']:.3f} m"]
     return [counts, ", ".join(shares)]
 
 

@@ -15,6 +15,7 @@ from fusiondet.io import threedbag
 from fusiondet.io.building_parts import combine_parts
 from fusiondet.io.cityjson_reader import SEQUENCE_SUFFIXES, NotCityJSON, open_cityjson
 from fusiondet.io.crs import file_crs_text
+from fusiondet.io.units import LengthUnit, vertical_unit
 
 import geopandas
 import pandas
@@ -45,6 +46,7 @@ class Records:
         release: of 3DBAG, when something tells.
         notes: sentences for the user.
         is_table: false for CityJSON.
+        vertical_unit: what the vertical axis of the file's CRS counts in; None where it has none.
     """
 
     rows: list[tuple]
@@ -54,6 +56,7 @@ class Records:
     release: str | None = None
     notes: list[str] = field(default_factory=list)
     is_table: bool = True
+    vertical_unit: LengthUnit | None = None
 
 
 def read_records(
@@ -129,6 +132,7 @@ def _read_table(path: Path, layer, wanted, find_fields, extent) -> Records:
     except Exception as error:  # pyogrio, pyarrow and shapely each have their own
         raise InputError(f"{path}: damaged, or not a {' or '.join(drivers)} file ({error}).") from None
     source.crs = file_crs_text(frame.crs.to_2d() if frame.crs else None)
+    source.vertical_unit = vertical_unit(frame.crs) if frame.crs else None
     kept = [c for c in frame.columns if c != frame.geometry.name and wanted(c)]
     attributes = frame[kept].to_dict("records") if kept else [{}] * len(frame)
     source.id_field = threedbag.identifier_field(kept) or next((n for n in ID_FIELDS if n in kept), None)

@@ -5,6 +5,7 @@ ground: where a ground field is given it is subtracted, and where nothing tells 
 building's `height_datum` is "unverified". What is special about 3DBAG's files is in `threedbag`.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections import Counter
@@ -17,6 +18,7 @@ from fusiondet.errors import InputError, unknown_name
 from fusiondet.geometry.overlaps import enclosing
 from fusiondet.io import threedbag
 from fusiondet.io.building_parts import PARTS_INSIDE, join_buildings, without_parts
+from fusiondet.io.height_columns import column_units, refuse_identifier, unit_notes
 from fusiondet.io.threedbag_filters import Filters, Inspector
 from fusiondet.io.vector_records import ID_FIELDS, Records, read_records
 
@@ -79,6 +81,7 @@ def read_layer(
     signed: bool = False,
     join_parts: bool = False,
     filters: Filters | None = None,
+    height_unit: str | None = None,
 ) -> Layer:
     """Buildings of a vector file.
 
@@ -97,9 +100,12 @@ def read_layer(
         signed: see `height_above_ground_m`.
         join_parts: make one building of the rows with one identifier: their union, with heights weighted by area.
         filters: what to do with buildings that 3DBAG says something against; None: count them only.
+        height_unit: m, ft or us-ft: of `height_field` and `ground_field` where their names state none; None: what the
+            vertical axis of the CRS states, else metres. Heights are converted, and `notes` says so.
 
     Raises:
         InputError: missing, unreadable or of another format; no such layer; no such column (the columns are listed);
+            a height field that is an identifier; heights that may be in feet, by a CRS in feet, and nothing states it;
             columns whose cut names have several meanings; a filter that the columns do not serve; a release of 3DBAG
             whose elevations are known to be wrong.
     """
@@ -113,6 +119,11 @@ def read_layer(
     source = read_records(path, layer, wanted, find_fields, extent)
     named_by_user = height_field is not None
     height_field, ground_field = find_fields(source.columns)
+    units = {}
+    if named_by_user:
+        refuse_identifier(path, height_field, [row.get(height_field) for _, row in source.rows], ground_field)
+        fields = [f for f in (height_field, ground_field) if f is not None]
+        units = column_units(path, fields, height_unit, source)
     result = Layer(
         [],
         source.crs,
@@ -120,8 +131,9 @@ def read_layer(
         ground_field=ground_field,
         id_field=source.id_field,
         release=source.release,
-        notes=source.notes,
+        notes=source.notes + unit_notes(path, units, height_unit),
     )
+    metres = {name: unit.metres for name, unit in units.items() if not unit.is_metre}
     if source.is_table and not named_by_user:
         result.notes += _check_release(path, source, height_field)
     if height_field is None and (roofs := threedbag.roof_fields(source.columns)):
@@ -135,7 +147,7 @@ def read_layer(
         "height_stat": height_stat or (height_field and threedbag.statistic_of(height_field)),
         "height_datum": height_datum or ("ground" if ground_field else "unverified"),
     }
-    rows = _rows(source, result, inspector, {"outline": outline}, facts, signed)
+    rows = _rows(source, result, inspector, {"outline": outline}, facts, signed, metres)
     _count_repeated(path, rows, result, join_parts)
     if join_parts:
         rows = _joined(rows, result)
@@ -149,9 +161,19 @@ _Row = tuple[str | int | float | None, Building, list[str]]
 
 
 def _rows(
-    source: Records, result: Layer, inspector: Inspector, common: dict, facts: dict, signed: bool
+    source: Records,
+    result: Layer,
+    inspector: Inspector,
+    common: dict,
+    facts: dict,
+    signed: bool,
+    metres: dict[str, float],
 ) -> list[_Row]:
-    """One row per feature with an outline; buildings get `common`, those of known height `facts` as well."""
+    """One row per feature with an outline; buildings get `common`, those of known height `facts` as well.
+
+    Args:
+        metres: column -> metres that 1 of it is, where it is not a metre.
+    """
     known = threedbag.attribute_columns(source.columns)
     roof, ground = result.height_field, result.ground_field
     rows = []
@@ -162,6 +184,7 @@ def _rows(
         name = _identifier(attributes, source.id_field)
         building = Building(polygon, id=number if name is None else name, **common)
         if roof is not None:
+            attributes = attributes | _in_metres(attributes, metres)
             reason = threedbag.implausible(attributes, roof, ground, known)
             if reason is None:
                 building.height_m, reason = height_above_ground_m(attributes, roof, ground, signed)
@@ -171,6 +194,15 @@ def _rows(
                 building.attributes[UNKNOWN_HEIGHT] = reason
         rows.append((name, building, inspector.checks(attributes)))
     return rows
+
+
+def _in_metres(attributes: dict, metres: dict[str, float]) -> dict[str, float]:
+    """The columns of `metres` that hold numbers, in metres."""
+    found = {}
+    for name, factor in metres.items():
+        with contextlib.suppress(TypeError, ValueError):  # counted as it stands
+            found[name] = float(_plain(attributes.get(name))) * factor
+    return found
 
 
 def _inspector(path: Path, source: Records, filters: Filters) -> Inspector:

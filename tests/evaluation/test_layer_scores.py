@@ -2,7 +2,7 @@
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.evaluation.layer_scores import evaluate_vectors, match_polygons
+from fusiondet.evaluation.layer_scores import evaluate_vectors, match_polygons, polis
 from fusiondet.io.vectors import Layer, read_layer
 
 import pytest
@@ -126,3 +126,27 @@ def test_two_sources_of_the_same_town_give_the_known_numbers(shared_data):
     assert got["height/bias_m"] == pytest.approx(-0.334, abs=5e-4)
     assert got["height/mae_m"] == pytest.approx(0.890, abs=5e-4)
     assert got["height/rmse_m"] == pytest.approx(1.380, abs=5e-4)
+
+
+class TestOutlinesAlone:
+    def test_polis_one_can_draw(self):
+        # Two of four vertices of the wider one are 2 m off the other; all vertices of the other lie on its outline.
+        assert polis(house(0), house(0, 12)) == pytest.approx(0.5)
+        assert polis(house(0), house(0)) == 0
+
+    def test_metres_whatever_the_unit_of_the_map(self):
+        pair = layer((house(0), None)), layer((house(0, 12), None))
+        assert evaluate_vectors(*pair)["match/polis_m"] == pytest.approx(0.5, rel=1e-3)
+        for crs in ("EPSG:4326", "EPSG:2263"):
+            convert = Transformer.from_crs(RD, crs, always_xy=True).transform
+            moved = [
+                layer((transform(p.buildings[0].polygon, convert, interleaved=False), None), crs=crs)
+                for p in pair
+            ]
+            assert evaluate_vectors(*moved)["match/polis_m"] == pytest.approx(0.5, rel=1e-2)
+
+    def test_no_heights_are_none_to_score(self):
+        numbers = evaluate_vectors(layer((house(0), None)), layer((house(0), None)))
+        assert not any(key.startswith("height/") for key in numbers) and numbers["match/f1"] == 1
+        apart = evaluate_vectors(layer((house(0), None)), layer((house(90), None)))
+        assert apart["match/polis_m"] is None

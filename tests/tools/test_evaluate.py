@@ -16,6 +16,7 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset, encode_rle, prediction_record, read_coco, write_coco
 from fusiondet.io.layer_writer import write_buildings
 from tests.support.contest_cases import Contest
+from tests.support.messages import raises_naming
 from tests.support.tiny_city import write_raster
 
 import numpy as np
@@ -113,6 +114,39 @@ def test_an_unknown_column_lists_the_right_ones(tmp_path, load_tool):
         load_tool("evaluate").main(
             ["vectors", *both, "--truth-height", "hight_m", "--prediction-height", "height_m"]
         )
+
+
+def test_outlines_alone_and_heights_in_feet(tmp_path, capsys, load_tool):
+    import geopandas
+
+    outlines = [box(985_000 + x, 210_000, 985_050 + x, 210_040) for x in (0, 100, 200)]
+    frame = geopandas.GeoDataFrame(
+        {"top": [10.0, 20.0, 30.0], "id": [1, 2, 3]}, geometry=outlines, crs="EPSG:2263"
+    )
+    frame.to_file(tmp_path / "truth.gpkg")
+    found = [Building(p, h * 1200 / 3937) for p, h in zip(outlines, (10, 20, 30), strict=True)]
+    write_buildings(found, "EPSG:2263", tmp_path / "found.gpkg")
+    main, out = load_tool("evaluate").main, tmp_path / "metrics.json"
+    layers = [
+        "vectors",
+        "--truth",
+        str(tmp_path / "truth.gpkg"),
+        "--predictions",
+        str(tmp_path / "found.gpkg"),
+    ]
+    main([*layers, "--out", str(out)])
+    numbers = json.loads(out.read_text())
+    assert numbers["match/f1"] == 1 and numbers["match/polis_m"] == 0 and "height/n" not in numbers
+    assert "PoLiS 0.000 m" in capsys.readouterr().out
+    columns = ["--truth-height", "top", "--prediction-height", "height_m"]
+    main([*layers, *columns, "--height-unit", "us-ft", "--out", str(out), "--overwrite"])
+    assert json.loads(out.read_text())["height/mae_m"] == pytest.approx(0, abs=1e-9)
+    with raises_naming("truth.gpkg", "height_unit"):
+        main([*layers, *columns])
+    with raises_naming("truth_height", "prediction_height"):
+        main([*layers, *columns[:2]])
+    with raises_naming("truth.gpkg", "id", "identifier"):
+        main([*layers, "--truth-height", "id", *columns[2:]])
 
 
 def arguments_of(files, *more):
