@@ -213,6 +213,25 @@ def launch(
         if found and "Traceback" not in found[1]:
             raise InputError(found[1]) from None
         raise
+    except BaseException:
+        _end_children()  # else the interpreter would wait for them at its end, and they for each other
+        raise
+
+
+def _end_children(patience_s: float = 5.0) -> None:
+    """End the processes that this one started, at the latest after `patience_s`; their own children notice."""
+    import multiprocessing
+    import time
+
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + patience_s
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
+        if child.is_alive():
+            child.kill()
+            child.join()
 
 
 def _free_port() -> int:

@@ -247,6 +247,9 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_SHARE = 1.0
     # Tiles without labels that a batch has beside its SOLVER.IMS_PER_BATCH tiles with labels; needs "Reconstruction".
     cfg.DATALOADER.UNLABELLED_PER_BATCH = 0
+    # Memory that the images of one batch may take in each process, GiB: a slip in IMS_PER_BATCH or SCALE_RANGE is
+    # refused before it fills the machine. Raise it for batches that are meant to be larger.
+    cfg.DATALOADER.MAX_BATCH_GIB = 32.0
 
     # ---- Solver, test ----------------------------------------------------------------------------------------------
     # "SGD" (Detectron2's) or "AdamW".

@@ -1,12 +1,15 @@
 """Detectron2 runs on the current stack: with all shims on v0.5, with next to none on upstream's main branch."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from fusiondet import compat
 from fusiondet.errors import InputError
+from tests.support.processes import alive_in_session, start_program, wait_for
 
 import detectron2
 import numpy as np
@@ -155,3 +158,15 @@ def test_one_process_is_this_one(processes):
 def test_several_machines_need_an_address():
     with pytest.raises(InputError, match="tcp://HOST:PORT"):
         compat.launch(print, 1, num_machines=2, dist_url="auto")
+
+
+def test_an_interrupt_of_the_parent_alone_ends_all_processes(tmp_path):
+    code = "import sys; from fusiondet.compat import launch; from tests.support.processes import show_and_sleep; "
+    # Processes are spawned, which imports this program again.
+    code += "__name__ == '__main__' and launch(show_and_sleep, 2, args=(sys.argv[1],), device='cpu')"
+    program = start_program(code, tmp_path)
+    wait_for(lambda: len([*tmp_path.iterdir()]) == 2, 120, "the start of both")
+    os.kill(program.pid, signal.SIGINT)
+    program.communicate(timeout=30)
+    assert program.returncode != 0
+    wait_for(lambda: not alive_in_session(program.pid), 20, "the end of all its processes")

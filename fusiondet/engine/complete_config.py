@@ -41,6 +41,7 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
             heights per pixel to be learned, and none or no heights there (see `check_height_labels`).
     """
     train, test, bands = settle_data(cfg, stored)
+    check_batch_memory(cfg, [tile for dataset in train for tile in dataset.tiles], len(bands.names))
     draw_seed(cfg)
     # Of tiles whose labels are not used, no building may be known here either.
     labelled = _labelled_parts(cfg, train)
@@ -64,7 +65,69 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         _complete_height_scale(cfg, labelled or test)
     if "classes" in architecture_of(cfg).pixel_tasks(cfg):
         _complete_classes(cfg, train, labelled, test)
+    _note_unknown_heights(cfg, known)
+    _choose_best_metric(cfg, [tile for dataset in test for tile in dataset.tiles])
     _raise_detection_limit(cfg, [tile for dataset in (*labelled, *test) for tile in dataset.tiles])
+
+
+def check_batch_memory(cfg: CfgNode, tiles: Sequence[Tile], bands: int) -> None:
+    """Check that the images of a batch fit DATALOADER.MAX_BATCH_GIB.
+
+    Raises:
+        InputError: they would take more, with the largest tile, crop and scale that training may draw.
+    """
+    per_process = (cfg.SOLVER.IMS_PER_BATCH + cfg.DATALOADER.UNLABELLED_PER_BATCH) / comm.get_world_size()
+    scale, crop = float(cfg.INPUT.SCALE_RANGE[1]), cfg.INPUT.CROP
+    largest_px = max((tile.width * tile.height for tile in tiles), default=0) * scale**2
+    if crop.ENABLED and crop.TYPE.startswith("absolute"):
+        largest_px = min(largest_px, math.prod(crop.SIZE))
+    needed_gib = per_process * largest_px * bands * 4 / 2**30
+    if needed_gib > cfg.DATALOADER.MAX_BATCH_GIB:
+        raise InputError(
+            f"a batch would take {needed_gib:.3g} GiB: SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, "
+            f"INPUT.SCALE_RANGE {list(cfg.INPUT.SCALE_RANGE)}, {bands} bands, tiles of up to {largest_px:.3g} pixels "
+            "when scaled. Take smaller numbers, or raise DATALOADER.MAX_BATCH_GIB, which is "
+            f"{cfg.DATALOADER.MAX_BATCH_GIB:g}."
+        )
+
+
+def _note_unknown_heights(cfg: CfgNode, tiles: Sequence[Tile]) -> None:
+    """A warning where the network is to learn a height per building, and none is known."""
+    if cfg.MODEL.HEIGHT_ON and tiles and not _known_heights_m(tiles):
+        _log.warning(
+            "MODEL.HEIGHT_ON is True, but no building of the training data has a known height: the network learns "
+            "none, and those it predicts mean nothing. Set MODEL.HEIGHT_ON False, or add heights to the annotations"
+        )
+
+
+_OF_HEIGHTS = ("mae_", "rmse_", "mse_", "delta", "skill")
+
+
+def _choose_best_metric(cfg: CfgNode, tiles: Sequence[Tile]) -> None:
+    """Set TEST.BEST_METRIC to a score that the test data define, where it is none: else `model_best.pth` never came."""
+    if not tiles:
+        return
+    architecture, metric = architecture_of(cfg), cfg.TEST.BEST_METRIC
+    group, _, name = metric.partition("/")
+    per_building = bool(_known_heights_m(tiles))
+    per_pixel = per_building or any(tile.ndsm_file_name or tile.building_height_file_name for tile in tiles)
+    lacks_heights = (group in ("joint", "height", "height_gt_boxes") and not per_building) or (
+        group in ("dense", "painted") and name.startswith(_OF_HEIGHTS) and not per_pixel
+    )
+    found = any(tile.buildings for tile in tiles)
+    instead, reason = metric, "no building of the test data has a known height"
+    if lacks_heights:
+        instances = "segm/AP50" if cfg.MODEL.MASK_ON else "bbox/AP50"
+        instead = instances if architecture.finds_instances else "dense/dice"
+    if not found and instead.partition("/")[0] in ("segm", "bbox", "joint", "dense", "painted", "height"):
+        reason = "the test data have no buildings"
+        if "classes" in architecture.pixel_tasks(cfg):
+            instead = "classes/oa"
+        elif architecture.reads_dense_heads or architecture.reads_dense_net:
+            instead = "dense/accuracy"
+    if instead != metric:
+        _log.warning("TEST.BEST_METRIC is %s instead of %s: %s", instead, metric, reason)
+        cfg.TEST.BEST_METRIC = instead
 
 
 def draw_seed(cfg: CfgNode) -> None:

@@ -46,6 +46,10 @@ class WeighTasks(HookBase):
 _MIN_CALIBRATION_HEIGHTS = 50
 
 
+# A sound network expects its errors to within this factor.
+_OVERFITTED_WIDTH = 2.0
+
+
 class CalibrateHeights(HookBase):
     """Widens or narrows the height intervals until 68 % of held-out heights lie inside, at the end of the training.
 
@@ -95,6 +99,14 @@ def calibrate_heights(model, batches) -> float | None:
         return None
     width.fill_(float(torch.quantile(ratios, 0.68)))
     _log.info("height intervals scaled by %.3f after %d held-out heights", width, len(ratios))
+    if width > _OVERFITTED_WIDTH:
+        _log.warning(
+            "height intervals had to be stretched by %.1f on held-out ground: the network errs there %.1f times as "
+            "much as it was trained to expect, which is overfitting. Take an earlier checkpoint (model_best.pth, or "
+            "fewer steps by SOLVER.MAX_ITER), more training data, or more augmentation (INPUT.SCALE_RANGE, "
+            "INPUT.SAR_SPECKLE_LOOKS, MODEL.FUSION.MODALITY_DROPOUT)",
+            width, width,
+        )  # fmt: skip
     return float(width)
 
 

@@ -30,6 +30,9 @@ None: AP without any truth is None, while AP with truth and no prediction is 0.
       dice_tile_mean, ...                              mean over tiles; those where it is not defined are left out
       mae_m_building, rmse_m_building, mse_m2_building, delta1_building, delta2_building, delta3_building
                                                        over true building pixels of known height; 0 is wrong there
+      skill                                            1 - RMSE / RMSE of the best constant (the truth's mean), over
+                                                       those building pixels; below 0: worse than one height for all;
+                                                       left out where the truth is of one height
       mae_m_all, ..., delta3_all                       over all pixels of known truth; delta is right where truth and
                                                        prediction are both below 1 m, too
       mae_norm_building, rmse_norm_..., mse_norm_..., mae_norm_all, ...       of heights divided by normalizer_m

@@ -65,6 +65,8 @@ class DenseCounts:
         tp, fp, fn, tn: pixels by footprint.
         building_n, building_abs_m, building_sq_m2, building_delta1, ..2, ..3: pixels, sum of |e| in metres, sum of e^2,
             pixels that are right; over `_building` pixels. all_...: over `_all` pixels. All 0 without a height map.
+        building_true_m, building_true_m2: sums of the true height and of its square, metres, over `_building` pixels; 0
+            in files of versions before 0.6.
         tallest_m: greatest true height of the whole tile, 0 where there is none.
     """
 
@@ -84,6 +86,8 @@ class DenseCounts:
     all_delta1: int = 0
     all_delta2: int = 0
     all_delta3: int = 0
+    building_true_m: float = 0.0
+    building_true_m2: float = 0.0
     tallest_m: float = 0.0
 
 
@@ -148,6 +152,9 @@ def _height_sums(height_m, truth_m, truth_footprint, inside) -> dict[str, int | 
         f"{domain}_{name}": np.asarray(value).item()
         for domain, values in zip(DOMAINS, (on_building, on_all), strict=True)
         for name, value in zip(names, values, strict=True)
+    } | {
+        "building_true_m": true[building].sum().item(),
+        "building_true_m2": (true[building] ** 2).sum().item(),
     }
 
 
@@ -219,6 +226,9 @@ class DensePool:
         table = np.array(rows, dtype=float).reshape(len(tiles), len(dataclasses.fields(DenseCounts)))
         self._sums, tallest_m = table[:, :-1], float(table[:, -1].max(initial=0.0))
         self._normalizer_m = normalizer_m if normalizer_m is not None else tallest_m or None
+        whole = self._sums.sum(axis=0)
+        # Of files of versions before 0.6, and of equal heights, there is none in any draw.
+        self._has_skill = bool(np.isfinite(_skill(whole[4], whole[6], *whole[16:18])))
         per_tile = np.stack([*_footprint_scores(*self._sums[:, :4].T).values()], axis=1)
         self._defined = np.isfinite(per_tile).astype(float)
         self._per_tile = np.nan_to_num(per_tile)
@@ -229,9 +239,11 @@ class DensePool:
         numbers = _footprint_scores(*sums[:4])
         means = _ratio(weights @ self._per_tile, weights @ self._defined)
         numbers |= {f"{name}_tile_mean": mean for name, mean in zip(FOOTPRINT_SCORES, means, strict=True)}
-        for domain, part in zip(DOMAINS, (sums[4:10], sums[10:]), strict=True):
+        for domain, part in zip(DOMAINS, (sums[4:10], sums[10:16]), strict=True):
             scores = _height_scores(*part, np.nan if self._normalizer_m is None else self._normalizer_m)
             numbers |= {f"{name}_{domain}": value for name, value in scores.items()}
+        if self._has_skill:
+            numbers["skill"] = _skill(sums[4], sums[6], *sums[16:18])
         numbers["normalizer_m"] = np.nan if self._normalizer_m is None else self._normalizer_m
         return {f"{prefix}/{k}": float(v) if np.isfinite(v) else None for k, v in numbers.items()}
 
@@ -247,6 +259,15 @@ def _height_scores(n, abs_m, sq_m2, delta1, delta2, delta3, normalizer_m) -> dic
     rmse_m = np.sqrt(mse_m2)
     normalised = (mae_m / normalizer_m, rmse_m / normalizer_m, mse_m2 / normalizer_m**2)
     return dict(zip(HEIGHT_SCORES, (mae_m, rmse_m, mse_m2, *deltas, *normalised), strict=True))
+
+
+def _skill(n, sq_m2, true_m, true_m2) -> float:
+    """1 - RMSE / RMSE of the best constant, which is the mean of the truth; NaN where all truth is equal or unknown."""
+    if not true_m > 0:
+        return np.nan
+    variance_m2 = true_m2 / n - (true_m / n) ** 2
+    # Rounding leaves a little of equal heights.
+    return 1 - np.sqrt(sq_m2 / n / variance_m2) if variance_m2 > 1e-9 * true_m2 / n else np.nan
 
 
 def _ratio(a, b):

@@ -26,6 +26,7 @@ from fusiondet.evaluation.dense import (
 from fusiondet.evaluation.height_metrics import height_metrics
 from fusiondet.evaluation.instances import METRICS, evaluate_instances
 from fusiondet.evaluation.regions import REGIONS, has_clouds
+from fusiondet.evaluation.table import worse_than_constant
 from fusiondet.files import write_json
 from fusiondet.io.coco import Dataset, encode_rle, prediction_record
 from fusiondet.io.pixel_classes import tile_classes
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 HEADLINES = (
     "segm/AP50", "segm/AP", "bbox/AP50", "joint/AP50", "height/mae_m", "height/delta1", "height/skill",
     "height/bias_m", "height/interval_coverage", "height/coverage", "height_gt_boxes/mae_m", "height_gt_boxes/skill",
-    "dense/dice", "dense/delta1_building", "dense/mae_m_building",
+    "dense/dice", "dense/delta1_building", "dense/mae_m_building", "dense/skill",
     "classes/oa", "classes/mean_f1", "classes/miou", "classes/kappa",
 )  # fmt: skip
 
@@ -315,4 +316,6 @@ def table(results: dict[str, dict[str, float]]) -> str:
         task, _, metric = key.partition("/")
         if metric in results.get(task, {}):
             rows.append(f"  {key:<26} {results[task][metric]:9.3f}")
+    known = {f"{task}/{name}": value for task, scores in results.items() for name, value in scores.items()}
+    rows += [f"  {note}" for note in worse_than_constant(known)]
     return "\n".join(rows) or "  no number is defined"

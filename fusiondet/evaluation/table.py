@@ -12,7 +12,21 @@ def metrics_table(metrics: dict) -> str:
     for prefix in ("dense", "painted"):
         if f"{prefix}/dice" in metrics:
             lines += _maps(metrics, prefix)
-    return "\n".join(lines)
+    return "\n".join([*lines, *worse_than_constant(metrics)])
+
+
+def worse_than_constant(metrics: dict) -> list[str]:
+    """Return a note where predicted heights of `metrics` (flat) are worse than one and the same height for all."""
+    below = [f"{key} {metrics[key]:.3f}" for key in _SKILLS if (metrics.get(key) or 0.0) < 0]
+    if not below:
+        return []
+    return [
+        f"note: heights are worse than one constant height for all buildings ({', '.join(below)}). Train longer, or "
+        "check the height labels: their unit, and how far they are from the images."
+    ]
+
+
+_SKILLS = ("height/skill", "height_gt_boxes/skill", "dense/skill")
 
 
 def _average_precision(metrics: dict) -> list[str]:
@@ -87,6 +101,7 @@ def _maps(metrics: dict, prefix: str) -> list[str]:
         f"  {'height':20}" + "".join(f"{name:>10}" for name in ("MAE m", "RMSE m", *height[2:])),
         f"  {'on buildings':20}{values(height, '_building')}",
         f"  {'on all pixels':20}{values(height, '_all')}",
+        f"  skill {_text(metrics.get(f'{prefix}/skill'), '.3f')} (1 - RMSE / RMSE of one height for all)",
     ]
 
 

@@ -1,6 +1,7 @@
 """Bands, statistics, ranges and priors that the training data give to a config."""
 
 import copy
+import json
 import math
 
 import fusiondet.compat  # noqa: F401
@@ -194,3 +195,55 @@ def test_the_context_reaches_as_far_as_shadow_and_layover():
     assert context_m([Tile("a", 9, 9, 0.5)], ["optical"]) == 40, "nothing is known"
     tile.buildings[0].height_m = 900.0
     assert context_m([tile], ["sar"]) == 100
+
+
+# ---- Scores and heights that the data do not have -------------------------------------------------------
+
+
+def without_heights(root, split, buildings=True):
+    path = root / "annotations" / f"{split}.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["height_m"] = None
+    if not buildings:
+        content["annotations"] = []
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("words", "metric"),
+    [
+        ((), "segm/AP50"),
+        (("TEST.BEST_METRIC", "height/mae_m"), "segm/AP50"),
+        (("MODEL.MASK_ON", "False"), "bbox/AP50"),
+        (("TEST.BEST_METRIC", "bbox/AP50"), "bbox/AP50"),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_a_score_that_the_data_have(root, caplog, words, metric):
+    assert completed_config(root).TEST.BEST_METRIC == "joint/AP50"
+    without_heights(root, "val")
+    with caplog.at_level("WARNING", "fusiondet"):
+        assert completed_config(root, *words).TEST.BEST_METRIC == metric
+    assert (f"TEST.BEST_METRIC is {metric} instead of" in caplog.text) == (
+        words[-2:] != ("TEST.BEST_METRIC", metric)
+    )
+
+
+def test_heights_that_nobody_knows_are_said_at_the_start(root, caplog):
+    completed_config(root)
+    assert "HEIGHT_ON" not in caplog.text
+    without_heights(root, "train")
+    with caplog.at_level("WARNING", "fusiondet"):
+        completed_config(root)
+    assert "MODEL.HEIGHT_ON is True, but no building of the training data has a known height" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words", [("SOLVER.IMS_PER_BATCH", "100000000"), ("INPUT.SCALE_RANGE", "[1.0, 1000.0]")]
+)
+def test_a_batch_that_no_machine_holds_is_refused_with_the_key_that_allows_it(root, words):
+    with pytest.raises(
+        InputError, match=r"a batch would take .* GiB.*raise DATALOADER.MAX_BATCH_GIB, which is 32"
+    ):
+        completed_config(root, *words)
+    completed_config(root, *words, "DATALOADER.MAX_BATCH_GIB", "1e8")

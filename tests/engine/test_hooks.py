@@ -204,6 +204,14 @@ def test_calibrated_intervals_hold_68_percent_of_the_truth():
     assert model.training and float(model.interval_width) == pytest.approx(width)
 
 
+@pytest.mark.parametrize(("deviation", "said"), [(0.12, False), (0.25, True)])
+def test_intervals_that_had_to_be_stretched_much_are_reported_as_overfitting(caplog, deviation, said):
+    errors = torch.randn(400, generator=torch.Generator().manual_seed(1)) * deviation
+    with caplog.at_level("WARNING", "fusiondet"):
+        calibrate_heights(Oracle(), batches_of(errors.tolist()))
+    assert ("overfitting" in caplog.text and "model_best.pth" in caplog.text) == said
+
+
 def test_calibration_ignores_unknown_heights_and_does_nothing_with_too_few():
     model = Oracle()
     assert calibrate_heights(model, batches_of([math.nan] * 200 + [0.1] * 20)) is None

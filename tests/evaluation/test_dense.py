@@ -275,3 +275,21 @@ def test_a_damaged_file_is_named(tmp_path, content):
 def test_delta1_of_one_tile():
     assert building_delta1(six_pixels()) == 1 / 3
     assert np.isnan(building_delta1(None)) and np.isnan(building_delta1(DenseCounts(0, 0, 0, 6)))
+
+
+def test_skill_compares_with_the_best_constant_over_building_pixels():
+    truth_m, everywhere = np.array([[4.0, 8.0, 12.0, np.nan]]), np.ones((1, 4), bool)
+
+    def skill(height_m):
+        return dense_metrics([dense_counts(np.full((1, 4), height_m), truth_m, everywhere, everywhere)])[
+            "dense/skill"
+        ]
+
+    assert dense_metrics([dense_counts(truth_m, truth_m, everywhere, everywhere)])["dense/skill"] == 1
+    assert skill(8.0) == pytest.approx(0)
+    # Squared errors of 16, 64 and 144 over those of the mean, 16, 0 and 16.
+    assert skill(0.0) == pytest.approx(1 - (224 / 32) ** 0.5)
+    equal = np.full((1, 4), 7.3)
+    assert dense_metrics([dense_counts(equal, equal, everywhere, everywhere)]).get("dense/skill") is None
+    before = DenseCounts(3, 0, 0, 0, building_n=3, building_sq_m2=5.0)
+    assert "dense/skill" not in dense_metrics([before]), "of a file of an earlier version"

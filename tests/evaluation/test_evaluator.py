@@ -320,7 +320,7 @@ def test_parts_under_cloud_are_kept_for_scores_of_maps(split, tmp_path):
     first, *others = tile_scores(dataset, tmp_path / "predictions.json", region=region)
     hidden = tile_truth(dataset, dataset.tiles[0])[1][:32]
     assert (first.dense.tp, first.dense.tn) == (hidden.sum(), 64 * 32 - hidden.sum())
-    assert all(dataclasses.astuple(tile.dense)[:-1] == (0,) * 16 for tile in others)
+    assert not any(any(dataclasses.astuple(tile.dense)[:-1]) for tile in others)
 
 
 def test_labels_that_cannot_be_read_stop_dense_heads_but_not_a_detector(split, caplog):

@@ -136,3 +136,9 @@ class _Counter:
         if event in _COMMITS or written:
             self.count += 1
             self._at(self.count)
+
+
+def show_and_sleep(folder: str) -> None:
+    """Write a file named after this process to `folder`, then sleep for minutes: a worker that is to be stopped."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(300)
