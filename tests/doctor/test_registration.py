@@ -1,14 +1,23 @@
 """Outlines that are turned, mirrored or shifted against the optical image are found."""
 
+import itertools
 from dataclasses import replace
 
+from fusiondet.buildings import Building, Tile
 from fusiondet.doctor.registration import LabelCheck, height_picture
+from fusiondet.doctor.samples import Sample
 from fusiondet.geometry.painting import paint_heights
+from fusiondet.io.bands import BandSpec
+from fusiondet.io.coco import Dataset
 from tests.support.doctor_cases import looked, with_outlines
 from tests.support.tiny_city import write_raster
 
+import geopandas
 import numpy as np
 import pytest
+import rasterio
+from rasterio.windows import Window
+from shapely.geometry import box
 
 MIRRORED = (-1, 0, 0, 1, 1, 0)
 
@@ -130,3 +139,28 @@ def test_heights_of_a_sample_come_from_its_raster(samples, tmp_path):
     write_raster(tmp_path / "h.tif", values)
     sample = replace(samples[0], tile=tile, dataset=replace(samples[0].dataset, root=tmp_path))
     np.testing.assert_array_equal(height_picture(sample), values)
+
+
+def test_some_shifted_tiles_of_a_real_town_are_found(shared_data):
+    folder, size = shared_data("isprs-vaihingen-05m"), 256
+    outlines = geopandas.read_file(folder / "train_footprints.gpkg").geometry
+    samples = []
+    with rasterio.open(folder / "train_img.tif") as file:
+        to_pixels = ~file.transform
+        outlines = outlines.affine_transform(to_pixels.to_shapely())
+        for y, x in itertools.product(
+            range(0, file.height - size + 1, size), range(0, file.width - size + 1, size)
+        ):
+            frame = box(x, y, x + size, y + size)
+            inside = outlines[outlines.intersects(frame)].buffer(0).intersection(frame).translate(-x, -y)
+            houses = [Building(shape) for shape in inside if shape.geom_type == "Polygon"]
+            tile = Tile(f"{x}_{y}.tif", size, size, 0.5, buildings=houses)
+            image = file.read(window=Window(x, y, size, size)).astype(np.float32)
+            samples.append(Sample("train", Dataset([tile], BandSpec()), tile, image))
+    samples = samples[:41]
+    some = [with_pixels_moved(s, 18, -4) if i % 3 == 1 else s for i, s in enumerate(samples)]
+    assert looked(LabelCheck(), samples).findings()[1].verdict == "ok"
+    found = looked(LabelCheck(), some).findings()[1]
+    assert found.verdict == "FAIL" and found.numbers["files_off"] >= 8
+    moved = {s.tile.file_name for i, s in enumerate(samples) if i % 3 == 1}
+    assert {case.image for case in found.cases} <= moved and "px right and -4 px down" in found.detail
