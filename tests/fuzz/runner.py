@@ -23,6 +23,8 @@ TOOLS = (
 OUTCOMES = ("traceback", "crash", "hang", "leftover", "unnamed", "own failure", "refused", "ok")
 FAILURES = OUTCOMES[:5]
 MEMORY_BYTES = 6 << 30
+# Home and temporary folder of a run: what is left there is a failure, too.
+_ELSEWHERE = "elsewhere"
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -49,6 +51,7 @@ def run(mains: dict[str, Callable], words: list[str], folder: Path, limit_s: flo
         One of `OUTCOMES`, and what the tool printed with the reason of the outcome.
     """
     log = folder.parent / f"{folder.name}.log"
+    (folder / _ELSEWHERE).mkdir(exist_ok=True)
     before = _listing(folder)
     child = os.fork()
     if child == 0:
@@ -60,7 +63,7 @@ def run(mains: dict[str, Callable], words: list[str], folder: Path, limit_s: flo
         return "hang", f"{text}\n(ended after {limit_s:g} s)"
     after = _listing(folder)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return _outcome(os.waitstatus_to_exitcode(status), text, changed, words)
+    return _outcome(os.waitstatus_to_exitcode(status), text, changed, words, before)
 
 
 def _child(mains, words: list[str], folder: Path, log: Path) -> None:
@@ -73,7 +76,7 @@ def _child(mains, words: list[str], folder: Path, log: Path) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 30,) * 2)
         os.chdir(folder)
-        outside = str(folder.parent / "elsewhere")
+        outside = str(folder / _ELSEWHERE)
         os.environ |= {
             "HOME": outside,
             "DETECTRON2_DATASETS": outside,
@@ -131,7 +134,9 @@ def _listing(folder: Path) -> dict[str, tuple]:
     return found
 
 
-def _outcome(code: int, text: str, changed: list[str], words: list[str]) -> tuple[str, str]:
+def _outcome(
+    code: int, text: str, changed: list[str], words: list[str], before: dict[str, tuple]
+) -> tuple[str, str]:
     if _TRACEBACK in text:
         return "traceback", text
     if code < 0:
@@ -143,7 +148,10 @@ def _outcome(code: int, text: str, changed: list[str], words: list[str]) -> tupl
         if changed:
             return "leftover", f"{text}\n(refused, and left or changed {names})"
         return ("refused" if _names_something(text, words) else "unnamed"), text
-    debris = [name for name in changed if not name.startswith("out") or re.search(r"(^|/)\.[^/]+\.", name)]
+    # Outputs are what the command line names, or lies beside it: a style, a table of attributes.
+    new = [word for word in words[1:] if word and (word not in before or "--overwrite" in words)]
+    named = ("out", *(os.path.splitext(word)[0] for word in new))
+    debris = [name for name in changed if not name.startswith(named) or re.search(r"(^|/)\.[^/]+\.", name)]
     if debris and code == 0:
         return "leftover", f"{text}\n(left or changed {', '.join(debris[:8])})"
     return ("ok" if code == 0 else "own failure"), text
