@@ -25,6 +25,7 @@ FAILURES = OUTCOMES[:5]
 MEMORY_BYTES = 6 << 30
 # Home and temporary folder of a run: what is left there is a failure, too.
 _ELSEWHERE = "elsewhere"
+_FINISHED_PART = re.compile(r"\.[^/]+\.parts/pieces/.")
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -141,6 +142,9 @@ def _outcome(
         return "traceback", text
     if code < 0:
         return "crash", f"{text}\n(ended by signal {-code})"
+    if words[0] == "predict_scene" and any(_FINISHED_PART.match(name) for name in changed):
+        # Documented: a scene that ends when parts are finished can be resumed.
+        changed = [name for name in changed if not name.partition("/")[0].endswith(".parts")]
     names = ", ".join(changed[:8])
     # The doctor ends so where it found something.
     code = 0 if code == 1 and re.search(r"^\d+ checks: ", text, re.MULTILINE) else code
