@@ -18,6 +18,7 @@ from fusiondet.files import atomic_path
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
+from fusiondet.io.crs import transformer
 from fusiondet.io.labels import check_height_labels
 from fusiondet.io.rasters import PixelWindow, open_raster
 from fusiondet.io.scene_reader import Scene, SceneReader
@@ -28,7 +29,7 @@ import numpy as np
 import rasterio
 import shapely
 from affine import Affine
-from pyproj import CRS, Transformer
+from pyproj import CRS
 
 # Tiles keep the dtype of the optical file if it is one of these, which float32 holds exactly; else they are float32.
 KEPT_DTYPES = ("uint8", "uint16", "int16", "float32")
@@ -517,7 +518,7 @@ def _in_crs(layer: Layer, crs: str | None) -> tuple[Layer, shapely.STRtree]:
 def _moved(polygon, crs: str | None, to_crs):
     if not crs or not to_crs or CRS.from_user_input(crs) == CRS.from_wkt(to_crs.to_wkt()):
         return polygon
-    convert = Transformer.from_crs(crs, to_crs.to_wkt(), always_xy=True)
+    convert = transformer(crs, to_crs)
     return shapely.transform(polygon, convert.transform, interleaved=False)
 
 

@@ -15,6 +15,7 @@ from fusiondet.converters.reports import Problems, Report
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
+from fusiondet.io.crs import transformer
 from fusiondet.io.rasters import PixelWindow
 
 import numpy as np
@@ -147,4 +148,4 @@ def link(out: Path, name: str, target: Path) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _transformer(crs: str, to_crs: str) -> Transformer:
-    return Transformer.from_crs(crs, to_crs, always_xy=True)
+    return transformer(crs, to_crs)

@@ -37,6 +37,7 @@ from fusiondet.converters.source import Made, Place, link
 from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
+from fusiondet.io.crs import transformer
 from fusiondet.io.rasters import PixelWindow, open_raster
 from fusiondet.io.scene_reader import SceneReader
 from fusiondet.io.tile_rasters import TileRaster, read_tile_image
@@ -45,7 +46,6 @@ from fusiondet.io.vectors import UNKNOWN_HEIGHT, Layer, read_layer, transform_la
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import Transformer
 from shapely.geometry.base import BaseGeometry
 
 # A row with a longer line is no outline of a building.
@@ -654,7 +654,7 @@ class _Frame:
         self._inverse = ~reader.transform
         self._convert = None
         if reader.crs is not None:
-            self._convert = Transformer.from_crs("EPSG:4326", reader.crs, always_xy=True).transform
+            self._convert = transformer("EPSG:4326", reader.crs).transform
 
     def outline_px(self, row: TableRow) -> BaseGeometry | None:
         in_pixels, on_map = row.outline("PolygonWKT_Pix"), self._on_map(row)

@@ -6,12 +6,13 @@ from collections import Counter
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
 from fusiondet.doctor.split_source import Split
 from fusiondet.errors import InputError
+from fusiondet.io.crs import transformer
 from fusiondet.io.grids import metric_crs
 
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 
 # Shared ground below this share of a tile is rounding between neighbours.
@@ -187,7 +188,7 @@ def _grounds(tiles) -> np.ndarray:
         rings[i] = [Affine(*tile.transform[:6]) * corner for corner in corners]
     for crs in {tile.crs for tile in tiles} - {common}:
         chosen = [i for i, tile in enumerate(tiles) if tile.crs == crs]
-        convert = Transformer.from_crs(crs, common, always_xy=True)
+        convert = transformer(crs, common)
         x, y = convert.transform(rings[chosen][..., 0], rings[chosen][..., 1])
         rings[chosen] = np.stack([x, y], axis=-1)
     rings[~np.isfinite(rings).all(axis=(1, 2))] = 0  # no place on that map: no ground to share

@@ -166,12 +166,18 @@ def _write(run: SceneRun, out: Path | None, options: SceneOptions, store: Store)
             for _ in found:
                 pass
         return []
-    with BuildingWriter(out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm) as writer:
-        with contextlib.closing(found):
-            for buildings in found:
-                writer.write(buildings)
-        if run.unreadable_px:
-            writer.metadata["unreadable_px"] = run.unreadable_px
+    try:
+        with BuildingWriter(out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm) as writer:
+            with contextlib.closing(found):
+                for buildings in found:
+                    writer.write(buildings)
+            if run.unreadable_px:
+                writer.metadata["unreadable_px"] = run.unreadable_px
+    except InputError:
+        # The raster is whole before the layer is, whose last buildings may stand on a part of the DTM that is damaged.
+        if raster_path is not None and not options.overwrite:
+            Path(raster_path).unlink(missing_ok=True)
+        raise
     return writer.notes
 
 

@@ -240,7 +240,10 @@ def read_coco(path: Path, classes: Sequence[str] = ()) -> Dataset:
             _add_building(tiles[annotation["image_id"]], annotation)
         except (InputError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"{path}: annotation {annotation.get('id')!r}: {error}") from None
-    bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
+    try:
+        bands = BandSpec.from_dict(document.get("bands") or BandSpec().to_dict())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return Dataset(
         list(tiles.values()), bands, document.get("info") or {}, document.get("nodata"), image_root(path)
     )

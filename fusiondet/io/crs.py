@@ -4,12 +4,13 @@ Three functions name a CRS, because they answer three questions and differ for t
 written as ESRI's WKT, `crs_text` and `raster_crs_text` differ for 46, `crs_text` and `file_crs_text` for 38.
 """
 
+import contextlib
 from pathlib import Path
 
 from fusiondet.errors import InputError
 
-from pyproj import CRS
-from pyproj.exceptions import CRSError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError, ProjError
 
 # What to do about a raster without a place on the map, and about one that lacks the CRS only.
 GEOREFERENCE = (
@@ -35,6 +36,33 @@ def parse_crs(crs: str | CRS, name: str) -> CRS:
         raise InputError(
             f"{name} {str(crs)[:80]!r} is not understood ({error}). Expected EPSG:n, WKT or a PROJ string."
         ) from None
+
+
+def transformer(source, target) -> Transformer:
+    """Return the conversion of x and y, easting or longitude first, from one CRS to another.
+
+    Args:
+        source, target: "EPSG:n", WKT, or a CRS of pyproj or rasterio.
+
+    Raises:
+        InputError: one is not understood, or no conversion is known: a CRS of a building site, of heights alone, or of
+            another celestial body.
+    """
+    try:
+        source, target = CRS.from_user_input(source), CRS.from_user_input(target)
+    except CRSError as error:
+        raise InputError(
+            f"a CRS is not understood ({error}). Expected EPSG:n, WKT or a PROJ string."
+        ) from None
+    # Through a CRS of heights alone PROJ hands coordinates as they are, or as infinity.
+    if not (source.is_vertical or target.is_vertical):
+        with contextlib.suppress(ProjError):
+            return Transformer.from_crs(source, target, always_xy=True)
+    raise InputError(
+        f"no conversion is known from the CRS {source.name!r} ({source.type_name}) to {target.name!r} "
+        f"({target.type_name}). Assign the one that the data are really in: `rio edit-info --crs EPSG:n FILE` for "
+        "rasters, `ogr2ogr -a_srs EPSG:n OUT IN` for layers."
+    )
 
 
 def crs_text(crs: CRS | None) -> str | None:

@@ -3,7 +3,7 @@
 import math
 
 from fusiondet.errors import InputError
-from fusiondet.io.crs import GEOREFERENCE
+from fusiondet.io.crs import GEOREFERENCE, transformer
 
 import numpy as np
 import shapely
@@ -134,9 +134,7 @@ def footprint_px(file_shape, file_transform, file_crs, transform, crs, shape):
     (file_height, file_width), (height, width) = file_shape, shape
     there = back = None
     if file_crs != crs:
-        pair = ProjCRS(crs.to_wkt()), ProjCRS(file_crs.to_wkt())
-        there = Transformer.from_crs(*pair, always_xy=True).transform
-        back = Transformer.from_crs(*reversed(pair), always_xy=True).transform
+        there, back = transformer(crs, file_crs).transform, transformer(file_crs, crs).transform
     # There and back: what is far from the grid may have no place in its CRS, what is inside of it has.
     grid = _moved(shapely.box(0, 0, width, height), transform, there, ~file_transform)
     common = grid.intersection(shapely.box(0, 0, file_width, file_height))
@@ -168,7 +166,7 @@ def grid_in_pixels_of(part, transform, crs, window, steps: int = 21):
     )
     x, y = transform * (u, v)
     if part.crs != crs:
-        convert = Transformer.from_crs(ProjCRS(crs.to_wkt()), ProjCRS(part.crs.to_wkt()), always_xy=True)
+        convert = transformer(crs, part.crs)
         x, y = convert.transform(x, y)
     finite = np.isfinite(x) & np.isfinite(y)
     return ~part.transform * (x[finite], y[finite])
@@ -207,7 +205,7 @@ def _pixel_steps(transform, crs, to_transform, to_crs, shape):
     """((x, y), (x, y)) source pixels of one column and of one row step of the target, at its centre."""
     points = [to_transform * (shape[1] / 2 + dx, shape[0] / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]
     if crs != to_crs:
-        convert = Transformer.from_crs(ProjCRS(to_crs.to_wkt()), ProjCRS(crs.to_wkt()), always_xy=True)
+        convert = transformer(to_crs, crs)
         points = [convert.transform(*p) for p in points]
     (x, y), *ends = (~transform * p for p in points)
     return tuple((end_x - x, end_y - y) for end_x, end_y in ends)

@@ -26,13 +26,13 @@ from fusiondet.buildings import Building, clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.files import parse_json, read_json, require_new
 from fusiondet.io.cityjson_reader import open_cityjson
-from fusiondet.io.crs import check_crs, crs_text, parse_crs
+from fusiondet.io.crs import check_crs, crs_text, parse_crs, transformer
 
 import geopandas
 import numpy as np
 import pyogrio
 import shapely
-from pyproj import CRS, Proj, Transformer
+from pyproj import CRS, Proj
 from shapely.geometry.polygon import orient
 
 NUMBERS = ("score", "height_m", "height_p16_m", "height_p84_m")
@@ -212,7 +212,7 @@ def to_crs(polygons: np.ndarray, source: CRS, target: CRS) -> np.ndarray:
     """(N,) polygons of the CRS `source` in that of `target`, x first."""
     if source == target or not len(polygons):
         return polygons
-    convert = Transformer.from_crs(source, target, always_xy=True).transform
+    convert = transformer(source, target).transform
     return shapely.transform(polygons, convert, interleaved=False)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from fusiondet.buildings import map_to_pixel
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import polygon_to_mask
-from fusiondet.io.crs import crs_text
+from fusiondet.io.crs import crs_text, transformer
 from fusiondet.io.rasters import BandReader
 
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Transformer
+from pyproj import CRS
 
 # Below the Dead Sea's shore and above Everest there is no ground: such a number is an undeclared no-data value.
 LOWEST_M, HIGHEST_M = -500.0, 9000.0
@@ -44,7 +44,7 @@ class GroundRaster:
         # Elevations are in metres now: a system in feet is not theirs any more.
         in_metres = self._reader.unit is None or self._reader.unit.is_metre
         self.vertical_crs = crs_text(vertical) if in_metres else None
-        self._to_raster = Transformer.from_crs(crs.to_2d(), own.to_2d(), always_xy=True)
+        self._to_raster = transformer(crs.to_2d(), own.to_2d())
 
     def __call__(self, polygons: np.ndarray) -> np.ndarray:
         """(N,) metres under N outlines in map coordinates; NaN where the file has no data."""

@@ -14,13 +14,12 @@ from fusiondet.errors import InputError, unknown_name
 from fusiondet.io import threedbag
 from fusiondet.io.building_parts import combine_parts
 from fusiondet.io.cityjson_reader import SEQUENCE_SUFFIXES, NotCityJSON, open_cityjson
-from fusiondet.io.crs import file_crs_text
+from fusiondet.io.crs import file_crs_text, transformer
 from fusiondet.io.units import LengthUnit, vertical_unit
 
 import geopandas
 import pandas
 import pyogrio
-from pyproj import Transformer
 
 # First bytes of a file -> the only drivers that may open it. Text formats such as OGR's VRT point at other files.
 SIGNATURES = {
@@ -248,7 +247,7 @@ def _bbox(extent, crs):
     if extent is None or not crs:
         return None
     bounds, extent_crs = extent
-    return Transformer.from_crs(extent_crs, crs, always_xy=True).transform_bounds(*bounds, densify_pts=21)
+    return transformer(extent_crs, crs).transform_bounds(*bounds, densify_pts=21)
 
 
 def _drivers(path: Path) -> tuple[str, ...]:

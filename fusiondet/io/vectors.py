@@ -18,13 +18,14 @@ from fusiondet.errors import InputError, unknown_name
 from fusiondet.geometry.overlaps import enclosing
 from fusiondet.io import threedbag
 from fusiondet.io.building_parts import PARTS_INSIDE, join_buildings, without_parts
+from fusiondet.io.crs import transformer
 from fusiondet.io.height_columns import column_units, refuse_identifier, unit_notes
 from fusiondet.io.threedbag_filters import Filters, Inspector
 from fusiondet.io.vector_records import ID_FIELDS, Records, read_records
 
 import numpy as np
 import shapely
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 LOWEST_ROOF_M = -3.0
@@ -346,7 +347,7 @@ def transform_layer(layer: Layer, crs: str) -> Layer:
         raise InputError('the footprints have no CRS. Name it, e.g. `footprints_crs="EPSG:28992"`.')
     if CRS.from_user_input(layer.crs) == CRS.from_user_input(crs):
         return layer
-    convert = Transformer.from_crs(layer.crs, crs, always_xy=True)
+    convert = transformer(layer.crs, crs)
     kept = []
     for building in layer.buildings:
         moved = shapely.transform(building.polygon, convert.transform, interleaved=False)

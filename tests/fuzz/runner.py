@@ -165,7 +165,9 @@ def _names_something(text: str, words: list[str]) -> bool:
     """Whether a refusal names a file, an option, a config key, or a word of the command line."""
     lines = [line for line in text.splitlines() if "error: " in line]
     names = re.compile(r"[/\\]|\.[a-z]{2,}|--?[a-z]|[A-Z]{3,}|'|`|\b[A-Z]+:")
-    return any(names.search(line) or any(f"error: {word}: " in line for word in words) for line in lines)
+    return any(
+        names.search(line) or any(f"error: {word or '.'}: " in line for word in words) for line in lines
+    )
 
 
 def place(folder: Path, material: Path) -> None:

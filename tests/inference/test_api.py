@@ -5,10 +5,13 @@ import textwrap
 
 from fusiondet.inference import ScenePredictor, api, predict_to_file
 from fusiondet.io.layers import read_buildings
+from tests.support.messages import raises_naming
+from tests.support.tiny_city import write_raster
 
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from geopandas.testing import assert_geodataframe_equal
 
@@ -75,3 +78,18 @@ def test_the_example_runs(weights, write_scene, city, tmp_path, monkeypatch, cap
     exec(compile(example, "example", "exec"), {})
     printed = capsys.readouterr().out
     assert "area_m2" in printed and "buildings" in printed
+
+
+def test_a_damaged_terrain_leaves_neither_layer_nor_raster(predictor, write_scene, city, tmp_path):
+    path = write_scene(city)
+    with rasterio.open(path) as scene:
+        shape, place = scene.shape, {"crs": scene.crs, "transform": scene.transform}
+    write_raster(tmp_path / "dtm.tif", np.full((1, *shape), 3, np.float32), **place)
+    whole = (tmp_path / "dtm.tif").read_bytes()
+    (tmp_path / "dtm.tif").write_bytes(whole[: len(whole) // 3])
+    outputs = {"height_path": tmp_path / "h.tif", "dtm": tmp_path / "dtm.tif"}
+    with raises_naming("dtm.tif", "damaged"):
+        predict_to_file(
+            None, path, None, tmp_path / "b.city.json", predictor=predictor.predictor, **outputs, **WINDOWS
+        )
+    assert not (tmp_path / "h.tif").exists() and not (tmp_path / "b.city.json").exists()

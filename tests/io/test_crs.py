@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from fusiondet.io.crs import check_crs, crs_text, file_crs_text, not_in_metres, parse_crs, raster_crs_text
+from fusiondet.io.crs import (
+    check_crs,
+    crs_text,
+    file_crs_text,
+    not_in_metres,
+    parse_crs,
+    raster_crs_text,
+    transformer,
+)
 from tests.support.messages import raises_naming
 
 import pytest
@@ -69,3 +77,25 @@ def test_crs_that_is_not_understood_is_named_with_its_owner():
     assert parse_crs("EPSG:28992", "a CRS").to_epsg() == 28992
     with raises_naming("b.gpkg: CRS", "somewhere", "EPSG:n"):
         parse_crs("somewhere", "b.gpkg: CRS")
+
+
+SITE = 'LOCAL_CS["site",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
+MOON = "+proj=longlat +R=1737400 +no_defs +type=crs"
+
+
+@pytest.mark.parametrize("crs", ["EPSG:28992", CRS(28992), rasterio.crs.CRS.from_epsg(28992)])
+def test_conversions_take_any_kind_of_crs_x_first(crs):
+    x, y = transformer("EPSG:4326", crs).transform(5.387, 52.155)
+    assert (x, y) == pytest.approx((155_000, 463_000), abs=100)
+
+
+@pytest.mark.parametrize(("crs", "name"), [(SITE, "site"), (MOON, "unknown"), ("EPSG:5773", "EGM96 height")])
+def test_a_crs_without_a_place_on_earth_is_refused_by_name(crs, name):
+    for pair in ((crs, "EPSG:32631"), ("EPSG:32631", crs)):
+        with raises_naming(name, "UTM zone 31N", "rio edit-info --crs"):
+            transformer(*pair)
+
+
+def test_a_crs_that_is_none_is_refused():
+    with raises_naming("not understood", "EPSG:n"):
+        transformer("EPSG:4326", "EPSG:99999999")

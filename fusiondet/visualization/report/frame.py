@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fusiondet.io.crs import transformer
+
 import numpy as np
 import shapely
 from affine import Affine
@@ -49,7 +51,7 @@ def in_crs(polygons: np.ndarray, source: CRS | None, target: CRS | None) -> np.n
     """(N,) outlines in `target`; as they are where either CRS is unknown. What cannot be expressed becomes None."""
     if source is None or target is None or source == target or not len(polygons):
         return polygons
-    convert = Transformer.from_crs(source, target, always_xy=True).transform
+    convert = transformer(source, target).transform
     moved = shapely.transform(polygons, convert, interleaved=False)
     moved[~np.isfinite(shapely.bounds(moved)).all(axis=1)] = None
     return moved
