@@ -94,12 +94,8 @@ def _save(content: dict, temporary: Path, path: Path) -> None:
         torch.save(content, temporary)
     except (RuntimeError, OSError) as error:
         full = shutil.disk_usage(temporary.parent).free < 2**20 or getattr(error, "errno", 0) == errno.ENOSPC
-        if (
-            not full
-            and isinstance(error, RuntimeError)
-            and "writ" not in str(error)
-            and "file" not in str(error)
-        ):
+        # Torch's own words for a failed write; other errors of it are ours.
+        if not (full or isinstance(error, OSError) or "writ" in str(error)):
             raise
         number = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
         raise OSError(

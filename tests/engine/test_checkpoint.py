@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import zipfile
+from types import SimpleNamespace
 
 from fusiondet.engine import checkpoint
 from fusiondet.engine.checkpoint import FusionCheckpointer, load_model, network_differences, read_checkpoint
@@ -79,6 +80,20 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"], (
         "and nothing else lies around"
     )
+
+
+def test_a_full_disk_names_the_file_and_what_is_safe(tmp_path, monkeypatch):
+    def full_disk(content, path):
+        raise RuntimeError("[enforce fail at inline_container.cc:862] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(
+        OSError, match="No space left on device. The checkpoints before it are whole"
+    ) as error:
+        FusionCheckpointer(nn.Linear(1, 1), str(tmp_path), config_yaml="A: 1").save("model_final")
+    assert error.value.filename == str(tmp_path / "model_final.pth")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -1,8 +1,10 @@
 """tools/train_net.py, from the command line's words to files."""
 
+import logging
 import subprocess
 import sys
 
+from fusiondet.engine import launch
 from fusiondet.engine.checkpoint import read_checkpoint
 from fusiondet.engine.launch import parse_arguments, prepare, work
 from fusiondet.errors import InputError
@@ -196,3 +198,13 @@ def test_expected_results_end_a_run_that_misses_them():
     with pytest.raises(SystemExit) as ended:
         _verified(cfg, {"segm": {"AP50": 80.0}})
     assert ended.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"), [(OSError(28, "full"), False), (InputError("bad"), False), (KeyError(1), True)]
+)
+def test_a_traceback_is_logged_for_failures_of_the_program_alone(error, shown):
+    record = logging.LogRecord(
+        "d2", logging.ERROR, "", 0, "Exception during training:", (), (type(error), error, None)
+    )
+    assert launch._without_known_errors(record) == shown
