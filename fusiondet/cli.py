@@ -8,17 +8,28 @@ print the library's notes by `say` and `note`, and are called by `run`, which pr
 import argparse
 import ast
 import contextlib
+import errno
+import itertools
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from fusiondet.errors import InputError
+from fusiondet.files import check_name
 
+# Errors of the file system that another name or place mends.
+_BAD_NAME = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS
+}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PARAMETER = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
 
 
@@ -62,7 +73,18 @@ def parse(
     options = options_of(parser, args)
     options |= {name: options[dest] for name, dest in (aliases or {}).items() if dest in options}
     _tool = _Tool(options, others)
+    _check_files(args)
     return args
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse arguments that cannot be names of files; what is a name and what another text is not told apart."""
+    values = itertools.chain.from_iterable(
+        v if isinstance(v, list | tuple) else [v] for v in vars(args).values()
+    )
+    for value in values:
+        if isinstance(value, Path) or (isinstance(value, str) and len(os.fsencode(value)) < 255):
+            check_name(value)
 
 
 def options_of(parser: argparse.ArgumentParser, args: argparse.Namespace | None = None) -> dict[str, Option]:
@@ -139,30 +161,83 @@ def note(text: str) -> None:
     say(f"note: {text}")
 
 
+class Terminated(KeyboardInterrupt):
+    """This process is to end, by SIGTERM or SIGHUP; what it has half-written is removed, and its workers end."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
 def run(main) -> None:
     """Call `main()` and exit: 0 when done, 2 with one line on stderr for bad input, 1 for a failure of our own."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII only is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
-        with own_options():
+        with own_options(), _ended_by_signals():
             code = main()
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as error:
+        print("terminated" if isinstance(error, Terminated) else "interrupted", file=sys.stderr)
+        code = getattr(error, "exit_code", 130)
     except OSError as error:
-        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
-        code = 1
+        print(_os_error_text(error), file=sys.stderr)
+        code = 2 if error.filename is not None and error.errno in _BAD_NAME else 1
         _mute_broken_stdout()
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        code = _unexpected(error)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise `Terminated` meanwhile, unless the program that started this one handles them."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, _) -> None:
+    raise Terminated(number)
+
+
+def _os_error_text(error: OSError) -> str:
+    text = f"error: {error.filename or 'file system'}: {error.strerror or error}"
+    if error.filename is not None and error.errno in _FULL:
+        text += (
+            ". It is not written, and what was there before is as it was. Make room and repeat the command; a "
+            "prediction and a training take up what they have finished with --resume, other tools by themselves."
+        )
+    return text
+
+
+def _unexpected(error: Exception) -> int:
+    """Print an error that no door has refused; returns the exit code."""
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         print(
-            "error: this is a failure of fusiondet itself; please report it with the lines above.",
+            f"error: {ascii(error.object)}: the file name is not UTF-8, which the libraries that open it need. Rename "
+            "the file.",
             file=sys.stderr,
         )
-        code = 1
-    sys.exit(code)
+        return 2
+    traceback.print_exc()
+    print(
+        "error: this is a failure of fusiondet itself; please report it with the lines above.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _mute_broken_stdout() -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -20,6 +21,37 @@ _FLOAT_DIGITS = 309
 _DIGITS = re.compile(f"[0-9]{{{_FLOAT_DIGITS // 10}}}")
 
 
+def check_name(path: str | Path) -> None:
+    """Refuse a name that no file can be opened by, whether it is to be read or written.
+
+    Raises:
+        InputError: it holds a NUL or is not UTF-8; it is too long; it is a link that leads to itself; it cannot be
+            looked at; or there is a device, pipe or socket, reading which may never end.
+    """
+    mode = _mode(path)
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: is not a file, but a device, a pipe or a socket. Name a file.")
+
+
+def _mode(path: str | Path) -> int | None:
+    """Return what kind of thing `path` is; None where there is nothing."""
+    text = str(path)
+    if "\0" in text:
+        raise InputError(f"{text!r}: a file name cannot hold a NUL character. Name another file.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{ascii(text)}: the file name is not UTF-8, which the libraries that open it need. Rename the file."
+        ) from None
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}). Name another file.") from None
+
+
 def require_new(path: Path, overwrite: bool = False) -> Path:
     """`path` of a file to write, as a Path.
 
@@ -27,12 +59,11 @@ def require_new(path: Path, overwrite: bool = False) -> Path:
         InputError: it exists and `overwrite` is false; it is a directory or a device; or no file can be made there.
     """
     path = Path(path)
+    check_name(path)
     if path.is_dir():
         raise InputError(f"{path}: is a directory, expected the name of a file to write.")
     if path.exists():
         _refuse_taken(path, overwrite)
-        if not path.is_file():
-            raise InputError(f"{path}: is not a file, so it is not replaced by one. Choose another name.")
     return _with_writable_parent(path)
 
 
@@ -46,7 +77,8 @@ def require_new_dir(path: Path, mark: str, overwrite: bool = False) -> Path:
         InputError: it exists and `overwrite` is false; it is not a directory of this kind; or it cannot be made there.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISDIR(mode):
         raise InputError(f"{path}: is not a directory. Choose another name for the directory to make.")
     if path.is_dir() and any(path.iterdir()):
         _refuse_taken(path, overwrite)
@@ -209,6 +241,7 @@ def write_json(data, path: Path, indent: int | None = None) -> None:
 def read_json(path: Path):
     """The JSON document in `path`; InputError when missing, not a file, or not JSON."""
     path = Path(path)
+    check_name(path)
     try:
         with open(path, encoding="utf-8") as f:
             return parse_json(f.read())

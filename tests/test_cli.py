@@ -1,8 +1,12 @@
 """Exit codes of the command-line tools, one line per error, and the seed."""
 
 import argparse
+import os
+import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from fusiondet import cli
 from fusiondet.errors import InputError
@@ -23,8 +27,17 @@ def fail(error):
         (
             lambda: fail(OSError(28, "No space left on device", "a.gpkg")),
             1,
-            "error: a.gpkg: No space left on device\n",
+            "error: a.gpkg: No space left on device. It is not written, and what was there before is as it was. Make "
+            "room and repeat the command; a prediction and a training take up what they have finished with --resume, "
+            "other tools by themselves.\n",
         ),
+        (lambda: open("a" * 300), 2, f"error: {'a' * 300}: File name too long\n"),
+        (
+            lambda: open("a/\udcff".replace("/", "")).close() or 1,
+            2,
+            "error: a\\udcff: No such file or directory\n",
+        ),
+        (lambda: fail(cli.Terminated(15)), 143, "terminated\n"),
         (lambda: fail(KeyboardInterrupt()), 130, "interrupted\n"),
     ],
 )
@@ -129,3 +142,90 @@ def test_a_tool_in_a_tool_has_its_own_options():
         tool(["masks"])
         fail(InputError("see `threshold`, `sar_scale`."))
     assert cli.translate("`threshold` `sar_scale`") == "`threshold` --sar-scale"
+
+
+def ended(code, *words, **environment):
+    """Exit code and stderr of a program that calls `cli.run(main)`."""
+    program = f"import sys, signal\nfrom fusiondet import cli\n{code}\ncli.run(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=60,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict"}]
+)
+def test_a_terminal_that_knows_ascii_only(environment):
+    code = "def main():\n    cli.note('40 m² × 3 °')\n    raise cli.InputError('grün.tif: no')"
+    environment |= {"PYTHONIOENCODING": "ascii:strict"}
+    assert ended(code, **environment) == (2, "note: 40 m\\xb2 \\xd7 3 \\xb0\n", "error: gr\\xfcn.tif: no\n")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import rasterio\ndef main():\n    rasterio.open('a\\udcff.tif')",
+        "def main():\n    'a\\udcff.tif'.encode()",
+    ],
+)
+def test_a_name_that_is_not_utf8_is_bad_input(code):
+    status, _, error = ended(code)
+    assert status == 2 and "a\\udcff.tif" in error and "not UTF-8" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_end_cleans_up(tmp_path, name):
+    code = (
+        "import os, time\nfrom fusiondet.files import atomic_path\n"
+        f"def main():\n    with atomic_path({str(tmp_path / 'a')!r}) as path:\n        path.touch()\n"
+        f"        os.kill(os.getpid(), signal.{name})\n        time.sleep(30)"
+    )
+    assert ended(code) == (128 + getattr(signal, name), "", "terminated\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hangup_that_nohup_ignores_is_ignored():
+    code = "import os\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += "def main():\n    os.kill(os.getpid(), signal.SIGHUP)"
+    assert ended(code)[0] == 0
+
+
+class TestNamesOfFiles:
+    @pytest.fixture
+    def parse(self):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--rgb", type=Path, nargs="+")
+        parser.add_argument("--out", type=Path)
+        parser.add_argument("--text")
+        return lambda *words: cli.parse(parser, list(map(str, words)))
+
+    def test_any_file_that_can_be_made_or_read(self, parse, tmp_path):
+        (tmp_path / "grün.tif").touch()
+        args = parse("--rgb", tmp_path / "grün.tif", "b.tif", "--out", tmp_path, "--text", "x" * 5000)
+        assert args.out == tmp_path
+
+    @pytest.mark.parametrize("option", ["--rgb", "--out"])
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("a\udcff.tif", r"a\\udcff\.tif.*not UTF-8"),
+            ("a\0b.tif", "NUL"),
+            ("a" * 256, "cannot be opened .File name too long"),
+            ("loop", "loop: cannot be opened .Too many levels of symbolic links"),
+            ("pipe", "pipe: is not a file, but a device"),
+            ("socket", "socket: is not a file, but a device"),
+            ("/dev/zero", "/dev/zero: is not a file, but a device"),
+        ],
+    )
+    def test_names_that_no_file_can_have(self, parse, tmp_path, option, name, message, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        os.symlink("loop", "loop")
+        os.mkfifo("pipe")
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("socket")
+            with pytest.raises(InputError, match=message):
+                parse(option, name)

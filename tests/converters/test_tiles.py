@@ -750,6 +750,7 @@ class TestKilled:
         while die_at_change(number, lambda: self.run(wide, tmp_path / "out")):
             number = number * 21 // 20
         assert contents(tmp_path / "out") == straight
+        assert [p for p in tmp_path.rglob("*") if ".parts" in str(p)] == []
 
     @pytest.mark.slow
     @pytest.mark.parametrize("kills", [30])
@@ -784,7 +785,7 @@ class TestKilled:
                 if killed >= kills:
                     break
         assert killed >= kills
-        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+        assert [p for p in tmp_path.rglob("*") if ".parts" in str(p)] == []
 
 
 def _begun(program, parts):
