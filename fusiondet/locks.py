@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusiondet.errors import InputError
-from fusiondet.files import parts_folder, remove_half_written
+from fusiondet.files import parts_folder, remove_half_written, require_new
 
 try:
     import fcntl
@@ -110,6 +110,22 @@ def sole_writer(*outs: Path | None) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for out in {os.path.abspath(out): Path(out) for out in outs if out is not None}.values():
             held.enter_context(_alone(out))
+        yield
+
+
+@contextlib.contextmanager
+def new_files(*paths: Path | None, overwrite: bool = False) -> Iterator[None]:
+    """`sole_writer` of files that are not there yet, unless `overwrite`; None is skipped.
+
+    Raises:
+        InputError: see `fusiondet.files.require_new` and `sole_writer`.
+    """
+    wanted = [path for path in paths if path is not None]
+    for path in wanted:
+        require_new(path, overwrite)
+    with sole_writer(*wanted):
+        for path in wanted:  # another run may have been at work until just now
+            require_new(path, overwrite)
         yield
 
 

@@ -12,7 +12,7 @@ import threading
 from fusiondet import locks
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_dir, atomic_path, parts_folder
-from fusiondet.locks import lock, sole_writer
+from fusiondet.locks import lock, new_files, sole_writer
 
 import pytest
 
@@ -159,3 +159,22 @@ class TestSoleWriter:
         (tmp_path / "a").touch()
         with pytest.raises(InputError, match="cannot be written there"), sole_writer(tmp_path / "a" / "b"):
             pass
+
+
+def test_new_files_are_refused_where_one_is_there_or_just_came(tmp_path, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    with new_files(one, None, two):
+        with pytest.raises(InputError, match="two: another run"), new_files(two):
+            pass
+        two.touch()
+    with pytest.raises(InputError, match="two: already exists"), new_files(one, two):
+        pass
+    with new_files(one, two, overwrite=True):
+        pass
+    two.unlink()
+    # The other run ends between the look at the file and the lock.
+    taken = locks._alone
+    monkeypatch.setattr(locks, "_alone", lambda out: two.touch() or taken(out))
+    with pytest.raises(InputError, match="two: already exists"), new_files(two):
+        pass
+    assert names(tmp_path) == ["two"]

@@ -140,16 +140,16 @@ def _result_arguments(command: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = cli.parse(parser(), argv)
-    from fusiondet.files import require_new, write_json
+    from fusiondet.files import write_json
+    from fusiondet.locks import new_files
 
-    if args.out:
-        require_new(args.out, args.overwrite)
     measure = {"convert": _measure_conversion, "polygons": _measure_polygons, "scene": _measure_scenes}
-    result, table = measure.get(args.command, _measure_networks)(args)
-    print(table)
-    if args.out:
-        write_json(result, args.out, indent=1)
-        print(f"wrote {args.out}")
+    with new_files(args.out, overwrite=args.overwrite):
+        result, table = measure.get(args.command, _measure_networks)(args)
+        print(table)
+        if args.out:
+            write_json(result, args.out, indent=1)
+            print(f"wrote {args.out}")
 
 
 def _measure_conversion(args) -> tuple[dict, str]:

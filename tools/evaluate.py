@@ -7,13 +7,17 @@ from pathlib import Path
 from fusiondet.cli import Option, options_of, parse, positive, run, seed_argument
 from fusiondet.converters.prepare import source_options
 from fusiondet.errors import InputError
-from fusiondet.files import require_new, write_json
+from fusiondet.files import write_json
+from fusiondet.locks import new_files
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(_parser(), argv, others=_other_options)
-    if args.out:
-        require_new(args.out, args.overwrite)
+    with new_files(args.out, getattr(args, "write_submission", None), overwrite=args.overwrite):
+        _evaluate(args)
+
+
+def _evaluate(args) -> None:
     metrics, text = args.evaluate(args)
     print(text)
     if not metrics:

@@ -9,9 +9,9 @@ from fusiondet.converters.prepare import source_options
 from fusiondet.evaluation.dense import building_delta1, require_instances
 from fusiondet.evaluation.instances import matched_heights
 from fusiondet.evaluation.resampling import tile_scores
-from fusiondet.files import require_new
 from fusiondet.io.coco import read_coco, read_predictions
 from fusiondet.io.labels import HEIGHT_SOURCES
+from fusiondet.locks import new_files
 from fusiondet.visualization import (
     MAX_TILES,
     dataset_overview,
@@ -107,11 +107,26 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     return parse(parser, argv, others=source_options)
 
 
+# What is drawn -> names of pictures in the folder `out`.
+_PICTURES = {
+    "dataset": ["overview.png"],
+    "predictions": ["overview.png", "heights.png"],
+    "delta1": ["delta1.png"],
+}
+
+
+def outputs(arguments) -> list[Path]:
+    """Return the files that are written."""
+    names = _PICTURES.get(arguments.command)
+    if names is None or (len(names) == 1 and arguments.out.suffix.lower() == ".png"):
+        return [arguments.out]
+    return [arguments.out / name for name in names]
+
+
 def write_page(arguments) -> list[Path]:
     from fusiondet.io.vectors import Layer
     from fusiondet.visualization.report import read_reported, write_report
 
-    require_new(arguments.out, arguments.overwrite)
     fields = arguments.height, arguments.ground, arguments.layer
     buildings, crs, metadata = read_reported(arguments.buildings, *fields)
     truth = None
@@ -131,7 +146,7 @@ def write_page(arguments) -> list[Path]:
 
 
 def draw_dataset(arguments) -> list[Path]:
-    out = _picture(arguments, "overview.png")
+    (out,) = outputs(arguments)
     dataset = read_coco(arguments.annotations)
     figure = dataset_overview(dataset, arguments.tiles, arguments.image, arguments.height_labels)
     save_figure(figure, out)
@@ -139,7 +154,7 @@ def draw_dataset(arguments) -> list[Path]:
 
 
 def draw_delta1(arguments) -> list[Path]:
-    out, dataset = _picture(arguments, "delta1.png"), read_coco(arguments.annotations)
+    (out,), dataset = outputs(arguments), read_coco(arguments.annotations)
     scores = [
         building_delta1(tile.dense)
         for tile in tile_scores(dataset, arguments.predictions, height_labels=arguments.height_labels)
@@ -148,15 +163,8 @@ def draw_delta1(arguments) -> list[Path]:
     return [out]
 
 
-def _picture(arguments, name: str) -> Path:
-    out = arguments.out if arguments.out.suffix.lower() == ".png" else arguments.out / name
-    return require_new(out, arguments.overwrite)
-
-
 def draw_predictions(arguments) -> list[Path]:
-    overview, heights = (
-        require_new(arguments.out / name, arguments.overwrite) for name in ("overview.png", "heights.png")
-    )
+    overview, heights = outputs(arguments)
     dataset, records = read_coco(arguments.annotations), read_predictions(arguments.predictions)
     require_instances(arguments.predictions)
     scatter = height_scatter(*matched_heights(dataset, records).T)
@@ -174,7 +182,8 @@ def main(argv=None) -> int:
         "delta1": draw_delta1,
         "report": write_page,
     }[arguments.command]
-    print("wrote " + ", ".join(str(path) for path in draw(arguments)))
+    with new_files(*outputs(arguments), overwrite=arguments.overwrite):
+        print("wrote " + ", ".join(str(path) for path in draw(arguments)))
     return 0
 
 

@@ -14,7 +14,6 @@ from fusiondet.converters.reports import COMPARED, UNUSABLE, Problems, Report
 from fusiondet.converters.source import Made, Place, link
 from fusiondet.converters.zonal_heights import HeightRaster, statistic
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
@@ -24,6 +23,7 @@ from fusiondet.io.rasters import PixelWindow, open_raster
 from fusiondet.io.scene_reader import Scene, SceneReader
 from fusiondet.io.tile_rasters import TileRaster
 from fusiondet.io.vectors import UNKNOWN_HEIGHT, Layer, transform_layer
+from fusiondet.io.whole_tiff import whole_tiff
 
 import numpy as np
 import rasterio
@@ -582,12 +582,10 @@ def _write(
         **({"compress": "deflate", "predictor": 3 if nodata is math.nan else 2} if packed else {}),
         "photometric": "RGB" if names == ("red", "green", "blue") else "MINISBLACK",
     }
-    # Whole or not at all: GDAL replaces no file that a killed process left half-written.
-    with atomic_path(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        with rasterio.open(temporary, "w", **profile) as target:
-            target.write(pixels)
-            target.descriptions = names
-            if unit is not None:
-                target.units = [unit] * len(pixels)
-            if nodata is None and not whole:
-                target.write_mask(valid)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), whole_tiff(path, **profile) as target:
+        target.write(pixels)
+        target.descriptions = names
+        if unit is not None:
+            target.units = [unit] * len(pixels)
+        if nodata is None and not whole:
+            target.write_mask(valid)

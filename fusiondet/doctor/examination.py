@@ -17,7 +17,8 @@ from fusiondet.doctor.registration import LabelCheck, height_picture
 from fusiondet.doctor.samples import chosen_tiles, read_samples
 from fusiondet.doctor.shared_ground import check_ground
 from fusiondet.doctor.split_source import Split, read_splits
-from fusiondet.files import require_new, write_json
+from fusiondet.files import write_json
+from fusiondet.locks import new_files
 
 DEFAULT_SAMPLES = 64
 
@@ -73,19 +74,17 @@ def report_data(
     """Examine `path`, print the findings, write `out` and `html` where given; 1 when a check failed, else 0.
 
     Raises:
-        InputError: see `read_splits` and `require_new`.
+        InputError: see `read_splits` and `fusiondet.locks.new_files`.
     """
-    for file in (out, html):
-        if file is not None:
-            require_new(file, overwrite)
-    splits, findings = examine(path, max_detections, samples)
-    findings = [_with_options(finding) for finding in findings]
-    print(text(findings))
-    if out is not None:
-        document = {"data": str(path), "findings": [f.to_dict() for f in worst_first(findings)]}
-        write_json(document, out, indent=1)
-    if html is not None:
-        write_page(html, Path(path), splits, findings)
+    with new_files(out, html, overwrite=overwrite):
+        splits, findings = examine(path, max_detections, samples)
+        findings = [_with_options(finding) for finding in findings]
+        print(text(findings))
+        if out is not None:
+            document = {"data": str(path), "findings": [f.to_dict() for f in worst_first(findings)]}
+            write_json(document, out, indent=1)
+        if html is not None:
+            write_page(html, Path(path), splits, findings)
     return int(any(finding.verdict == "FAIL" for finding in findings))
 
 

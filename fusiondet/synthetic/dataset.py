@@ -16,9 +16,10 @@ from fusiondet import __version__
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon, map_to_pixel
 from fusiondet.cli import progress
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, require_new_dir
+from fusiondet.files import require_new_dir
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import CocoWriter, tile_records
+from fusiondet.io.whole_tiff import whole_tiff
 from fusiondet.jobs.executors import completed, open_executor
 from fusiondet.jobs.hashing import file_state
 from fusiondet.jobs.store import Store, clear_published
@@ -33,7 +34,6 @@ from fusiondet.synthetic.surfaces import building_heights, margins_m, rasterize_
 
 import cv2
 import numpy as np
-import rasterio
 from affine import Affine
 from shapely.affinity import translate
 from shapely.geometry import box
@@ -438,8 +438,7 @@ def _write_raster(path: Path, raster: np.ndarray, crs: str, transform: Affine) -
         predictor=2 if raster.dtype == np.uint8 else 3,
         photometric="RGB" if len(bands) == 3 else "MINISBLACK",
     )
-    # Whole or not at all: GDAL replaces no file that a killed process left half-written.
-    with atomic_path(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
+    with whole_tiff(path, **profile) as file:
         file.write(bands)
 
 

@@ -773,7 +773,7 @@ class TestKilled:
             program = start_program(code, *words)
             begun = functools.partial(_begun, program, tmp_path / ".out.parts")
             wait_for(begun)
-            time.sleep(rng.uniform(0, 1.2))
+            time.sleep(rng.uniform(0, 2))
             if program.poll() is None:
                 kill(program)
                 killed += 1
@@ -789,4 +789,8 @@ class TestKilled:
 
 
 def _begun(program, parts):
-    return parts.exists() or program.poll() is not None
+    """Whether a program has ended or has the lock: it has imported everything by then."""
+    if program.poll() is not None:
+        return True
+    lock = parts / "lock"
+    return lock.is_file() and f"process {program.pid} on" in lock.read_text()

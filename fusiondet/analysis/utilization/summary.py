@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fusiondet.analysis.utilization.measurement import UTILIZATIONS, Estimate, Utilization, analyze
 from fusiondet.files import atomic_dir, require_new_dir, write_json
+from fusiondet.locks import sole_writer
 from fusiondet.visualization import IntervalPanel, interval_figure, save_figure
 
 REPORT = "utilization.json"
@@ -33,11 +34,13 @@ def analyze_to_dir(
         InputError: see `analyze` and `fusiondet.files.require_new_dir`; the latter before anything is computed.
     """
     require_new_dir(out, REPORT, overwrite)
-    result = analyze(weights, dataset_name, **options)
-    with atomic_dir(out) as folder:
-        write_json(result.to_dict(), folder / REPORT, indent=1)
-        (folder / "utilization.md").write_text(markdown(result), encoding="utf-8")
-        save_figure(figure(result), folder / "utilization.png")
+    with sole_writer(out):
+        result = analyze(weights, dataset_name, **options)
+        require_new_dir(out, REPORT, overwrite)  # another run may have been at work until just now
+        with atomic_dir(out) as folder:
+            write_json(result.to_dict(), folder / REPORT, indent=1)
+            (folder / "utilization.md").write_text(markdown(result), encoding="utf-8")
+            save_figure(figure(result), folder / "utilization.png")
     return result
 
 

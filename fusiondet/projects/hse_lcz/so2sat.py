@@ -19,6 +19,7 @@ from fusiondet.converters.source import link
 from fusiondet.errors import InputError
 from fusiondet.files import atomic_dir, require_new_dir, write_json
 from fusiondet.io.rasters import BandReader
+from fusiondet.locks import sole_writer
 from fusiondet.projects.hse_lcz.patches import (
     GSD_M,
     LCZ_CLASSES,
@@ -93,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     places = {s: getattr(args, f"positions_{s}") for s in SPLITS if getattr(args, f"positions_{s}")}
     _check(args, sources, extents, places)
     out = require_new_dir(args.out, "annotations", args.overwrite)
-    with atomic_dir(out) as folder:
+    with sole_writer(out), atomic_dir(out) as folder:
         if args.generate:
             _generate(folder, args)
         else:
