@@ -18,6 +18,7 @@ A split is a small JSON, `<source>/annotations/<split>.json`, where tiles have a
 File names are relative to `<source>`. HDF5 files are untrusted: what leads to other files is refused.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class PatchSplit:
     def chunk_notes(self) -> list[str]:
         """What makes reading one patch at a time slow: data sets stored in large chunks that are read as a whole."""
         notes = []
-        with open_hdf5(self.file) as file:
+        with reading_hdf5(self.file), open_hdf5(self.file) as file:
             for name in ("sen1", "sen2"):
                 chunks = file[name].chunks
                 size = file[name].dtype.itemsize * int(np.prod(chunks)) if chunks else 0
@@ -164,12 +165,8 @@ class PatchSplit:
     def _patch(self, name: str, index: int) -> np.ndarray:
         if self._open is None or self._process != os.getpid():
             self._open, self._process = open_hdf5(self.file), os.getpid()
-        try:
+        with reading_hdf5(self.file, f"patch {index} of {name}"):
             return self._open[name][index]
-        except (OSError, KeyError) as error:
-            raise InputError(
-                f"{self.file}: patch {index} of {name} cannot be read ({error}). Copy or download the file again."
-            ) from None
 
 
 def check_bands(wanted: Sequence[str], known: Sequence[str]) -> None:
@@ -221,6 +218,22 @@ def _file(path: Path, root: Path, key: str, value) -> Path:
 # ---- HDF5, untrusted ---------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def reading_hdf5(path: Path, what: str = "a part of it"):
+    """Whatever h5py raises of a damaged file in this block is an InputError that names it, and `what` was read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # the library raises any kind of error, by what the damaged bytes happen to mean
+        raise InputError(
+            f"{path}: {what} cannot be read as HDF5 ({error}). Is it the right file, and complete? Copy or download it "
+            "again."
+        ) from None
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """`path`, to be read.
 
@@ -232,7 +245,7 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         # Without a lock: many processes read, nobody writes, and some shared file systems know no locks.
         return h5py.File(path, "r", locking=False)
-    except OSError as error:
+    except Exception as error:
         raise InputError(
             f"{path}: cannot be opened as HDF5 ({error}). Is it the right file, and complete?"
         ) from None
@@ -291,7 +304,7 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         InputError: not the expected data sets, different N, no patch, or labels that are not one-hot.
     """
-    with open_hdf5(path) as file:
+    with reading_hdf5(path, "label"), open_hdf5(path) as file:
         arrays = {name: array_in(file, name, (None, *shape)) for name, shape in _SHAPES.items()}
         counts = {name: len(array) for name, array in arrays.items()}
         if len({*counts.values()}) > 1:
@@ -301,10 +314,7 @@ def read_labels(path: Path) -> np.ndarray:
             raise InputError(f"{path}: holds no patch.")
         parts = []
         for start in range(0, counts["label"], _ROWS):
-            try:
-                rows = arrays["label"][start : start + _ROWS]
-            except OSError as error:
-                raise InputError(f"{path}: label cannot be read ({error}). Copy the file again.") from None
+            rows = arrays["label"][start : start + _ROWS]
             wrong = np.flatnonzero(~(np.isin(rows, (0, 1)).all(axis=1) & (rows.sum(axis=1) == 1)))
             if len(wrong):
                 row = rows[wrong[0]]
@@ -335,7 +345,7 @@ def read_hse(path: Path, count: int, dataset: str | None = None) -> np.ndarray:
             raise InputError(f"{path}: not an array of numbers ({error}).") from None
         where = f"{path}"
     elif path.suffix.lower() in (".h5", ".hdf5"):
-        with open_hdf5(path) as file:
+        with reading_hdf5(path, dataset or "hse"), open_hdf5(path) as file:
             values = array_in(file, dataset or "hse", (count,))[:]
         where = f"{path}: {dataset or 'hse'}"
     else:

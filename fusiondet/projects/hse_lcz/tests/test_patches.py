@@ -359,3 +359,27 @@ def test_real_sentinel_pixels_arrive_as_reflectance_and_decibels(tmp_path, share
     assert mean[OPTICAL_BANDS.index("B8")] > mean[OPTICAL_BANDS.index("B4")], (
         "fields are bright in the near infrared"
     )
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_damaged_file_is_read_or_refused_by_its_name(tmp_path, block):
+    """Bytes of the file's structure are overwritten, or its end is missing."""
+    path = write_split(tmp_path)
+    file = tmp_path / "hdf5" / "train.h5"
+    whole, rng = file.read_bytes(), np.random.default_rng(block)
+    structure = [i for i in range(0, len(whole)) if i < 3000 or i > len(whole) - 3000]
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for i in rng.choice(structure, rng.integers(1, 40)):
+            damaged[i] = rng.integers(0, 256)
+        file.write_bytes(damaged[: rng.integers(0, len(whole))] if rng.random() < 0.2 else damaged)
+        try:
+            patches = read_patches(path)
+            patches.read(1, sar=SAR_BANDS)
+            patches.chunk_notes()
+            patches.close()
+        except InputError as error:
+            assert str(file) in str(error)
+            refused += 1
+    assert refused > 10
