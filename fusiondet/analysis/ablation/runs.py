@@ -236,8 +236,14 @@ def _said(value):
 def work(run: Run) -> Iterator[str]:
     """Do what is left of `run`; yields the name of every part when it is finished."""
     remove_half_written(run.folder)
-    if run.trained() is None:
+    trained_now = run.trained() is None
+    if trained_now:
         _train(run)
+    # Checkpoints with the optimizer's state are three times the size, and nothing goes on from here. A call before this
+    # one may have been killed before it came to that.
+    for path in run.folder.glob("model_*.pth"):
+        path.unlink()
+    if trained_now:
         yield "training"
     for scoring in run.scorings:
         if run.scored(scoring) is None:
@@ -253,9 +259,6 @@ def _train(run: Run) -> None:
     launch.work(cfg, args, FIGURES)
     facts = _keep_chosen_weights(run.folder, cfg)
     write_json({**facts, "finished": time.strftime("%Y-%m-%d %H:%M:%S")}, run.trained_file, indent=1)
-    # Checkpoints with the optimizer's state are three times the size, and nothing goes on from here.
-    for path in run.folder.glob("model_*.pth"):
-        path.unlink()
 
 
 def _config_file(run: Run) -> Path:

@@ -13,19 +13,22 @@ from pathlib import Path
 
 import fusiondet.analysis.ablation
 from fusiondet.analysis.ablation import read_spec, run_ablation, runs
+from fusiondet.config_loading import config_from_yaml_text
 from fusiondet.data import catalog
 from fusiondet.errors import InputError
 from fusiondet.evaluation.dense import dense_counts, tile_truth
 from fusiondet.evaluation.instances import evaluate_instances
 from fusiondet.evaluation.resampling import TileScores
-from fusiondet.files import read_json, write_json
+from fusiondet.files import atomic_path, read_json, write_json
 from fusiondet.io.bands import BandSpec
 from tests.support.ablation_cases import CONDITIONS, ROWS
 from tests.support.messages import raises_naming
+from tests.support.processes import changes_of, contents, die_at_change
 from tests.support.tiny_city import ROOT, write_split
 
 import numpy as np
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -493,3 +496,61 @@ def test_counts_of_a_tile_go_into_a_file():
         3,
         [5, 1, 2],
     )
+
+
+class TestKilledAtAnyChange:
+    """The parts of a run, with stand-ins for training and prediction, killed and done again by the next call."""
+
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        """work(folder) -> a run with a training and two conditions."""
+
+        def train(cfg, args, figures):
+            folder = Path(cfg.OUTPUT_DIR)
+            for name in ("model_0000001", "model_best", "model_final"):
+                with atomic_path(folder / f"{name}.pth") as temporary:
+                    content = {
+                        "model": {"w": torch.zeros(3)},
+                        "config_yaml": "",
+                        "iteration": 2,
+                        "fusiondet": {},
+                    }
+                    torch.save(content, temporary)
+
+        def test(cfg, model, figures):
+            written = Path(cfg.OUTPUT_DIR) / "inference" / catalog.folder_name("set.json")
+            written.mkdir(parents=True)
+            write_json([1, 2], written / "predictions.json")
+            write_json({"AP": 3}, written / "metrics.json")
+
+        cfg = config_from_yaml_text("", "test")
+        monkeypatch.setattr(runs.launch, "prepare", lambda args: cfg)
+        monkeypatch.setattr(runs.launch, "work", train)
+        monkeypatch.setattr(runs, "load_trained", lambda run, overrides: (cfg, None))
+        monkeypatch.setattr(runs.FusionTrainer, "test", test)
+        monkeypatch.setattr(runs, "_columns", lambda *_: {"clear": {"score": {"AP": 3}}})
+        monkeypatch.setattr(runs.time, "strftime", lambda *_: "then")
+
+        def work(folder):
+            cfg.OUTPUT_DIR = str(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            scorings = tuple(
+                runs.Scoring(name, "set.json", (), (), ("AP",), {"dataset": "1"})
+                for name in ("clear", "cloudy")
+            )
+            return list(runs.work(runs.Run("row", 1, folder, "text", {"key": 1}, scorings)))
+
+        return work
+
+    @pytest.mark.parametrize("kills", [30, pytest.param(1000, marks=pytest.mark.slow)])
+    def test_the_bytes_are_those_of_a_run_that_nobody_disturbs(self, run, tmp_path, kills):
+        assert run(tmp_path / "straight") == ["training", "clear", "cloudy"]
+        straight = contents(tmp_path / "straight")
+        assert {"model.pth", "trained.json", "clear/scores.json", "cloudy/predictions.json"} <= set(straight)
+        count = changes_of(lambda: run(tmp_path / "counted"))
+        assert count >= 30
+        for number in range(1, count + 1, max(1, count // kills)):
+            out = tmp_path / f"out{number}"
+            assert die_at_change(number, lambda: run(out))  # noqa: B023
+            run(out)
+            assert contents(out) == straight, f"killed at change {number} of {count}"
