@@ -147,6 +147,14 @@ def own_options() -> Iterator[None]:
     except InputError as error:
         error.args = tuple(translate(arg) if isinstance(arg, str) else arg for arg in error.args)
         raise
+    except OSError as error:
+        if error.filename is not None and error.errno in _FULL:
+            again = translate(" with `resume=True`") if "resume" in _tool.options else ""
+            error.advice = (
+                ". It is not written, and what was there before is as it was. Make room and repeat the "
+                f"command{again}."
+            )
+        raise
     finally:
         _tool = outer
 
@@ -215,12 +223,7 @@ def _terminate(number: int, _) -> None:
 
 def _os_error_text(error: OSError) -> str:
     text = f"error: {error.filename or 'file system'}: {error.strerror or error}"
-    if error.filename is not None and error.errno in _FULL:
-        text += (
-            ". It is not written, and what was there before is as it was. Make room and repeat the command; a "
-            "prediction and a training take up what they have finished with --resume, other tools by themselves."
-        )
-    return text
+    return text + getattr(error, "advice", "")
 
 
 def _unexpected(error: Exception) -> int:

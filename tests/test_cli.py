@@ -28,8 +28,7 @@ def fail(error):
             lambda: fail(OSError(28, "No space left on device", "a.gpkg")),
             1,
             "error: a.gpkg: No space left on device. It is not written, and what was there before is as it was. Make "
-            "room and repeat the command; a prediction and a training take up what they have finished with --resume, "
-            "other tools by themselves.\n",
+            "room and repeat the command.\n",
         ),
         (lambda: open("a" * 300), 2, f"error: {'a' * 300}: File name too long\n"),
         (
@@ -229,3 +228,15 @@ class TestNamesOfFiles:
             bound.bind("socket")
             with pytest.raises(InputError, match=message):
                 parse(option, name)
+
+
+def test_on_a_full_disk_a_tool_that_resumes_says_how(capsys):
+    def main():
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--resume", action="store_true")
+        cli.parse(parser, [])
+        raise OSError(28, "No space left on device", "a.gpkg")
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(main)
+    assert "Make room and repeat the command with --resume." in capsys.readouterr().err
