@@ -12,7 +12,7 @@ from pathlib import Path
 from fusiondet.buildings import Building, SensorGeometry, Tile, clean_polygon
 from fusiondet.converters.reports import COMPARED, UNUSABLE, Problems, Report
 from fusiondet.converters.source import Made, Place, link
-from fusiondet.converters.zonal_heights import HeightRaster, statistic
+from fusiondet.converters.zonal_heights import NO_DATA, HeightRaster, statistic
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
@@ -30,6 +30,7 @@ import rasterio
 import shapely
 from affine import Affine
 from pyproj import CRS
+from shapely.affinity import translate
 
 # Tiles keep the dtype of the optical file if it is one of these, which float32 holds exactly; else they are float32.
 KEPT_DTYPES = ("uint8", "uint16", "int16", "float32")
@@ -37,6 +38,8 @@ KEPT_DTYPES = ("uint8", "uint16", "int16", "float32")
 MAX_TILES = 10_000_000
 # A building is cut along no data only where that is a region; single dark pixels that equal the nodata number are not.
 MIN_HOLE_PX = 25
+# What is added to the source of a height whose ground was taken from around the outline, and what counts these.
+GROUND_AROUND, AROUND = " (ground around the outline)", "on ground around the outline"
 # A tile that refers to its raster is read in the raster's blocks: from so many times its own pixels on, that is slow.
 SLOW_BLOCKS = 8
 
@@ -141,6 +144,11 @@ class Mosaic:
             **report.more,
         }
         report.notes += [*self.notes, *self._height_notes(sample)]
+        if report.labels[AROUND]:
+            report.notes.append(
+                f"{report.labels[AROUND]} of {report.labels['kept']} labels stand where the terrain has no data: their "
+                f"heights are above the ground around them."
+            )
         if not self.footprint_counts["read"]:
             report.notes.append("the footprints are empty: every tile is a negative.")
         elif not sum(report.labels.values()):
@@ -191,6 +199,8 @@ class _OpenImage:
             )
             self.files = files.pop_all()
         self._labels: dict[int, tuple[Building, str | None]] = {}
+        # Of buildings under which the terrain has no data: their number -> elevation of the ground around them, metres.
+        self._grounds: dict[int, float] = {}
         self._linked: set[tuple[Path, str]] = set()
         self._has_no_gaps = self.reader.has_no_gaps("optical" if mosaic.bands.optical else "sar")
 
@@ -218,22 +228,27 @@ class _OpenImage:
             outline_px = outlines_px[index] if clean[index] else clean_polygon(outlines_px[index])
             building = buildings[index]
             if outline_px is not None and self.heights is not None:
-                building, compared = self._with_zonal_height(building)
+                building, compared = self._with_zonal_height(index, building)
                 counts.update(compared)
             self._labels[index] = outline_px and dataclasses.replace(building, polygon=outline_px)
         return self._labels[index]
 
-    def _with_zonal_height(self, building: Building) -> tuple[Building, dict]:
+    def _with_zonal_height(self, index: int, building: Building) -> tuple[Building, dict]:
         """`building` with the height that its raster says, and the sums that compare it with the one it had."""
         polygon = _moved(building.polygon, self.reader.crs, self.heights.crs)
-        height_m, reason = self.heights.of(polygon, statistic(self.mosaic.zonal))
+        measure, source = statistic(self.mosaic.zonal), self.heights.source
+        height_m, reason = self.heights.of(polygon, measure)
+        if reason == NO_DATA and (ground_m := self.heights.ground_around(polygon)) is not None:
+            height_m, reason = self.heights.of(polygon, measure, ground_m)
+            source += GROUND_AROUND
+            self._grounds[index] = ground_m
         if height_m is None:
             facts = {"height_source": None, "height_stat": None, "height_datum": None}
             return dataclasses.replace(
                 building, height_m=None, attributes={**building.attributes, UNKNOWN_HEIGHT: reason}, **facts
             ), {}
         facts = {
-            "height_source": self.heights.source,
+            "height_source": source,
             "height_stat": self.mosaic.zonal,
             "height_datum": "ground",
         }
@@ -260,7 +275,14 @@ class _OpenImage:
             labels,
         )
         transform = reader.transform * Affine.translation(x0, y0)
-        rasters, notes = self._rasters(place, pixels, valid, transform, out)
+        if around := sum((b.height_source or "").endswith(GROUND_AROUND) for b in buildings):
+            labels[AROUND] = around
+        grounds = [
+            (translate(self._labels[i].polygon, -x0, -y0), self._grounds[i])
+            for i in near
+            if i in self._grounds
+        ]
+        rasters, notes = self._rasters(place, pixels, valid, transform, out, grounds)
         tile = Tile(
             width=width,
             height=height,
@@ -300,8 +322,11 @@ class _OpenImage:
         sar = self.mosaic.bands.sar and self.image.sar
         return bool(self.mosaic.bands.optical) and not sar and self.reader.optical_format[0] in KEPT_DTYPES
 
-    def _rasters(self, place: Place, pixels, valid, transform: Affine, out: Path):
-        """`Tile`'s names of its rasters, which are written where there is no other way, and notes; see `_pixels`."""
+    def _rasters(self, place: Place, pixels, valid, transform: Affine, out: Path, grounds=()):
+        """`Tile`'s names of its rasters, which are written where there is no other way, and notes; see `_pixels`.
+
+        `grounds`: see `HeightRaster.onto`.
+        """
         bands, image, reader = self.mosaic.bands, self.image, self.reader
         name = f"{image.stem}_x{place.window[0]:05d}_y{place.window[1]:05d}.tif"
         n = len(bands.optical)
@@ -338,7 +363,7 @@ class _OpenImage:
             write_tile(out / folder / name, image, *self._format(modality), names, **grid)
         if self.heights is not None:
             crs = rasterio.crs.CRS.from_user_input(reader.crs) if reader.crs else None
-            ndsm = self.heights.onto(transform, crs, place.window[:1:-1])
+            ndsm = self.heights.onto(transform, crs, place.window[:1:-1], grounds)
             # A CRS in feet would be taken for the unit of heights as well.
             write_tile(out / "ndsm" / name, ndsm[None], "float32", None, ("ndsm",), **grid, unit="m")
             found["ndsm_file_name"] = f"ndsm/{name}"

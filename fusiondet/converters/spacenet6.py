@@ -70,12 +70,12 @@ from fusiondet.converters.spacenet import (
     turned,
 )
 from fusiondet.errors import InputError
-from fusiondet.geometry.painting import polygon_to_mask
 from fusiondet.io.bands import POLARISATIONS, SAR_SCALES, BandSpec
 from fusiondet.io.calibration import check_sar_scale, plausible_sar_scales
 from fusiondet.io.coco import Dataset
 from fusiondet.io.rasters import BandReader, open_raster, sample_values
 from fusiondet.io.scene_reader import SceneReader
+from fusiondet.io.terrain import GROUND_RINGS_M, ground_around
 from fusiondet.io.vector_records import read_records
 from fusiondet.io.vectors import UNKNOWN_HEIGHT
 
@@ -106,8 +106,6 @@ TABLE_GSD_M = 0.5
 SCALE_TILES = 12
 # FusionHeightNet trains on 2654 and tests on 747 of the tiles, with one crop of each.
 PAPER_TEST_SHARE, PAPER_CROP_PX = 747 / 3401, 512
-# Ground around an outline that its roof stands above; as 3DBAG takes it.
-GROUND_RING_M = 4.0
 # Blocks of ground, unless the user says otherwise: about as FusionHeightNet.
 SPLIT = ("train=80", "val=20")
 # What is left of a tile at the edge of a split is at least so wide.
@@ -365,7 +363,11 @@ class SpaceNet6:
         crs = CRS.from_user_input(reader.crs) if reader.crs else None
         with BandReader(self.ground, in_metres=True) as raster:
             ground_m = raster.onto(reader.transform, crs, (reader.height, reader.width))
-        return [self._measured(b, ground_under(b, ground_m, reader)) for b in buildings]
+        outlines_px = (map_to_pixel(building.polygon, reader.transform) for building in buildings)
+        grounds_m = [
+            ground_around(outline, ground_m, reader.gsd_m, GROUND_RINGS_M[:1]) for outline in outlines_px
+        ]
+        return [self._measured(b, base_m) for b, base_m in zip(buildings, grounds_m, strict=True)]
 
     def _measured(self, building: Building, base_m: float | None) -> Building:
         """`building` with its elevation less that of the ground, None where that is unknown."""
@@ -428,23 +430,6 @@ class SpaceNet6:
             "sar_incidence_range_deg": list(INCIDENCE_RANGE_DEG) if self.bands.sar else None,
             **self.facts,
         }
-
-
-def ground_under(building: Building, ground_m: np.ndarray, reader: SceneReader) -> float | None:
-    """Median elevation in metres of the ground inside an outline and within `GROUND_RING_M` around it; None: unknown.
-
-    Args:
-        building: in the CRS of `reader`. ground_m: (H, W) on its grid, NaN = no data.
-    """
-    outline_px = map_to_pixel(building.polygon, reader.transform).buffer(GROUND_RING_M / reader.gsd_m)
-    x0, y0, x1, y1 = (int(v) for v in outline_px.bounds)
-    x0, y0 = max(0, x0), max(0, y0)
-    part_m = ground_m[y0 : max(y0, y1 + 1), x0 : max(x0, x1 + 1)]
-    if not part_m.size:
-        return None
-    inside_m = part_m[polygon_to_mask(shapely.affinity.translate(outline_px, -x0, -y0), *part_m.shape)]
-    known_m = inside_m[np.isfinite(inside_m)]
-    return float(np.median(known_m)) if known_m.size else None
 
 
 def _strip(name: str) -> str:

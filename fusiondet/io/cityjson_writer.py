@@ -10,7 +10,7 @@ Attributes, null where unknown: the columns of `fusiondet.io.layers`, and
 
     height_stat     text     which statistic of the roof height_m is, e.g. "p70"; null where nothing says
     measuredHeight  number   = height_m, only where that is the roof's maximum, which CityGML means by it
-    ground_m        number   elevation of the block's lower face: the median of the DTM under the outline
+    ground_m        number   elevation of the block's lower face: median of the DTM under the outline, or around it
 
 Without a DTM every block stands on z = 0: `metadata.elevation.from` is then "relative" and ground_m null. The reference
 system has a vertical part where the DTM's, or the given one, has an EPSG code together with the map's.
@@ -129,6 +129,11 @@ class CityModelWriter:
                 self.notes.append(
                     f"{found} of {count} buildings {what}: written as outlines without a block."
                 )
+        if isinstance(self._dtm, GroundRaster) and self._dtm.from_around:
+            self.notes.append(
+                f"{self._dtm.from_around} of {count} buildings have no data beneath them in the DTM: they stand on the "
+                "ground around their outline."
+            )
         if blocks.without_area:
             self.notes.append(
                 f"{blocks.without_area} of {count} buildings are smaller than a millimetre: no outline."

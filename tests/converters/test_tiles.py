@@ -330,6 +330,27 @@ class TestHeightRasters:
         assert any("ndsm.tif: no height under" in note and "in 1 of" in note for note in report.notes)
 
 
+class TestTerrainWithoutData:
+    def test_the_ground_is_that_around_the_house_and_said(self, town, tmp_path):
+        ground_m = np.full((1, 120, 200), 4.0, "float32")
+        ground_m[0, 8:32, 8:32] = -9999  # the first house and 1 m around it
+        surface_m = np.full((1, 120, 200), 4.0, "float32")
+        surface_m[0, 10:30, 10:30], surface_m[0, 40:60, 90:110] = 11.0, 13.0
+        dsm, dtm = (
+            raster(tmp_path / "dsm.tif", surface_m),
+            raster(tmp_path / "dtm.tif", ground_m, nodata=-9999),
+        )
+        report, dataset = make(town, tmp_path, dsm=[dsm], dtm=[dtm], tile_size=200, height_field=None)
+        first, second = dataset.tiles[0].buildings[:2]
+        assert (first.height_m, second.height_m) == (7.0, 9.0)
+        assert first.height_source != second.height_source == "dsm - dtm"
+        assert report.labels["on ground around the outline"] == 1
+        assert any("1 of 3 labels" in note and "terrain" in note for note in report.notes)
+        with rasterio.open(dataset.root / dataset.tiles[0].ndsm_file_name) as ndsm:
+            heights_m = ndsm.read(1)
+        assert (heights_m[11:29, 11:29] == 7).all() and np.isnan(heights_m[8, 8])
+
+
 class TestPartsInside:
     @pytest.fixture
     def parts(self, town, tmp_path):

@@ -139,3 +139,29 @@ def test_an_impossible_scale_is_refused(tmp_path, scale):
         raster.scales = [scale]
     with raises_naming("n.tif", "scale"):
         HeightRaster(ndsm=path)
+
+
+class TestTerrainWithoutData:
+    @pytest.fixture
+    def raster(self, tmp_path):
+        """Roofs at 17 m over a terrain of 5 m, that has no data in the middle of its 40 m."""
+        terrain = np.full((20, 20), 5.0)
+        terrain[8:12, 8:12] = -9999
+        dsm, dtm = write(tmp_path / "dsm.tif", np.full((20, 20), 17.0)), write(tmp_path / "dtm.tif", terrain)
+        with HeightRaster(dsm=dsm, dtm=dtm) as raster:
+            yield raster
+
+    def test_the_ground_around_the_outline(self, raster):
+        house = on_map(8, 8, 12, 12)
+        assert raster.of(house, np.median) == (None, "height raster has no data")
+        assert raster.ground_around(house) == 5
+        assert raster.of(house, np.median, 5.0) == (12.0, None)
+        assert raster.ground_around(on_map(50, 50, 54, 54)) is None
+
+    def test_heights_per_pixel_get_it_inside_the_outline(self, raster):
+        heights_m = raster.onto(GRID, raster.crs, (20, 20), [(box(8, 8, 10, 12), 7.0)])
+        assert (heights_m[8:12, 8:10] == 10).all() and np.isnan(heights_m[8:12, 10:12]).all()
+        assert (heights_m[:8] == 12).all()
+
+    def test_heights_above_ground_have_no_terrain(self, stairs):
+        assert stairs.ground_around(on_map(2, 2, 4, 4)) is None

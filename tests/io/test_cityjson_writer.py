@@ -12,7 +12,7 @@ from fusiondet.io.cityjson_reader import read_cityjson
 from fusiondet.io.layer_writer import BuildingWriter, write_buildings
 from fusiondet.io.layers import check_output, read_buildings
 from fusiondet.io.vectors import read_layer
-from tests.support.messages import raises_naming
+from tests.support.messages import missing_facts, raises_naming
 
 import numpy as np
 import pytest
@@ -429,3 +429,14 @@ def test_real_terraces_become_solids_and_come_back(tmp_path, shared_data):
     for a, b in zip(got, layer.buildings, strict=True):
         assert (a.id, a.height_m) == (b.id, b.height_m)
         assert a.polygon.symmetric_difference(b.polygon).area < 0.0008 * b.polygon.length
+
+
+def test_blocks_stand_on_the_ground_around_them_where_the_terrain_has_none_beneath(tmp_path):
+    rows = np.full((100, 100), 3.0)
+    rows[80:95, 5:25] = -9999
+    dtm = write_dtm(tmp_path / "dtm.tif", rows)
+    buildings = [Building(at(7, 7, 22, 18), 5.0), Building(at(50, 50, 60, 60), 5.0)]
+    notes = write_buildings(buildings, RD, tmp_path / "a.city.json", dtm=dtm)
+    assert missing_facts(" ".join(notes), "1 of 2 buildings", "around their outline") == []
+    objects = json.loads((tmp_path / "a.city.json").read_text())["CityObjects"].values()
+    assert [o["attributes"]["ground_m"] for o in objects] == [3.0, 3.0]

@@ -1,6 +1,6 @@
 """Elevation of the ground under outlines, from terrain models whose numbers are known."""
 
-from fusiondet.io.terrain import HIGHEST_M, LOWEST_M, GroundRaster
+from fusiondet.io.terrain import GROUND_RINGS_M, HIGHEST_M, LOWEST_M, GroundRaster, ground_around
 from tests.support.messages import raises_naming
 from tests.support.tiny_city import write_raster
 
@@ -60,7 +60,9 @@ def test_no_data_and_impossible_elevations_do_not_count(tmp_path):
     elevation_m[0, 0] = [-9999, LOWEST_M - 1, HIGHEST_M + 1, np.nan]
     write_raster(tmp_path / "dtm.tif", elevation_m, transform=METRE, nodata=-9999)
     assert ground(tmp_path / "dtm.tif", [under(0, 0, 4, 4)]).tolist() == [5.0]
-    assert np.isnan(ground(tmp_path / "dtm.tif", [under(0, 0, 4, 1)])).all()
+    assert ground(tmp_path / "dtm.tif", [under(0, 0, 4, 1)]).tolist() == [5.0]  # of what is around it
+    write_raster(tmp_path / "none.tif", elevation_m[:, :1], transform=METRE, nodata=-9999)
+    assert np.isnan(ground(tmp_path / "none.tif", [under(0, 0, 4, 1)])).all()
 
 
 def test_the_vertical_system_is_that_of_the_file(slope, tmp_path):
@@ -104,3 +106,36 @@ def test_a_model_of_depths_or_of_no_length_is_refused(tmp_path):
         raster.units = ["dB"]
     with raises_naming("db.tif", "'dB'", "rio edit-info"):
         GroundRaster(tmp_path / "db.tif", UTM)
+
+
+class TestGroundAround:
+    @pytest.fixture
+    def holes(self, tmp_path):
+        """100 x 100 m that rise by 1 m per metre to the east, without data under two houses and in the last 50 m."""
+        elevation_m = np.tile(np.arange(100, dtype=np.float32), (1, 100, 1))
+        elevation_m[0, 20:30, 20:31] = elevation_m[0, 5:8, 5:8] = -9999
+        elevation_m[0, 50:] = -9999
+        write_raster(tmp_path / "dtm.tif", elevation_m, transform=METRE, nodata=-9999)
+        return tmp_path / "dtm.tif"
+
+    def test_no_data_under_a_building(self, holes):
+        with GroundRaster(holes, UTM) as raster:
+            found = raster(
+                np.array([under(20, 20, 31, 30), under(5, 5, 8, 8), under(60, 10, 63, 13)], object)
+            )
+            assert found.tolist() == [25.0, 6.0, 61.0] and raster.from_around == 2
+
+    def test_ground_that_is_too_far_away(self, holes):
+        reach = GROUND_RINGS_M[-1]
+        with GroundRaster(holes, UTM) as raster:
+            near = raster(np.array([under(40, 50 + reach - 2, 43, 95)], object))
+            far = raster(np.array([under(40, 50 + reach + 1, 43, 95)], object))
+            assert near[0] == 41 and np.isnan(far[0]) and raster.from_around == 1
+
+    def test_any_array(self):
+        elevation_m = np.full((20, 20), np.nan)
+        elevation_m[:, 12] = [3.0] * 19 + [HIGHEST_M + 1]
+        assert ground_around(box(5, 5, 10, 10), elevation_m, 1.0) == 3
+        assert ground_around(box(5, 5, 10, 10), elevation_m, 0.01) == 3  # 2 px are 2 cm
+        assert ground_around(box(5, 5, 10, 10), elevation_m[:, :12], 1.0) is None
+        assert ground_around(box(90, 90, 95, 95), elevation_m, 1.0) is None
