@@ -80,7 +80,7 @@ class Mosaic:
         cut: copy the pixels of every tile; else a tile refers to its rasters wherever their grid is the tiles'.
         notes: sentences for the user on what was decided before.
         footprint_counts: what the layers hold; "read" is the number of footprints. footprint_checks: what 3DBAG says
-            against its buildings.
+            against its buildings. footprint_reasons: why heights of the layers are unknown, each building counted once.
         facts: for `info`.
     """
 
@@ -100,6 +100,7 @@ class Mosaic:
     notes: list[str] = field(default_factory=list)
     footprint_counts: Counter = field(default_factory=Counter)
     footprint_checks: Counter = field(default_factory=Counter)
+    footprint_reasons: Counter = field(default_factory=Counter)
     facts: dict = field(default_factory=dict)
     _opened: "tuple[int, _OpenImage] | None" = None
 
@@ -140,6 +141,7 @@ class Mosaic:
         report.more = {
             "images": Counter({"read": len(self.images)}),
             "footprints": self.footprint_counts,
+            **({"footprints of unknown height": self.footprint_reasons} if self.footprint_reasons else {}),
             **({"3DBAG's checks": self.footprint_checks} if self.footprint_checks else {}),
             **report.more,
         }

@@ -325,6 +325,8 @@ def _mosaic(recipe: Recipe) -> Mosaic:
         notes=notes,
         footprint_counts=counts,
         footprint_checks=+checks,
+        # Labels are counted tile by tile, a building in several tiles as often; these are the buildings.
+        footprint_reasons=sum((layer.reasons for layer in layers), Counter()),
         facts={
             "description": f"tiles of {len(base)} images",
             "image_files": [p.name for p in base],

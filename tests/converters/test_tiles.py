@@ -351,6 +351,14 @@ class TestTerrainWithoutData:
         assert (heights_m[11:29, 11:29] == 7).all() and np.isnan(heights_m[8, 8])
 
 
+def test_unknown_heights_are_counted_per_building_too(town, tmp_path):
+    report, _ = make(town, tmp_path, tile_size=64, overlap=32)
+    assert report.more["footprints of unknown height"] == Counter({"not a number": 1, "absurd": 1})
+    assert sum(report.unknown_heights.values()) > 2  # labels, of which overlapping tiles have more
+    known, _ = make(town, tmp_path, height_field=None)
+    assert "footprints of unknown height" not in known.more
+
+
 class TestPartsInside:
     @pytest.fixture
     def parts(self, town, tmp_path):
