@@ -37,6 +37,8 @@ from shapely.geometry.polygon import orient
 
 NUMBERS = ("score", "height_m", "height_p16_m", "height_p84_m")
 WGS84 = "EPSG:4326"
+# Attribute of buildings of a city model: the elevation that the block stands on, metres.
+GROUND = "ground_m"
 # The first line of a CityJSONSeq is its head, without buildings.
 _MAX_HEAD_BYTES = 64 << 20
 # Up to so far from the middle, and so large, an outline's edges are straight in an equal-area projection, degrees: the
@@ -119,7 +121,19 @@ def read_buildings(path: Path) -> tuple[list[Building], str | None]:
 def _read_city(path: Path) -> tuple[list[Building], str | None]:
     with open_cityjson(path) as model:
         found = [(b.footprint(), {"id": b.id, **b.attributes}) for b in model.buildings]
-        return [_building(polygon, row) for polygon, row in found if polygon is not None], model.crs
+        buildings = [_building(polygon, row) for polygon, row in found if polygon is not None]
+        for building, (_, row) in zip(buildings, (f for f in found if f[0] is not None), strict=True):
+            if (ground_m := _number(row.get(GROUND))) is not None:
+                building.attributes[GROUND] = ground_m
+        return buildings, model.crs
+
+
+def read_vertical_crs(path: Path) -> str | None:
+    """What the elevations of a city model count from, as `write_buildings` wrote it; None where it does not say."""
+    head = _city_head(Path(path))
+    for key in ("metadata", "elevation", "vertical_crs"):
+        head = head.get(key) if isinstance(head, dict) else None
+    return head if isinstance(head, str) else None
 
 
 def read_metadata(path: Path) -> dict:
