@@ -5,11 +5,12 @@ Features stay features: nothing is merged, identifiers are not looked at, and ev
 
 from fusiondet.errors import InputError
 from fusiondet.evaluation.height_metrics import height_metrics
+from fusiondet.io.crs import transformer
 from fusiondet.io.vectors import Layer, transform_layer
 
 import numpy as np
 import shapely
-from pyproj import CRS, Proj, Transformer
+from pyproj import CRS, Proj
 from shapely import STRtree
 from shapely.geometry.base import BaseGeometry
 
@@ -94,7 +95,7 @@ def _mean_polis_m(truth: list, predictions: list, pairs: np.ndarray, crs: str | 
             shapely.transform(p, lambda xy: xy * own.axis_info[0].unit_conversion_factor) for p in outlines
         ]
     else:
-        to_degrees = Transformer.from_crs(own, own.geodetic_crs, always_xy=True)
+        to_degrees = transformer(own, own.geodetic_crs)
         degrees = [shapely.transform(p, to_degrees.transform, interleaved=False) for p in outlines]
         low, high = shapely.total_bounds(degrees[0])[:2], shapely.total_bounds(degrees[0])[2:]
         geod = own.get_geod()
