@@ -55,7 +55,7 @@ def transformer(source, target) -> Transformer:
             f"a CRS is not understood ({error}). Expected EPSG:n, WKT or a PROJ string."
         ) from None
     # Through a CRS of heights alone PROJ hands coordinates as they are, or as infinity.
-    if not (source.is_vertical or target.is_vertical):
+    if not any(crs.is_vertical and not crs.is_compound for crs in (source, target)):
         with contextlib.suppress(ProjError):
             return Transformer.from_crs(source, target, always_xy=True)
     raise InputError(
