@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.errors import InputError
+from fusiondet.files import check_name
 from fusiondet.inference.api import predict_to_file
 from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
@@ -35,6 +36,7 @@ def read_scenes(path: Path) -> list[SceneFiles]:
         InputError: no such file, other columns, a row without rasters, or a name twice or with a slash.
     """
     path = Path(path)
+    check_name(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
             reader = csv.DictReader(f, skipinitialspace=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fusiondet.errors import InputError
+from fusiondet.files import check_name
 from fusiondet.io.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
 from fusiondet.io.calibration import MIN_SAMPLE, check_not_db, stated_scale_factor
 from fusiondet.io.crs import SET_CRS, raster_crs_text
@@ -76,6 +77,7 @@ def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
         InputError: missing, a directory, not one of SIGNATURES (also a VRT with another suffix), or damaged.
     """
     path = Path(path)
+    check_name(path)
     if not path.exists():
         raise InputError(f"{path}: no such file.")
     if not path.is_file():

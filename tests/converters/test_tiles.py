@@ -19,7 +19,15 @@ from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import read_coco
 from fusiondet.io.tile_rasters import read_tile
 from tests.support.messages import raises_naming
-from tests.support.processes import changes_of, contents, die_at_change, kill, start_program, wait_for
+from tests.support.processes import (
+    changes_of,
+    contents,
+    die_at_change,
+    has_lock,
+    kill,
+    start_program,
+    wait_for,
+)
 
 import geopandas
 import numpy as np
@@ -800,7 +808,7 @@ class TestKilled:
         rng, killed = random.Random(0), 0
         for _ in range(10 * kills):
             program = start_program(code, *words)
-            begun = functools.partial(_begun, program, tmp_path / ".out.parts")
+            begun = functools.partial(has_lock, program, tmp_path / ".out.parts")
             wait_for(begun)
             time.sleep(rng.uniform(0, 2))
             if program.poll() is None:
@@ -815,11 +823,3 @@ class TestKilled:
                     break
         assert killed >= kills
         assert [p for p in tmp_path.rglob("*") if ".parts" in str(p)] == []
-
-
-def _begun(program, parts):
-    """Whether a program has ended or has the lock: it has imported everything by then."""
-    if program.poll() is not None:
-        return True
-    lock = parts / "lock"
-    return lock.is_file() and f"process {program.pid} on" in lock.read_text()

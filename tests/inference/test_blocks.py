@@ -1,7 +1,10 @@
 """Blocks of windows by this process, by others and by a cluster: the same bytes, whoever is killed."""
 
+import contextlib
+import functools
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from fusiondet.jobs import executors
 from fusiondet.jobs.store import Store
 from tests.support.dask_workers import start_workers
 from tests.support.messages import raises_naming
-from tests.support.processes import alive_in_session, wait_for
+from tests.support.processes import alive_in_session, contents, has_lock, kill, start_program, wait_for
 from tests.support.tiny_city import ROOT
 
 import numpy as np
@@ -266,3 +269,48 @@ class TestCluster:
             with raises_naming("scheduler", address):
                 predict_to_file(weights, path, None, tmp_path / "b.fgb", scheduler=address, **OPTIONS)
         assert [p.name for p in tmp_path.iterdir()] == ["rgb.tif"]
+
+
+# A layer, heights and a report by two processes, as `predict_scene.py --resume` makes them.
+_SEVERAL = """
+import sys
+from pathlib import Path
+from fusiondet.inference import predict_to_file
+from tests.support.scene_cases import plain_report
+weights, rgb, folder = map(Path, sys.argv[1:])
+predict_to_file(
+    weights, rgb, None, folder / "b.parquet", height_path=folder / "b.tif", report=folder / "b.html", style=True,
+    write_report=plain_report, workers=2, resume=True, score_threshold=0.0, window_px=64, overlap_px=24, device="cpu",
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [30])
+def test_killed_at_any_moment_with_two_workers_and_several_outputs(weights, write_scene, tmp_path, kills):
+    path = write_scene({(10, 10, 60, 60): 200}, height=500, width=600)
+    straight, out, rng, killed = tmp_path / "straight", tmp_path / "out", random.Random(0), 0
+    for folder in (straight, out):
+        folder.mkdir()
+    program = start_program(_SEVERAL, weights, path, straight)
+    assert program.wait() == 0, program.communicate()[1]
+    wanted = contents(straight)
+    assert sorted(wanted) == ["b.html", "b.parquet", "b.qml", "b.tif"]
+    for _ in range(4 * kills):
+        program = start_program(_SEVERAL, weights, path, out)
+        wait_for(functools.partial(has_lock, program, out / ".b.parquet.parts"))
+        # From one call to the next a little later, then from the beginning again.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(rng.uniform(0, 9))
+        if program.poll() is None:
+            kill(program)
+            killed += 1
+            continue
+        assert program.returncode == 0, program.communicate()[1]
+        program.communicate()
+        assert contents(out) == wanted and not [p for p in out.iterdir() if p.name.startswith(".")]
+        if killed >= kills:
+            break
+        for made in out.iterdir():
+            made.unlink()
+    assert killed >= kills and contents(out) == wanted

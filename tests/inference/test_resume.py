@@ -9,11 +9,12 @@ import subprocess
 import sys
 
 from fusiondet.errors import InputError
-from fusiondet.files import atomic_path, parts_folder, require_new
+from fusiondet.files import parts_folder
 from fusiondet.inference import blocks, pipeline, plan, predict_to_file
 from fusiondet.io.layers import read_buildings
 from fusiondet.locks import sole_writer
 from tests.support.processes import changes_of, contents, die_at_change
+from tests.support.scene_cases import plain_report
 
 import numpy as np
 import pytest
@@ -230,15 +231,9 @@ def test_a_run_that_fails_at_once_leaves_nothing(run, finder, tmp_path):
 class TestSeveralOutputs:
     """A layer, its heights and its report, by runs that are killed at any moment, between two of them too."""
 
-    @staticmethod
-    def report(layer, path, image, overwrite):
-        require_new(path, overwrite)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(layer.read_bytes()[::-1])
-
     def options(self, folder):
         outputs = {"height_path": folder / "b.tif", "report": folder / "b.html", "style": True}
-        return {**outputs, "write_report": self.report}
+        return {**outputs, "write_report": plain_report}
 
     @pytest.fixture
     def straight(self, run, tmp_path):

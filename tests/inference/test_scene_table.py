@@ -1,5 +1,7 @@
 """Tables of scenes: a layer each, one network, and what cannot be used is named."""
 
+import os
+
 from fusiondet.errors import InputError
 from fusiondet.inference import predict_scenes, read_scenes, scene_table
 from fusiondet.io.layers import read_buildings
@@ -40,6 +42,12 @@ def test_a_table_names_rasters_beside_it(tmp_path):
 def test_a_table_that_cannot_be_used(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         read_scenes(write(tmp_path, text))
+
+
+def test_a_table_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InputError, match="pipe.csv: is not a file"):
+        read_scenes(tmp_path / "pipe.csv")
 
 
 def test_no_table(tmp_path):

@@ -1,5 +1,8 @@
 """Overviews are read where they serve: near the same numbers from far fewer pixels, and the same no data."""
 
+import os
+
+from fusiondet.errors import InputError
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.rasters import MAX_BANDS, FileBands, open_raster
 from fusiondet.io.scene_reader import SceneReader
@@ -244,3 +247,11 @@ def test_absurd_sizes_are_refused_by_the_header(tmp_path):
         pass
     with raises_naming("deep.tif", f"{MAX_BANDS + 1} bands", "gdal_translate -b"):
         open_raster(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize("name", ["pipe", "a\udcff.tif", "a" * 300, "loop", "/dev/zero", "a\0.tif"])
+def test_names_that_no_raster_can_have_are_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("loop", tmp_path / "loop")
+    with pytest.raises(InputError, match="is not a file|not UTF-8|cannot be opened|NUL"):
+        open_raster(tmp_path / name)

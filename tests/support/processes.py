@@ -142,3 +142,13 @@ def show_and_sleep(folder: str) -> None:
     """Write a file named after this process to `folder`, then sleep for minutes: a worker that is to be stopped."""
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(300)
+
+
+def has_lock(program: subprocess.Popen, parts: Path) -> bool:
+    """Whether a program has ended or has locked an output by its `parts_folder`: it has imported everything by then."""
+    if program.poll() is not None:
+        return True
+    try:
+        return f"process {program.pid} on" in (parts / "lock").read_text()
+    except OSError:
+        return False

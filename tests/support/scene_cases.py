@@ -6,6 +6,7 @@ import fusiondet.compat  # noqa: F401
 from fusiondet.buildings import map_to_pixel
 from fusiondet.config_loading import load_config
 from fusiondet.engine.checkpoint import FusionCheckpointer
+from fusiondet.files import atomic_path, require_new
 from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.pipeline import predict_windows
 from fusiondet.inference.plan import plan_scene
@@ -121,3 +122,10 @@ def bands_of(path):
     """(C, H, W) values of a raster."""
     with rasterio.open(path) as file:
         return file.read()
+
+
+def plain_report(layer, path, image, overwrite):
+    """Stand in for `write_report` of `predict_to_file`: a file that follows from the layer."""
+    require_new(path, overwrite)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(layer.read_bytes()[::-1])
