@@ -791,7 +791,7 @@ class TestKilled:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("kills", [30])
-    def test_with_two_workers_at_any_moment(self, wide, straight, tmp_path, kills):
+    def test_with_two_workers_at_any_moment(self, wide, tmp_path, kills):
         words = [
             "tiles",
             "--rgb",
@@ -805,6 +805,10 @@ class TestKilled:
         words += ["--tile-size", 64, "--overlap", 32, "--split", *self.OPTIONS["split"], "--block-m", 40]
         words += ["--workers", 2, "--out", tmp_path / "out"]
         code = "import sys\nfrom fusiondet.converters.prepare import prepare\nprepare(sys.argv[1:])"
+        program = start_program(code, *words)
+        assert program.wait() == 0, program.communicate()[1]
+        straight = contents(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
         rng, killed = random.Random(0), 0
         for _ in range(10 * kills):
             program = start_program(code, *words)
