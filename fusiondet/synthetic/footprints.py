@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from fusiondet.buildings import clean_height_m
+from fusiondet.buildings import TALLEST_BUILDING_M, clean_height_m
 from fusiondet.errors import InputError
 from fusiondet.io import cityjson_reader as cityjson
 from fusiondet.io import threedbag
@@ -110,7 +110,8 @@ def _building(source: cityjson.CityBuilding, x0: float, y0: float) -> CityBuildi
     if not roof and fields is not None:
         height_m, _ = clean_height_m(_difference(source.attributes, fields))
         roof = [] if height_m is None else [RoofPiece(footprint, (0.0, 0.0, height_m))]
-    if not roof or roof_height_m(roof) <= 0:
+    # Higher than anything stands: a damaged coordinate, whose shadow would fill memory.
+    if not roof or not 0 < roof_height_m(roof) <= TALLEST_BUILDING_M:
         return None
     return CityBuilding(footprint, roof, round(roof_height_m(roof), 3), id=source.id)
 

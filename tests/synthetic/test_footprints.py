@@ -66,6 +66,23 @@ def test_cities_that_cannot_be_rendered_are_refused_by_name(write, options, fact
         read_city(write("b.city.json", **options))
 
 
+@pytest.mark.parametrize(("top_m", "count"), [(12, 2), (80_002, 1)])
+def test_a_roof_higher_than_anything_stands_is_left_out(tmp_path, top_m, count):
+    city = json.loads(document(places=((0, 0), (50, 0))))
+    for name, first, z in (("house0", 0, 9), ("house1", 4, top_m)):
+        city["vertices"] += [[x, y, z] for x, y, _ in city["vertices"][first : first + 4]]
+        (geometry,) = city["CityObjects"][name]["geometry"]
+        last = len(city["vertices"])
+        geometry["boundaries"].append([[*range(last - 4, last)]])
+        geometry["semantics"] = {
+            "surfaces": [{"type": "GroundSurface"}, {"type": "RoofSurface"}],
+            "values": [0, 1],
+        }
+    (tmp_path / "roofs.city.json").write_text(json.dumps(city))
+    heights_m = [building.height_m for building in read_city(tmp_path / "roofs.city.json").buildings]
+    assert heights_m == [7, 10][:count]
+
+
 def blocks(places):
     """A city of 8 m blocks at these corners."""
     houses = []
