@@ -32,6 +32,9 @@ def add_fusiondet_config(cfg: CN) -> None:
     cfg.INPUT.SAR_SCALE = ""
     # Smallest and largest ground sampling distance seen in training, metres per pixel. From the training data.
     cfg.INPUT.GSD_RANGE_M = []
+    # The number that means no data in training images that declare none: [0.0], say; [] where there is none. From the
+    # training data ([]). A prediction takes the same number for no data in such images.
+    cfg.INPUT.NODATA = []
     # Smallest and largest sun elevation (degrees above the horizon) and SAR incidence (degrees from the vertical) seen
     # in training: beyond them lengths of shadow and layover mean other heights. From the training data; [] is unknown.
     cfg.INPUT.SUN_ELEVATION_RANGE_DEG = []

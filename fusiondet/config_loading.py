@@ -242,6 +242,7 @@ def check_values(cfg: CN) -> None:
         ),
         (("MODEL.RESNETS.DEPTH",), lambda v: v in _DEPTHS, f"one of {_DEPTHS}"),
         (("MODEL.FUSION.SAR_RESNETS.DEPTH",), lambda v: v in (0, *_DEPTHS), f"0 or one of {_DEPTHS}"),
+        (("INPUT.NODATA",), lambda v: len(v) <= 1, "one number or []"),
         (_PAIRS, lambda v: len(v) in (0, 2), "two numbers or []"),
         (
             _ORDERED_PAIRS,

@@ -89,6 +89,7 @@ _TABLE: tuple[tuple[str, Range], ...] = (
     ("INPUT.OPTICAL_BRIGHTNESS INPUT.OPTICAL_CONTRAST", _from_0(10)),
     ("INPUT.SAR_GAIN_DB", _from_0(100)),
     ("INPUT.*_RANGE_DEG", Range(-360, 720)),
+    ("INPUT.NODATA", Range(-1e39, 1e39)),  # that of float32 is -3.4e38
     ("INPUT.SCALE_RANGE", _above_0(1000)),
     ("MODEL.PIXEL_STD", _above_0()),
     ("INPUT.GSD_RANGE_M INPUT.CROP.SIZE", _above_0()),

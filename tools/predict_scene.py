@@ -98,6 +98,13 @@ def parse_args():
         help="1-based bands of --sar in training order; 1+4 is the mean power of two",
     )
     parser.add_argument(
+        "--optical-scale",
+        type=float,
+        metavar="F",
+        help="what the values of --rgb are multiplied by to be in the unit of the training (1, and another unit is "
+        "refused)",
+    )
+    parser.add_argument(
         "--sar-scale",
         help="what --sar holds: linear_power, amplitude, db, complex, stretched_uint8 (as trained)",
     )
@@ -107,7 +114,12 @@ def parse_args():
         metavar="F",
         help="calibration: amplitudes and complex numbers are multiplied by it (what the file states, else 1)",
     )
-    parser.add_argument("--nodata", type=float, help="number that means no data in rasters that declare none")
+    parser.add_argument(
+        "--nodata",
+        type=float,
+        help="number that means no data in rasters that declare none (as in the training; -9999 and large areas of 0 "
+        "at the border are recognised)",
+    )
     parser.add_argument(
         "--force-gsd", action="store_true", help="predict however far the pixel size is from training"
     )

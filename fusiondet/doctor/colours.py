@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from fusiondet.doctor.findings import MAX_CASES, Case, Finding, counted
 from fusiondet.doctor.samples import Sample
+from fusiondet.io.colour_signs import colour_signs, logs_of, without_clouds
 
 import numpy as np
 
@@ -48,13 +49,13 @@ class ColourCheck:
             return
         rgb = sample.optical[[names.index(name) for name in _NAMES]]
         pixels = rgb[:, np.isfinite(rgb).all(axis=0) & (rgb > 0).any(axis=0)]
-        pixels = _without_clouds(pixels)
+        pixels = without_clouds(pixels)
         if pixels.shape[1] < _MIN_PIXELS:
             return
-        logs = _logs(pixels[:, :: max(1, pixels.shape[1] // _PIXELS)])
+        logs = logs_of(pixels[:, :: max(1, pixels.shape[1] // _PIXELS)])
         self.cases.append(Case(sample.split, sample.tile.file_name))
         self.features.append(np.array([_features(logs[list(order)]) for order in _ORDERS]))
-        self.signs.append(_signs(logs))
+        self.signs.append(colour_signs(logs))
         self.infrared.append(np.array([_infrared(logs), _infrared(logs[::-1])]))
 
     def findings(self) -> list[Finding]:
@@ -138,18 +139,6 @@ def _words(order: int) -> str:
     return ", ".join(_NAMES[i] for i in _ORDERS[order])
 
 
-def _without_clouds(pixels: np.ndarray) -> np.ndarray:
-    """(3, n) pixels less those as bright as clouds and as colourless: they hide what the rest says."""
-    top = np.percentile(pixels, 99.5) if pixels.size else 0
-    colour = pixels.max(axis=0) - pixels.min(axis=0)
-    return pixels[:, ~((pixels.min(axis=0) > 0.6 * top) & (colour < 0.12 * top))]
-
-
-def _logs(pixels: np.ndarray) -> np.ndarray:
-    """(3, n) logarithms; dark pixels are lifted, so that noise in them does not count as colour."""
-    return np.log(pixels + 0.05 * np.percentile(pixels, 90) + 1e-6)
-
-
 def _features(logs: np.ndarray) -> np.ndarray:
     """(9,) numbers that describe the colours of a tile in the order given."""
     ratios = np.stack([logs[0] - logs[1], logs[2] - logs[1], logs[0] - logs[2]])
@@ -165,33 +154,13 @@ def _infrared(logs: np.ndarray) -> np.ndarray:
     return np.array([np.mean(ahead > _OUTSHINES), tone])
 
 
-def _signs(logs: np.ndarray) -> np.ndarray:
-    """(3,) in [-1, 1], each above 0 where red and blue are in their places, and the opposite where exchanged."""
-    red, green, blue = logs
-    light = logs.mean(axis=0)
-    dark, lit = light < np.percentile(light, 10), light > np.percentile(light, 40)
-    shadows = _middle((blue - red)[dark]) - _middle((blue - red)[lit])
-    reddest, bluest = (np.percentile(v, 98) - np.median(v) for v in (red - green, blue - green))
-    strongest = (reddest - bluest) / max(reddest + bluest, 0.05)
-    excess = 2 * green - red - blue
-    green_most, least = excess > np.percentile(excess, 95), excess < np.percentile(excess, 70)
-    plants = _middle((red - blue)[green_most]) - _middle((red - blue)[least])
-    # Without a pixel on one side of a difference there is no sign: NaN.
-    return np.nan_to_num(np.clip([shadows / 0.08, strongest / 0.12, plants / 0.08], -1, 1))
-
-
-def _middle(values: np.ndarray) -> float:
-    """Median, NaN of nothing."""
-    return float(np.median(values)) if values.size else float("nan")
-
-
 def _fitting_orders(
     features: np.ndarray, signs: np.ndarray, rounds: int = 6
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N,) index into `_ORDERS` of each tile, 0 where its bands are in the order of most others; (N,) bool: clearly so.
 
     Args:
-        features: (N, 6, F) of every tile in every order. signs: (N, 3) of `_signs`: where tiles start from.
+        features: (N, 6, F) of every tile in every order. signs: (N, 3) of `colour_signs`: where tiles start from.
     """
     tiles, score = np.arange(len(features)), signs.sum(axis=1)
     orders = np.where(score < _SIGNS_AGAINST, _SWAPPED, 0)

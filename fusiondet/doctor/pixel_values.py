@@ -10,6 +10,7 @@ from fusiondet.doctor.split_source import Split
 from fusiondet.errors import InputError
 from fusiondet.files import safe_join
 from fusiondet.io.coco import RASTER_KEYS
+from fusiondet.io.fill_values import border_fill
 from fusiondet.io.rasters import open_raster
 from fusiondet.io.tile_rasters import band_statistics
 
@@ -18,8 +19,6 @@ from affine import Affine
 
 # A transform in the annotations may differ from its file's by this share of a pixel: rounding.
 _ROUNDING_PX = 0.1
-# Share of exactly black pixels in a sample that is no shadow any more.
-_BLACK_SHARE = 0.01
 
 
 def check_files(splits: list[Split]) -> list[Finding]:
@@ -175,7 +174,7 @@ class PixelCheck:
     buildings: int = 0
     hidden: Counter = field(default_factory=Counter)
     hidden_cases: list[tuple[float, Case]] = field(default_factory=list)
-    black: list[tuple[float, Case]] = field(default_factory=list)
+    fills: list[tuple[float, float, Case]] = field(default_factory=list)
     grey: int = 0
     no_sar: Counter = field(default_factory=Counter)
 
@@ -192,10 +191,12 @@ class PixelCheck:
         if len(optical) >= 3:
             self.grey += bool(np.array_equal(optical[0], optical[1], equal_nan=True))
         if len(optical):
-            share = float(np.mean((optical == 0).all(axis=0)))
-            if share > _BLACK_SHARE:
-                case = Case(sample.split, sample.tile.file_name, f"{percent(share)} black")
-                self.black.append((share, case))
+            fill = border_fill(optical[..., None, None])
+            if fill is not None:
+                case = Case(
+                    sample.split, sample.tile.file_name, f"{percent(fill.share)} exactly {fill.value:g}"
+                )
+                self.fills.append((fill.share, fill.value, case))
         self._add_labels(sample, valid)
 
     def _add_band(self, band: _Band, values: np.ndarray, size: int) -> None:
@@ -303,10 +304,16 @@ class PixelCheck:
         return Finding(name, "FAIL" if worst > 0.2 else "warn", detail, remedy, numbers, cases)
 
     def _borders(self) -> Finding:
-        name, numbers = "undeclared borders", {"tiles_with_black": len(self.black)}
-        if not self.black:
-            return Finding(name, "ok", "No sampled tile has exactly black areas.", "", numbers)
-        worst = sorted(self.black, key=lambda c: -c[0])
-        detail = f"{counted(len(self.black), 'sampled tile')} have exactly black areas, up to {percent(worst[0][0])}."
-        remedy = "Where it is a border and no shadow: make the data again with `nodata=0`."
-        return Finding(name, "warn", detail, remedy, numbers, tuple(case for _, case in worst[:MAX_CASES]))
+        name, numbers = "undeclared borders", {"tiles_with_fill": len(self.fills)}
+        if not self.fills:
+            return Finding(
+                name, "ok", "No sampled tile has a large area of one value at its border.", "", numbers
+            )
+        worst = sorted(self.fills, key=lambda f: -f[0])
+        share, value, _ = worst[0]
+        detail = (
+            f"{counted(len(self.fills), 'sampled tile')} have areas of one exact value at their border, up to "
+            f"{percent(share)} of {value:g}."
+        )
+        remedy = f"Where it is a border and no shadow: make the data again with `nodata={value:g}`."
+        return Finding(name, "warn", detail, remedy, numbers, tuple(case for *_, case in worst[:MAX_CASES]))

@@ -57,6 +57,10 @@ def complete_config(cfg: CfgNode, stored: CfgNode | None = None) -> None:
         [len(dataset.tiles) for dataset in datasets],
     )
 
+    numbers = {dataset.nodata for dataset in datasets}
+    if not len(cfg.INPUT.NODATA) and len(numbers) == 1 and None not in numbers:
+        cfg.INPUT.NODATA = [float(numbers.pop())]
+
     tiles = [tile for dataset in datasets for tile in dataset.tiles]
     known = [tile for dataset in (labelled or test) for tile in dataset.tiles]
     _complete_geometry(cfg, tiles, known)

@@ -9,10 +9,9 @@ from fusiondet.errors import InputError, unknown_name
 from fusiondet.inference.predictor import Predictor, has_two_detectors
 from fusiondet.io.bands import SAR_SCALES
 from fusiondet.io.height_rasters import HEIGHT_BANDS
-from fusiondet.io.scene_reader import Scene, SceneReader
+from fusiondet.io.scene_reader import SceneReader
 from fusiondet.modeling.sensor_geometry import FACTS
 
-import numpy as np
 from affine import Affine
 
 # A raster this much coarser or finer than any training image is resampled; this much, and it is refused.
@@ -161,27 +160,6 @@ def check_sar_scale(predictor: Predictor, scale: str | None) -> None:
         raise InputError(
             f"`sar_scale` is {scale}, but {predictor.weights.name} was trained on {trained}; a display stretch and dB "
             "cannot be turned into each other."
-        )
-
-
-# So many values of a calibrated image in dB are never all above 0; those of power and amplitude are.
-_ENOUGH_SAR_PIXELS = 10_000
-
-
-def check_sar_values(predictor: Predictor, scene: Scene, sar: Sequence) -> None:
-    """InputError when SAR comes in other units than the dB that the network was trained on."""
-    if not sar or predictor.bands.sar_scale in ("", "stretched_uint8"):
-        return
-    values, trained = (
-        part[predictor.channels["sar"]] for part in (scene.image, predictor.cfg.MODEL.PIXEL_MEAN)
-    )
-    known = values[np.isfinite(values)]
-    if known.size >= _ENOUGH_SAR_PIXELS and max(trained) < 0 <= known.min():
-        names = names_of(sar)
-        raise InputError(
-            f"{names}: its values, {known.min():.3g} to {known.max():.3g}, are not the dB that "
-            f"{predictor.weights.name} was trained on (mean {max(trained):.3g}). Pass `sar_scale` "
-            "(linear_power or amplitude), and calibrate it to backscatter if it is not."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from fusiondet.buildings import SensorGeometry
 from fusiondet.errors import InputError, unknown_name
 from fusiondet.geometry.overlaps import MAX_OVERLAP, check_max_overlap
-from fusiondet.inference.windows import check_windows
+from fusiondet.inference.windows import SMALLEST_WINDOW_PX, check_windows
 from fusiondet.io.coco import TILTS_DEG
 from fusiondet.io.height_rasters import HEIGHT_BANDS
 from fusiondet.io.scene_reader import EXTENTS
@@ -45,9 +45,12 @@ class SceneOptions:
 
         rgb_bands: 1-based numbers (None: by their names). Bands of the optical raster in training order.
         sar_bands: 1-based numbers, a tuple for a mean power (None: by their names). Bands of the SAR raster.
+        optical_scale: float, no unit (None: 1, and values in another unit than the training's are refused). What
+            optical values are multiplied by to be in the unit of the training; see `fusiondet.inference.value_ranges`.
         sar_scale: str (None: as trained). What the SAR raster holds, one of `fusiondet.io.bands.SAR_SCALES`.
         sar_factor: float, no unit (None: what the file states, else 1). Calibration factor of SAR amplitudes.
-        nodata: float, in the raster's unit (None). Number that means no data in rasters that declare none.
+        nodata: float, in the raster's unit (None: as in the training, or as recognised). Number that means no data in
+            rasters that declare none; see `fusiondet.io.fill_values`.
         gsd_m: float, metres per pixel (None: from the georeference). For rasters without one.
         skip_invalid: bool (False). Pixels that cannot be read count as no data, and are counted in the notes.
 
@@ -92,6 +95,7 @@ class SceneOptions:
 
     rgb_bands: Sequence[int] | None = None
     sar_bands: Sequence[int | tuple[int, ...]] | None = None
+    optical_scale: float | None = None
     sar_scale: str | None = None
     sar_factor: float | None = None
     nodata: float | None = None
@@ -124,12 +128,14 @@ class SceneOptions:
         Raises:
             InputError: names the option, what is expected and what was found.
         """
-        for name, least in (("window_px", 1), ("overlap_px", 0), ("batch", 1)):
+        for name, least in (("window_px", SMALLEST_WINDOW_PX), ("overlap_px", 0), ("batch", 1)):
             _check_whole(name, getattr(self, name), least)
         if self.overlap_px is not None:
             check_windows(self.window_px, self.overlap_px)
         for name in ("gsd_m", "regularize_m"):
             _check_metres(name, getattr(self, name))
+        if self.optical_scale is not None and not 0 < self.optical_scale < math.inf:
+            raise InputError(f"`optical_scale` is {self.optical_scale}, expected a number above 0.")
         check_max_overlap(self.max_overlap)
         if self.extent is not None and self.extent not in EXTENTS:
             raise unknown_name("`extent`", self.extent, EXTENTS)
@@ -163,7 +169,7 @@ class SceneOptions:
     @property
     def reading(self) -> dict:
         """Keyword arguments of `SceneReader` that are settled before a raster is opened."""
-        names = ("rgb_bands", "sar_bands", "sar_scale", "sar_factor", "nodata", "gsd_m")
+        names = ("rgb_bands", "sar_bands", "optical_scale", "sar_scale", "sar_factor", "nodata", "gsd_m")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def outputs(self, out: Path | None) -> list[Path]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from fusiondet.buildings import Building
 from fusiondet.errors import InputError
-from fusiondet.inference.checks import check_sar_values
 from fusiondet.inference.plan import BLOCK_WINDOWS, ScenePlan
 from fusiondet.inference.predictor import ImagePrediction, Predictor
 from fusiondet.io.rasters import UnreadablePixelsError
@@ -69,7 +68,7 @@ def predict_windows(
         indices: numbers of the windows; those of a block one after another.
 
     Raises:
-        InputError: pixels that cannot be read, unless `plan.skip_invalid`; SAR in other units than those trained on.
+        InputError: pixels that cannot be read, unless `plan.skip_invalid`.
     """
     with contextlib.ExitStack() as threads:
         ahead = 2 * plan.batch
@@ -138,7 +137,6 @@ def _read(
             continue
         window, _ = plan.windows[index]
         scene, unreadable_px = _read_window(reader, window, plan.skip_invalid)
-        check_sar_values(predictor, scene, plan.sar)
         missing = np.isnan(scene.image)
         lacking = {m: missing[channels].all(axis=0) for m, channels in predictor.channels.items()}
         data_px = {m: int((~pixels).sum()) for m, pixels in lacking.items()}

@@ -17,6 +17,7 @@ from fusiondet.geometry.seams import default_overlap_px
 from fusiondet.inference import checks
 from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
+from fusiondet.inference.value_ranges import value_notes
 from fusiondet.inference.windows import check_windows, scene_windows, windows_near
 from fusiondet.io.grids import axis_gsd_m
 from fusiondet.io.scene_reader import SceneRasters, SceneReader
@@ -174,6 +175,8 @@ def plan_scene(
     reader = rasters.reader(
         predictor.bands,
         **reading,
+        recognise_nodata=True,
+        usual_nodata=next(iter(predictor.cfg.INPUT.NODATA), None),
         target_gsd_m=lambda own_gsd_m: checks.target_gsd(predictor, own_gsd_m, name, options.force_gsd),
     )
     _check_shear(reader.transform, name)
@@ -196,13 +199,14 @@ def plan_scene(
     area = None if options.aoi is None else area_px(options.aoi, reader, ground)
 
     notes += reader.notes
+    notes += value_notes(predictor, reader, rasters.paths, options)
     notes += checks.extent_notes(predictor, reader, extent)
     notes += checks.turn_note(reader.transform, name)
     plan = ScenePlan(
         rgb=tuple(str(path.absolute()) for path in rasters.paths["optical"]),
         sar=tuple(str(path.absolute()) for path in rasters.paths["sar"]),
         image_states=tuple(_state(source) for source in rasters.sources),
-        reader_options={**reading, "target_gsd_m": reader.target_gsd_m},
+        reader_options={**reading, "target_gsd_m": reader.target_gsd_m, "fills": reader.fills or None},
         width=reader.width,
         height=reader.height,
         transform=tuple(reader.transform)[:6],

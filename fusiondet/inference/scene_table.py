@@ -30,7 +30,7 @@ def read_scenes(path: Path) -> list[SceneFiles]:
     """The scenes of a CSV file with the columns rgb, sar and name, of which rgb or sar is needed.
 
     Paths are relative to the file's folder; several rasters that count as one image are separated by ";". A scene
-    without a name is called as its first raster.
+    without a name is called as its first raster. Rows of empty cells are skipped.
 
     Raises:
         InputError: no such file, other columns, a row without rasters, or a name twice or with a slash.
@@ -48,6 +48,8 @@ def read_scenes(path: Path) -> list[SceneFiles]:
             f"{path}: its columns are {', '.join(map(str, columns)) or 'none'}; expected a first line of "
             f"{', '.join(_COLUMNS)}, with rgb or sar or both, then a line for each scene."
         )
+    # Spreadsheets write rows of empty cells, too, which the reader of CSV does not skip as it does empty lines.
+    rows = [row for row in rows if any("".join(cell or "").strip() for cell in row.values())]
     scenes = [_scene(path, row) for row in rows]
     names = [scene.name for scene in scenes]
     twice = sorted({name for name in names if names.count(name) > 1})

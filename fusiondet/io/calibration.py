@@ -8,7 +8,7 @@ from fusiondet.files import parse_json
 import numpy as np
 
 # Share of negative numbers above which a file cannot be linear power or amplitude, whatever was declared.
-_MAX_NEGATIVE = 0.1
+MAX_NEGATIVE = 0.1
 # So many pixels are needed to tell a scale without negative numbers.
 MIN_SAMPLE = 10_000
 # So many different ones: an image of speckle has thousands, a drawn one a few.
@@ -40,7 +40,7 @@ def plausible_sar_scales(values: np.ndarray) -> tuple[str, ...]:
     known = np.asarray(values, np.float64).ravel()
     known = known[np.isfinite(known) & (known != 0)]
     both, linear = ("linear_power", "amplitude", "db"), ("linear_power", "amplitude")
-    if known.size and np.mean(known < 0) > _MAX_NEGATIVE:
+    if known.size and np.mean(known < 0) > MAX_NEGATIVE:
         return ("db",)
     if known.size < MIN_SAMPLE or len(np.unique(known)) < _MIN_DIFFERENT:
         return both
@@ -48,7 +48,8 @@ def plausible_sar_scales(values: np.ndarray) -> tuple[str, ...]:
         return linear
     median, high = np.percentile(known, (50, 99))
     counts = bool((known == np.rint(known)).all())
-    if known.min() >= 0 and high > _MAX_SPREAD_DB * median:
+    # Where noise was subtracted, some powers are below 0, by less than the power of most pixels. dB reach further.
+    if np.percentile(known, 0.5) > -median and high > _MAX_SPREAD_DB * median:
         return linear
     if not counts and median >= _MIN_MEDIAN_DB and high < _MIN_SPREAD_LINEAR * median:
         return ("db",)
@@ -77,7 +78,7 @@ def check_sar_scale(values: np.ndarray, scale: str, name) -> None:
 def check_not_db(values: np.ndarray, scale: str, name) -> None:
     """InputError where more than a tenth of linear `values` is negative; quick enough for every read."""
     negative = np.mean(values < 0) if values.size else 0
-    if negative > _MAX_NEGATIVE:
+    if negative > MAX_NEGATIVE:
         raise InputError(
             f"{name}: {100 * negative:.0f} % of its values are negative, so it is not {scale}. "
             'Is it in dB (`sar_scale="db"`)?'

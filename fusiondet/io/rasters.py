@@ -1,5 +1,6 @@
 """Open rasters safely, and read chosen bands with their validity, on the file's own grid or warped onto another."""
 
+import contextlib
 import itertools
 import math
 import re
@@ -12,6 +13,7 @@ from fusiondet.files import check_name
 from fusiondet.io.bands import LINEAR_SCALES, POLARISATIONS, check_averaging, sar_members
 from fusiondet.io.calibration import MIN_SAMPLE, check_not_db, stated_scale_factor
 from fusiondet.io.crs import SET_CRS, raster_crs_text
+from fusiondet.io.fill_values import PATCH_PX, WHOLE_PX, lattice_starts
 from fusiondet.io.grids import grid_in_pixels_of, north_up, warp_valid, whole_pixel_offset
 from fusiondet.io.units import LengthUnit, height_unit_of
 
@@ -45,6 +47,9 @@ MAX_NAMED = 24
 ROUNDED = 1.02
 # A mask is looked at in so many rows and columns.
 LOOK_PX = 1024
+# Bands without telling names are taken in order up to this number of them: red, green, blue and one more. Images of
+# more begin with other bands (coastal aerosol, blue).
+_MOST_GUESSED = 4
 # What a polarisation without any power becomes where another one has some.
 SAR_FLOOR_DB = -50.0
 
@@ -242,6 +247,15 @@ class Bands:
             image[:, np.isnan(image).any(axis=0)] = np.nan
         return image
 
+    def sample_final(self) -> list[np.ndarray]:
+        """(k,) numbers of each channel at sampled pixels, see `FileBands.sample_final`, NaN left out.
+
+        Of a mean of several bands: those of all of them.
+        """
+        members = [channel for file in self.files for channel in file.sample_final()]
+        sampled = [np.concatenate([members[row] for row in rows]) for rows in self._rows]
+        return [values[np.isfinite(values)] for values in sampled]
+
     def read_final(self, window: PixelWindow | None = None) -> np.ndarray:
         """(n, h, w) channels on the grid of the files, which is one."""
         return self.read(lambda file: file.read_final(window))
@@ -404,6 +418,51 @@ class FileBands:
         elif MaskFlags.per_dataset in flags:
             valid &= self.source.read_masks(self.indexes[0], window=window) > 0
         return valid
+
+    def assume_nodata(self, value: float) -> None:
+        """Take `value` for no data, where the file declares no such number."""
+        if all(n is None for n in self.nodata):
+            self._assumes_nodata, self.nodata = True, [value] * len(self.nodata)
+
+    def patch_windows(self) -> tuple[list[list[PixelWindow]], int]:
+        """Rows of windows that show what the file holds, see `fusiondet.io.fill_values`, and the side of a patch.
+
+        One window, of patches of 1 px, is all of a small file.
+        """
+        width, height = self.source.width, self.source.height
+        if width * height <= WHOLE_PX or min(width, height) < PATCH_PX:
+            return [[(0, 0, width, min(height, max(1, WHOLE_PX // width)))]], 1
+        columns, rows = lattice_starts(width), lattice_starts(height)
+        return [[(x, y, PATCH_PX, PATCH_PX) for x in columns] for y in rows], PATCH_PX
+
+    def sample_cells(self) -> np.ndarray:
+        """(n, R, C, p, p) float32 numbers of the file in patches, see `fusiondet.io.fill_values.find_fill`.
+
+        NaN where the file tells of no data, and where its pixels cannot be read.
+        """
+        windows, side = self.patch_windows()
+
+        def numbers(window):
+            try:
+                raw, valid = self.read_raw(window)
+            except UnreadablePixelsError:
+                return np.full((len(self.indexes), window[3], window[2]), np.nan, np.float32)
+            return np.where(valid, raw.astype(np.float32), np.float32(np.nan))
+
+        if side == 1:
+            return numbers(windows[0][0])[..., None, None]
+        return np.stack([np.stack([numbers(window) for window in row], 1) for row in windows], 1)
+
+    def sample_final(self) -> np.ndarray:
+        """(n, k) float32 image channels at the pixels of `patch_windows`, NaN = no data.
+
+        Parts that cannot be read are left out: who predicts them says so.
+        """
+        found = [np.zeros((len(self.indexes), 0), np.float32)]
+        for window in (window for row in self.patch_windows()[0] for window in row):
+            with contextlib.suppress(InputError):
+                found.append(self.read_final(window).reshape(len(self.indexes), -1))
+        return np.concatenate(found, axis=1)
 
     def sample(self, count: int) -> np.ndarray:
         """About `count` known numbers other than 0: of the middle of the file, then of eight places around it."""
@@ -669,7 +728,8 @@ def resolve_bands(
 
     Raises:
         InputError: fewer bands than wanted (naming both), bands of other polarisations, a wrong number of indexes or
-            one out of range, a mean whose members cannot be told, or a palette.
+            one out of range, a mean whose members cannot be told, more optical bands than can be guessed at, or a
+            palette.
     """
     stack = band_stack(sources)
     data = [
@@ -720,6 +780,11 @@ def _in_order(stack, data, wanted, members, at, found, option, notes) -> dict[st
             f"{option} to take them all the same."
         )
     more = len(free) > len(rest)
+    if more and len(free) > _MOST_GUESSED and not set(rest) & set(POLARISATIONS):
+        raise InputError(
+            f"{found}; names do not tell which of them are {', '.join(rest)}. Say so with {option}: "
+            f"{_usual_bands(option, len(free), rest)}."
+        )
     mean = next((name for name in wanted if "+" in name and set(sar_members(name)) & set(rest)), None)
     if mean and more:
         raise InputError(
@@ -733,6 +798,15 @@ def _in_order(stack, data, wanted, members, at, found, option, notes) -> dict[st
         first = f"the first {len(rest)} are" if len(rest) > 1 else "the first is"
         notes.append(f"{found}, whose names do not tell; {first} taken as {', '.join(rest)} (see {option}).")
     return {**at, **dict(zip(rest, free))}
+
+
+def _usual_bands(option: str, count: int, wanted: Sequence[str]) -> str:
+    """The bands of common products of `count` bands that are red, green and blue, as a value of `option`."""
+    if list(wanted) != ["red", "green", "blue"]:
+        return f"{len(wanted)} of 1..{count}"
+    usual = {8: ("(5, 3, 2)", "WorldView-2 and -3"), 7: ("(4, 3, 2)", "Landsat 8 and 9")}
+    numbers, product = usual.get(count, ("(4, 3, 2)", "Sentinel-2 with B1 first"))
+    return f"`{option.strip('`')}={numbers}` for {product}"
 
 
 def _polarisations(source, index: int) -> set[str]:

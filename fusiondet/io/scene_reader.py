@@ -1,16 +1,17 @@
 """An RGB and a SAR raster as one image on one grid, window by window."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from fusiondet.errors import InputError, unknown_name
-from fusiondet.io.bands import SAR_SCALES, BandSpec
+from fusiondet.io.bands import LINEAR_SCALES, SAR_SCALES, BandSpec
 from fusiondet.io.calibration import MIN_SAMPLE, check_sar_scale
 from fusiondet.io.crs import GEOREFERENCE, raster_crs_text
+from fusiondet.io.fill_values import fill_words, find_fill
 from fusiondet.io.grids import (
     SAME_GRID_PX,
     axis_gsd_m,
@@ -142,6 +143,7 @@ class SceneReader:
 
     Attributes:
         width, height, transform, crs, gsd_m: of the grid. bands: what the channels are. notes: sentences for the user.
+        fills: name of a file -> number that means no data there, although neither the file nor the user says so.
         own_shape, own_transform: (H, W) and transform of the same extent in the first raster's own pixels.
         target_gsd_m: what the scene is resampled to, None for its own pixels.
         shared: share of the first raster's extent that all rasters cover; 1 where no more than a fringe lacks.
@@ -157,7 +159,11 @@ class SceneReader:
         sar_bands: Sequence[int | tuple[int, ...]] | None = None,
         sar_scale: str | None = None,
         sar_factor: float | None = None,
+        optical_scale: float | None = None,
         nodata: float | None = None,
+        recognise_nodata: bool = False,
+        usual_nodata: float | None = None,
+        fills: Mapping[str, float] | None = None,
         gsd_m: float | None = None,
         target_gsd_m: float | Callable[[float], float | None] | None = None,
         extent: str = "optical",
@@ -175,7 +181,12 @@ class SceneReader:
             sar_scale: what the SAR file holds (bands.SAR_SCALES); None: as `bands.sar_scale` says.
             sar_factor: calibration of amplitudes and complex numbers, which are multiplied by it; None: what the file
                 states, else 1.
+            optical_scale: what optical numbers are multiplied by; None: as they are.
             nodata: number that means "no data" where a file declares none.
+            recognise_nodata: find out such numbers of files for which neither the file nor `nodata` tells: values such
+                as -9999, large areas of exactly 0 at the border. See `fusiondet.io.fill_values`.
+            usual_nodata: with `recognise_nodata`, the number of files of which none is found.
+            fills: name of a file -> such a number, as an earlier reader found it.
             gsd_m: pixel size in metres, for rasters without georeference.
             target_gsd_m: resample to this, or to what this function returns for the raster's own GSD; None: keep the
                 raster's own grid.
@@ -200,11 +211,18 @@ class SceneReader:
             scale = (sar_scale or bands.sar_scale) if bands.sar else None
             self._optical = self._open(rgb_path, bands.optical, rgb_bands, nodata, "`rgb_bands`")
             self._sar = self._open(sar_path, bands.sar, sar_bands, nodata, "`sar_bands`", scale, sar_factor)
+            self._optical_scale = optical_scale
             parts = [part for part in (self._optical, self._sar) if part is not None]
             if not parts:
                 raise InputError(
                     f"none of the wanted bands {', '.join(bands.names)} has a raster. Pass `rgb` or `sar`."
                 )
+            self.fills = dict(fills or {})
+            if recognise_nodata and nodata is None:
+                self.fills |= self._recognised_fills(parts, usual_nodata)
+            for file in (file for part in parts for file in part.files):
+                if file.source.name in self.fills:
+                    file.assume_nodata(self.fills[file.source.name])
             base = self._base = parts[0].files[0]
             placed: dict = {}
             for file in (file for part in parts for file in part.files):
@@ -237,6 +255,42 @@ class SceneReader:
         sources = [path if isinstance(path, DatasetReader) else self._opened(path) for path in paths]
         indexes = resolve_bands(sources, wanted, indexes, option, self.notes)
         return Bands(sources, indexes, nodata, scale, factor)
+
+    def _recognised_fills(self, parts: list[Bands], usual: float | None) -> dict[str, float]:
+        """Name of a file -> number that means no data in it, of files that declare none; what is found is noted."""
+        found: dict[str, float] = {}
+        for part in parts:
+            of_source: dict = {}
+            for file in part.files:
+                of_source.setdefault(file.source, []).append(file)
+            for source, files in of_source.items():
+                if any(n is not None for n in source.nodatavals) or files[0].scale == "complex":
+                    continue
+                cells = np.concatenate([file.sample_cells() for file in files])
+                fill = find_fill(cells)
+                if fill is not None and fill.value == 0 and files[0].scale in LINEAR_SCALES:
+                    fill = None  # no power is no data anyway
+                if usual is not None and not (fill and fill.certain):
+                    found[source.name] = usual
+                    if (cells == usual).all(axis=0).any():
+                        self.notes.append(
+                            f"{source.name}: declares no nodata value; {usual:g} counts as no data, as in the training."
+                        )
+                elif fill is not None:
+                    self.notes.append(fill_words(source.name, fill))
+                    if fill.certain:
+                        found[source.name] = fill.value
+        return found
+
+    def sample(self, modality: str) -> list[np.ndarray]:
+        """(k,) numbers of each channel of "optical" or "sar" at sampled pixels of its files; none without a raster."""
+        part = self._optical if modality == "optical" else self._sar
+        if part is None:
+            return []
+        sampled = part.sample_final()
+        if modality == "optical" and self._optical_scale is not None:
+            return [values * np.float32(self._optical_scale) for values in sampled]
+        return sampled
 
     def _opened(self, path: Path) -> DatasetReader:
         source = open_raster(path, allow_vrt=True)
@@ -463,6 +517,8 @@ class SceneReader:
             np.full((n, height, width), np.nan, np.float32) if part is None else part.read(read_file)
             for part, n in ((self._optical, len(self.bands.optical)), (self._sar, len(self.bands.sar)))
         ]
+        if self._optical_scale is not None:
+            images[0] = images[0] * np.float32(self._optical_scale)
         image = np.concatenate(images)
         if self._common_px is not None:
             image[:, geometry_mask([self._common_px], (height, width), Affine.translation(x0, y0))] = np.nan
