@@ -5,6 +5,7 @@ import threading
 from fusiondet.errors import InputError
 from fusiondet.inference import pipeline, predict_scene, predict_to_file
 from fusiondet.io.layers import read_metadata
+from fusiondet.io.scene_reader import SceneReader
 from fusiondet.visualization.report import write_layer_report
 from tests.support.scene_cases import TOP, WINDOWS, boxes_px, expected, plan_of, windows_of
 
@@ -103,6 +104,6 @@ class TestDamagedBlock:
         def complain(*args):
             raise InputError("not dB")
 
-        monkeypatch.setattr(pipeline, "check_sar_values", complain)
+        monkeypatch.setattr(SceneReader, "read", complain)
         with pytest.raises(InputError, match="not dB"):
             predict_scene(finder, write_scene(), skip_invalid=True)
