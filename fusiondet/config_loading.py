@@ -235,11 +235,6 @@ def check_values(cfg: CN) -> None:
             lambda v: sum(v.values()) <= 1,
             "probabilities of 0 or more that add up to 1 at most",
         ),
-        (
-            ("DATASETS.LABEL_SHARE",),
-            lambda v: _are_in_range("DATASETS.LABEL_SHARE", [v]),
-            "above 0, as buildings are learned from labels alone, and 1 at most; 0.1: a tenth of the tiles",
-        ),
         (("MODEL.RESNETS.DEPTH",), lambda v: v in _DEPTHS, f"one of {_DEPTHS}"),
         (("MODEL.FUSION.SAR_RESNETS.DEPTH",), lambda v: v in (0, *_DEPTHS), f"0 or one of {_DEPTHS}"),
         (("INPUT.NODATA",), lambda v: len(v) <= 1, "one number or []"),

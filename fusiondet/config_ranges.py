@@ -142,11 +142,11 @@ _ANY = Range(-_LARGEST, _LARGEST)
 # Lists whose entries are of any kind, or whose own checks have more to tell than that they are no numbers or no words.
 _OWN_CHECKS = (
     "TEST.EXPECTED_RESULTS", "INPUT.SCALE_RANGE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.DEPTH",
-    "MODEL.FUSION.SAR_RESNETS.DEPTH", "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "INPUT.MODALITIES", "DATASETS.LABEL_SHARE",
+    "MODEL.FUSION.SAR_RESNETS.DEPTH", "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "INPUT.MODALITIES",
     "MODEL.ROI_HEIGHT_HEAD.GEOMETRY", "*.NAMES", "*.TASKS", "*.WIDTHS",
 )  # fmt: skip
 # Lists of words in which none may be twice.
-_UNIQUE = ("*.IN_FEATURES", "*.OUT_FEATURES", "INPUT.*_BANDS", "MODEL.DENSE_NET.CLASSES")
+_UNIQUE = ("*.IN_FEATURES", "*.OUT_FEATURES", "INPUT.*_BANDS", "*.CLASSES")
 
 
 def range_of(key: str) -> Range:
@@ -226,7 +226,15 @@ def _check_number(key: str, number, value) -> None:
     one = range_of(key)
     if not one.holds(number):
         numbers = "numbers, each " if isinstance(value, list) else ""
-        raise InputError(f"{key} is {shown(value)}, expected {numbers}{one.expected(number)}.")
+        expected = _EXPECTED.get(key) or f"{numbers}{one.expected(number)}"
+        raise InputError(f"{key} is {shown(value)}, expected {expected}.")
+
+
+# Where a range has a reason that is worth a word.
+_EXPECTED = {
+    "DATASETS.LABEL_SHARE": "above 0, as buildings are learned from labels alone, and 1 at most; 0.1: a tenth of the "
+    "tiles"
+}
 
 
 def shown(value, most: int = 80) -> str:

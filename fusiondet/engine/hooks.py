@@ -272,25 +272,29 @@ class CatchUp(HookBase):
         period: int,
         evaluation: hooks.EvalHook | None,
         best: BestCheckpoint | None,
+        writers: MetricWriters | None,
     ):
-        """`period` of `evaluation`; `best` judges it, in the main process."""
-        self.checkpointer, self.period, self.evaluation, self.best = checkpointer, period, evaluation, best
+        """`period` of `evaluation`; `best` judges it and `writers` write, in the main process."""
+        self.checkpointer, self.period, self.evaluation = checkpointer, period, evaluation
+        self.best, self.writers = best, writers
 
     def before_train(self) -> None:
         """Catch up with the step that the checkpoint was written after."""
         trainer, done = self.trainer, self.trainer.start_iter
         if not done:
             return
+        trainer.iter = trainer.storage.iter = done - 1
         if done >= trainer.max_iter:
             # There are no steps left; the last evaluation is made after training, as ever.
-            trainer.iter = trainer.max_iter - 1
             if self.best is not None and Path(self.checkpointer.get_checkpoint_file()).stem != "model_final":
                 self.checkpointer.save("model_final", iteration=trainer.iter)
         elif self.evaluation is not None and self.period > 0 and done % self.period == 0:
-            trainer.iter = trainer.storage.iter = done - 1
             self.evaluation._do_eval()
             if self.best is not None:
                 self.best.after_step()
+        if self.writers is not None:
+            self.writers.after_step()
+        if done < trainer.max_iter:
             trainer.iter = trainer.storage.iter = done
 
 

@@ -273,14 +273,16 @@ class FusionTrainer(DefaultTrainer):
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate) if len(cfg.DATASETS.TEST) else None
         made += [evaluation] if evaluation else []
         best = BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC) if comm.is_main_process() else None
+        writers = None
         if comm.is_main_process():
             made.append(best)
             if cfg.VIS_PERIOD > 0 and self.figures is not None:
                 bands = BandSpec(cfg.INPUT.OPTICAL_BANDS, cfg.INPUT.SAR_BANDS, cfg.INPUT.SAR_SCALE)
                 made.append(PredictionPanel(cfg.VIS_PERIOD, bands, self.figures.predictions))
-            made.append(MetricWriters(self.build_writers, Path(cfg.OUTPUT_DIR) / "metrics.json"))
+            writers = MetricWriters(self.build_writers, Path(cfg.OUTPUT_DIR) / "metrics.json")
+            made.append(writers)
         # Last: all others have to be as they were when the checkpoint was written.
-        made.append(CatchUp(self.checkpointer, cfg.TEST.EVAL_PERIOD, evaluation, best))
+        made.append(CatchUp(self.checkpointer, cfg.TEST.EVAL_PERIOD, evaluation, best, writers))
         return made
 
     @classmethod
