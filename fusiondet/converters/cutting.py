@@ -75,6 +75,7 @@ class Mosaic:
         label_files: what they were read from.
         options: keyword arguments of `SceneReader`.
         zonal: statistic of the height rasters' pixels inside an outline.
+        height_unit: of heights in rasters that state none, see `HeightRaster`.
         tile_size, overlap: pixels.
         max_nodata: largest share of invalid pixels of a tile. min_area_m2: smallest building.
         cut: copy the pixels of every tile; else a tile refers to its rasters wherever their grid is the tiles'.
@@ -91,6 +92,7 @@ class Mosaic:
     label_files: list[Path]
     options: dict
     zonal: str = "median"
+    height_unit: str | None = None
     tile_size: int = 512
     overlap: int = 0
     max_nodata: float = 0.95
@@ -197,7 +199,9 @@ class _OpenImage:
                 )
             )
             self.heights = (
-                files.enter_context(HeightRaster(**image.heights)) if any(image.heights.values()) else None
+                files.enter_context(HeightRaster(**image.heights, height_unit=mosaic.height_unit))
+                if any(image.heights.values())
+                else None
             )
             self.files = files.pop_all()
         self._labels: dict[int, tuple[Building, str | None]] = {}

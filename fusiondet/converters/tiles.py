@@ -97,8 +97,8 @@ _OPTIONS = {
     "height_field": ("column of heights; default: 3DBAG's, where the file has them", _NAME),
     "ground_field": ("column of ground elevations to subtract", _NAME),
     "height_unit": (
-        "of these columns; default: what a column's name or the vertical axis of its CRS states, else metres, unless "
-        "its coordinates are in feet",
+        "of these columns and of rasters of heights; default: what a column's name, a band's unit or the vertical axis "
+        "of the CRS states, else metres, unless coordinates are in feet",
         {"choices": tuple(HEIGHT_UNITS)},
     ),
     "statistic": ("which of 3DBAG's roof statistics", {"choices": threedbag.STATISTICS}),
@@ -334,7 +334,16 @@ def _mosaic(recipe: Recipe) -> Mosaic:
         },
         **{
             name: getattr(recipe, name)
-            for name in ("zonal", "tile_size", "overlap", "max_nodata", "min_area_m2", "sensor", "cut")
+            for name in (
+                "zonal",
+                "height_unit",
+                "tile_size",
+                "overlap",
+                "max_nodata",
+                "min_area_m2",
+                "sensor",
+                "cut",
+            )
         },
     )
 

@@ -13,6 +13,7 @@ from fusiondet.io.crs import raster_crs_text
 from fusiondet.io.grids import gsd_m_of
 from fusiondet.io.rasters import BandReader
 from fusiondet.io.terrain import GROUND_RINGS_M, ground_around
+from fusiondet.io.units import HEIGHT_UNITS
 
 import numpy as np
 import shapely
@@ -74,21 +75,35 @@ class HeightRaster:
     """
 
     def __init__(
-        self, ndsm: Path | None = None, dsm: Path | None = None, dtm: Path | None = None, nodata=None
+        self,
+        ndsm: Path | None = None,
+        dsm: Path | None = None,
+        dtm: Path | None = None,
+        nodata=None,
+        height_unit: str | None = None,
     ):
         """Open the file(s); a context manager that closes them.
 
+        Args:
+            height_unit: m, ft or us-ft, of heights in files that state no unit; None: metres.
+
         Raises:
-            InputError: not exactly an nDSM, or a DSM and a DTM; or a file that cannot be read.
+            InputError: not exactly an nDSM, or a DSM and a DTM; a file that cannot be read; or one in a map in feet
+                that states no unit of its heights, without `height_unit`.
         """
         if (ndsm is None) == (dsm is None) or (dsm is None) != (dtm is None):
             raise InputError("heights come either from `ndsm`, or from `dsm` and `dtm` together.")
         self.source = "ndsm" if ndsm else "dsm - dtm"
+        reading = {"nodata": nodata, "in_metres": True, "height_unit": height_unit}
         with ExitStack() as files:
-            self._surface = files.enter_context(BandReader(ndsm or dsm, nodata=nodata, in_metres=True))
-            self._terrain = (
-                files.enter_context(BandReader(dtm, nodata=nodata, in_metres=True)) if dtm else None
-            )
+            self._surface = files.enter_context(BandReader(ndsm or dsm, **reading))
+            self._terrain = files.enter_context(BandReader(dtm, **reading)) if dtm else None
+            for path, file in ((ndsm or dsm, self._surface), (dtm, self._terrain)):
+                if file is not None and file.hints_at_feet:
+                    raise InputError(
+                        f"{path}: its coordinates are in feet, and nothing says whether its heights are in feet, too. "
+                        f"Pass `height_unit`: {', '.join(HEIGHT_UNITS)}."
+                    )
             self._files = files.pop_all()
         self.crs = self._surface.crs
         self.notes = self._surface.notes + (self._terrain.notes if self._terrain else [])

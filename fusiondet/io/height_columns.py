@@ -21,8 +21,6 @@ from pyproj import CRS
 
 # Lengths that a column's name may end in; "link" or "ch" are words of other meanings.
 _NAMED_UNITS = ("m", "ft", "us-ft", "cm", "dm", "mm")
-# Units of coordinates of about this length are feet of some kind.
-_FEET_M = (0.28, 0.33)
 # A column is told by its numbers from so many on.
 _MOST_TELLING = 20
 _NAMES_OF_IDS = re.compile(r"(?i:(^|[_\W])(id|fid|gid|oid|uid|uuid|guid|objectid|identifier))$|[a-z]I[dD]$")
@@ -54,7 +52,7 @@ def column_units(
     found = {column: unit_of_name(column) or given or source.vertical_unit for column in columns}
     unstated = [column for column, unit in found.items() if unit is None]
     map_unit = horizontal_unit(CRS.from_user_input(source.crs)) if source.crs and unstated else None
-    if map_unit is not None and _FEET_M[0] < map_unit.metres < _FEET_M[1]:
+    if map_unit is not None and map_unit.is_foot:
         raise InputError(
             f"{path}: its coordinates are in feet ({map_unit.name}), and nothing says whether {', '.join(unstated)} is "
             f"in feet, too. Pass `height_unit`: {', '.join(HEIGHT_UNITS)}."

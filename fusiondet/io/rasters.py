@@ -15,7 +15,7 @@ from fusiondet.io.calibration import MIN_SAMPLE, check_not_db, stated_scale_fact
 from fusiondet.io.crs import SET_CRS, raster_crs_text
 from fusiondet.io.fill_values import PATCH_PX, WHOLE_PX, lattice_starts
 from fusiondet.io.grids import grid_in_pixels_of, north_up, warp_valid, whole_pixel_offset
-from fusiondet.io.units import LengthUnit, height_unit_of
+from fusiondet.io.units import LengthUnit, height_unit_of, horizontal_unit, required_length_unit
 
 import numpy as np
 import rasterio
@@ -306,6 +306,10 @@ class FileBands:
             InputError: the dtypes contradict the scale.
         """
         self.source, self.indexes, self.scale = source, list(indexes), scale
+        if nodata is not None and not math.isfinite(nodata):
+            raise InputError(
+                f"`nodata` is {nodata}, expected a finite number; NaN and inf are no data anyway."
+            )
         self.transform, self.crs = source.transform, source.crs
         self.scaling = stated_scaling(source, self.indexes)
         declared = [source.nodatavals[i - 1] for i in self.indexes]
@@ -635,6 +639,7 @@ class BandReader:
     Attributes:
         transform, crs, width, height: of the file.
         unit: that of its values before they were brought to metres; None where nothing states one.
+        hints_at_feet: heights of no stated unit lie on a map in feet, so that they may be in feet as well.
         notes: what was decided by what the file states, one sentence each, for the user.
     """
 
@@ -645,12 +650,14 @@ class BandReader:
         nodata: float | None = None,
         allow_vrt: bool = True,
         in_metres: bool = False,
+        height_unit: str | None = None,
     ):
         """Open `path`; a context manager that closes it. `allow_vrt` and errors are those of `open_raster`.
 
         Args:
             in_metres: the values are heights, and are read in metres, whatever length the band's unit or else the
-                vertical axis of the CRS states; where neither states one they count as metres.
+                vertical axis of the CRS states.
+            height_unit: the unit where neither states one; None: metres.
 
         Raises:
             InputError: also, with `in_metres`, a unit that is no length, or an axis that counts depths.
@@ -658,26 +665,33 @@ class BandReader:
         self._source = open_raster(path, allow_vrt)
         self.notes: list[str] = []
         self.unit: LengthUnit | None = None
+        self.hints_at_feet = False
         try:
             check_placed(self._source)
             self._bands = FileBands(self._source, [band], nodata, None)
             if self._bands.scaling:
                 self.notes.append(scaling_note(self._source, self._bands.scaling))
             if in_metres:
-                self._settle_unit(band)
+                self._settle_unit(band, height_unit)
         except InputError:
             self._source.close()
             raise
         self.transform, self.crs = self._source.transform, self._source.crs
         self.width, self.height = self._source.width, self._source.height
 
-    def _settle_unit(self, band: int) -> None:
+    def _settle_unit(self, band: int, height_unit: str | None) -> None:
         source = self._source
         crs = CRS.from_wkt(source.crs.to_wkt()) if source.crs else None
         try:
             self.unit = height_unit_of(source.units[band - 1], crs)
         except InputError as error:
             raise InputError(f"{source.name}: {error}") from None
+        given = None if height_unit is None else required_length_unit(height_unit, "height_unit")
+        if self.unit is not None and given is not None and self.unit != given:
+            self.notes.append(f"{source.name}: states heights in {self.unit.name}, not in {given.name}.")
+        self.unit = self.unit or given
+        on_map = horizontal_unit(crs) if crs is not None else None
+        self.hints_at_feet = self.unit is None and on_map is not None and on_map.is_foot
         if self.unit is None or self.unit.is_metre:
             return
         self.convert(self.unit)

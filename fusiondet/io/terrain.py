@@ -76,7 +76,12 @@ class GroundRaster:
             InputError: cannot be read, has no CRS, or says that its unit is no length.
         """
         self._reader = BandReader(path, in_metres=True)
-        self.notes = self._reader.notes
+        self.notes = list(self._reader.notes)
+        if self._reader.hints_at_feet:
+            self.notes.append(
+                f"{path}: its coordinates are in feet and nothing states the unit of its elevations, which are taken "
+                "as metres. Set it where that is wrong: `rio edit-info --bidx 1 --units us-ft FILE`."
+            )
         if self._reader.crs is None:
             raise InputError(f"{path}: has no CRS. `rio edit-info --crs EPSG:n FILE` sets it.")
         own = CRS.from_user_input(self._reader.crs)

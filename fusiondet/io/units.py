@@ -44,6 +44,11 @@ class LengthUnit:
         """True for the metre."""
         return self.metres == 1
 
+    @property
+    def is_foot(self) -> bool:
+        """True for a foot of any kind."""
+        return 0.28 < self.metres < 0.33
+
 
 METRE = LengthUnit("m", 1.0)
 FOOT = LengthUnit("ft", 0.3048)

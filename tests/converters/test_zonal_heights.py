@@ -165,3 +165,19 @@ class TestTerrainWithoutData:
 
     def test_heights_above_ground_have_no_terrain(self, stairs):
         assert stairs.ground_around(on_map(2, 2, 4, 4)) is None
+
+
+def test_heights_without_unit_on_a_map_in_feet_need_one(tmp_path):
+    path = write(tmp_path / "n.tif", np.full((10, 10), 100.0), crs="EPSG:2263")
+    with raises_naming("n.tif", "feet", "`height_unit`", "us-ft"):
+        HeightRaster(ndsm=path)
+    for unit, height_m in (("m", 100.0), ("us-ft", 100 * 1200 / 3937)):
+        with HeightRaster(ndsm=path, height_unit=unit) as raster:
+            assert raster.of(on_map(0, 0, 4, 4), np.median)[0] == pytest.approx(height_m)
+
+
+def test_what_a_file_states_goes_before_the_unit_that_is_passed(tmp_path):
+    path = tagged(write(tmp_path / "n.tif", np.full((10, 10), 100.0)), unit="ft")
+    with HeightRaster(ndsm=path, height_unit="m") as raster:
+        assert raster.of(on_map(0, 0, 4, 4), np.median)[0] == pytest.approx(30.48)
+        assert "not in m" in raster.notes[0]

@@ -255,3 +255,9 @@ def test_names_that_no_raster_can_have_are_refused_at_once(tmp_path, name):
     os.symlink("loop", tmp_path / "loop")
     with pytest.raises(InputError, match="is not a file|not UTF-8|cannot be opened|NUL"):
         open_raster(tmp_path / name)
+
+
+@pytest.mark.parametrize("nodata", [float("nan"), float("inf")])
+def test_a_no_data_number_that_is_none_is_refused(tmp_path, nodata):
+    with raises_naming("`nodata`", "finite"):
+        read(write(tmp_path / "a.tif", picture(64), levels=()), None, nodata=nodata)
