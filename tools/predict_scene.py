@@ -121,6 +121,13 @@ def parse_args():
         "at the border are recognised)",
     )
     parser.add_argument(
+        "--gsd",
+        dest="gsd_m",
+        type=float,
+        metavar="M",
+        help="metres per pixel of images without georeference (that of the training)",
+    )
+    parser.add_argument(
         "--force-gsd", action="store_true", help="predict however far the pixel size is from training"
     )
     parser.add_argument(
@@ -267,11 +274,13 @@ def _print_notes(notes):
 
 def _print_outputs(result, out, height_path, class_path, report):
     if out:
-        print(f"wrote {out}: {result.count} buildings, {result.with_heights} with heights, {result.crs}")
+        print(
+            f"wrote {out}: {result.count} buildings, {result.with_heights} with heights, {result.crs or 'no CRS'}"
+        )
     if height_path:
-        print(f"wrote {height_path}: metres above ground, {result.crs}")
+        print(f"wrote {height_path}: metres above ground, {result.crs or 'no CRS'}")
     if class_path:
-        print(f"wrote {class_path}: classes, {result.crs}")
+        print(f"wrote {class_path}: classes, {result.crs or 'no CRS'}")
     if report:
         print(f"wrote {report}")
 

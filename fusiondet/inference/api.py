@@ -37,7 +37,6 @@ import geopandas
 import numpy as np
 import pandas
 import rasterio
-import shapely
 from pyproj import CRS
 
 # Buildings of a frame that `iterate` gives, at least.
@@ -98,7 +97,7 @@ def predict_to_file(
         What was found, without the buildings.
 
     Raises:
-        InputError: see `predict_scene` and `write_buildings`; also when the scene has no CRS, or when `out` is missing
+        InputError: see `predict_scene` and `write_buildings`; also when `out` is missing
             for a network that finds buildings, or given for one that does not.
         OSError: an output could not be written to the end. What is finished is kept for `resume`.
     """
@@ -166,8 +165,11 @@ def _write(run: SceneRun, out: Path | None, options: SceneOptions, store: Store)
             for _ in found:
                 pass
         return []
+    unit_m = run.plan.unit_m if run.plan.crs is None else None
     try:
-        with BuildingWriter(out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm) as writer:
+        with BuildingWriter(
+            out, run.plan.crs, run.metadata, options.overwrite, dtm=options.dtm, unit_m=unit_m
+        ) as writer:
             with contextlib.closing(found):
                 for buildings in found:
                     writer.write(buildings)
@@ -185,8 +187,9 @@ class ScenePredictor:
     """A trained network that turns rasters of any size into GeoDataFrames of buildings.
 
     Frames have the columns of the layers of `fusiondet.io.layers`: score, height_m, height_p16_m, height_p84_m (metres
-    above ground, NaN where unknown), area_m2 and volume_m3, and outlines in the scene's own CRS; without a CRS, areas
-    are in map units. `frame.attrs` holds "notes", what was decided on the way, and "metadata", where it comes from.
+    above ground, NaN where unknown), area_m2 and volume_m3, and outlines in the scene's own CRS; in pixels or
+    map units without one. `frame.attrs` holds "notes", what was decided on the way, and "metadata", where it comes
+    from.
     """
 
     def __init__(self, predictor: Predictor):
@@ -236,16 +239,22 @@ class ScenePredictor:
             yield self._frame(run, waiting, [*run.plan.notes, *run.late_notes])
 
     def _frame(self, run: SceneRun, buildings: Iterable[Building], notes) -> geopandas.GeoDataFrame:
-        frame = buildings_frame(buildings, run.plan.crs)
+        frame = buildings_frame(buildings, run.plan.crs, run.plan.unit_m)
         frame.attrs = {"notes": list(notes), "metadata": dict(run.metadata)}
         return frame
 
 
-def buildings_frame(buildings: Iterable[Building], crs: str | None) -> geopandas.GeoDataFrame:
-    """Return `buildings` in map coordinates of `crs` as a frame with the columns of a layer; NaN where unknown."""
+def buildings_frame(
+    buildings: Iterable[Building], crs: str | None, unit_m: float = 1.0
+) -> geopandas.GeoDataFrame:
+    """Return `buildings` in map coordinates of `crs` as a frame with the columns of a layer; NaN where unknown.
+
+    Args:
+        unit_m: metres per unit of the coordinates, where there is no CRS.
+    """
     buildings = list(buildings)
     polygons = np.array([b.polygon for b in buildings], dtype=object)
     columns = {name: np.array([getattr(b, name) for b in buildings], dtype=float) for name in NUMBERS}
-    area = areas_m2(polygons, CRS(crs)) if crs else shapely.area(polygons).astype(float)
+    area = areas_m2(polygons, CRS(crs) if crs else None, unit_m)
     columns |= {"area_m2": area, "volume_m3": area * columns["height_m"]}
     return geopandas.GeoDataFrame(pandas.DataFrame(columns), geometry=list(polygons), crs=crs)

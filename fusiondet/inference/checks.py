@@ -174,6 +174,20 @@ def turn_note(transform: Affine, name) -> list[str]:
     ]
 
 
+def usual_gsd(predictor: Predictor, name) -> float:
+    """Return the middle of the pixel sizes that the network was trained on, metres.
+
+    Raises:
+        InputError: the checkpoint does not state them; `name` is the scene's.
+    """
+    if not predictor.gsd_range_m:
+        raise InputError(
+            f"{name}: has no georeference, and {predictor.weights} does not state the pixel size of its training. "
+            "Pass `gsd_m`, the metres per pixel."
+        )
+    return math.sqrt(math.prod(predictor.gsd_range_m))
+
+
 def target_gsd(predictor: Predictor, gsd_m: float, name, force_gsd: bool) -> float | None:
     """GSD to resample a scene of `gsd_m` metres per pixel to, or None where it fits the training.
 

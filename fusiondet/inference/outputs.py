@@ -8,9 +8,9 @@ from fusiondet.files import require_new
 from fusiondet.inference import checks
 from fusiondet.inference.options import SceneOptions
 from fusiondet.inference.predictor import Predictor
-from fusiondet.io.crs import raster_crs_text
+from fusiondet.io.crs import GEOREFERENCE, raster_crs_text
 from fusiondet.io.height_rasters import check_height_raster
-from fusiondet.io.layers import check_output
+from fusiondet.io.layers import check_output, layer_crs
 from fusiondet.io.qgis_style import check_style
 from fusiondet.io.scene_reader import SceneRasters
 
@@ -67,17 +67,21 @@ def check_outputs(out: Path | None, options: SceneOptions, weights: Path, images
 
 
 def check_layer_crs(out: Path | None, options: SceneOptions, rasters: SceneRasters) -> None:
-    """Refuse rasters whose buildings have no place on the map, or none that the format of `out` takes.
+    """Refuse rasters whose CRS, or lack of one, is nothing for the format of `out` or for a report.
 
     Raises:
-        InputError: a raster cannot be opened; the first one has no CRS; `out` cannot be in this CRS.
+        InputError: a raster cannot be opened; `out` cannot be in the CRS of the first one; it has none, and `out` or
+            the report need one.
     """
     sources = rasters.sources
     if sources and sources[0].crs is None:
-        raise InputError(
-            f"{sources[0].name}: has no CRS, so its buildings have no place on the map. "
-            "Set it with `rio edit-info --crs EPSG:n FILE`."
-        )
+        if options.report is not None:
+            raise InputError(
+                f"{sources[0].name}: has no CRS, and the page of `report` is a map. Leave it out, or georeference the "
+                f"image: {GEOREFERENCE}"
+            )
+        if out is not None:
+            layer_crs(None, Path(out), plane=True)
     if out is not None:
         crs = raster_crs_text(sources[0].crs) if sources else None
         check_output(out, options.overwrite, crs, elevations=options.dtm is not None)

@@ -20,7 +20,7 @@ from fusiondet.inference.predictor import Predictor
 from fusiondet.inference.value_ranges import value_notes
 from fusiondet.inference.windows import check_windows, scene_windows, windows_near
 from fusiondet.io.grids import axis_gsd_m
-from fusiondet.io.scene_reader import SceneRasters, SceneReader
+from fusiondet.io.scene_reader import SceneRasters, SceneReader, has_place
 from fusiondet.io.vectors import read_layer
 from fusiondet.jobs.hashing import file_state, sha256, values_sha256
 
@@ -115,6 +115,11 @@ class ScenePlan:
         return axis_gsd_m(self.transform, self.crs, self.width, self.height)
 
     @property
+    def unit_m(self) -> float:
+        """Metres per unit of the coordinates where the scene has no CRS: pixels of its first raster, or map units."""
+        return self.gsd_m / math.sqrt(abs(Affine(*self.transform).determinant))
+
+    @property
     def blocks(self) -> list[range]:
         """Numbers of the windows of each block."""
         count = len(self.windows)
@@ -172,6 +177,13 @@ def plan_scene(
     extent = options.extent or checks.extent_for(predictor)
     reading = {**options.reading, "extent": extent, "north_up": True}
     name = (rasters.paths["optical"] or rasters.paths["sar"])[0]
+    unplaced = bool(rasters.sources) and not has_place(rasters.sources[0])
+    if unplaced and reading.get("gsd_m") is None:
+        reading["gsd_m"] = checks.usual_gsd(predictor, name)
+        notes.append(
+            f"{name}: no georeference says how large its pixels are; taken as {reading['gsd_m']:.3g} m, as in the "
+            "training (see `gsd_m`)."
+        )
     reader = rasters.reader(
         predictor.bands,
         **reading,
@@ -200,6 +212,9 @@ def plan_scene(
 
     notes += reader.notes
     notes += value_notes(predictor, reader, rasters.paths, options)
+    if reader.crs is None:
+        where = "in pixels of it, x to the right and y down" if unplaced else "in the units of its transform"
+        notes.append(f"{name}: has no CRS; coordinates are {where}, and no GIS places them on the map.")
     notes += checks.extent_notes(predictor, reader, extent)
     notes += checks.turn_note(reader.transform, name)
     plan = ScenePlan(
@@ -215,7 +230,7 @@ def plan_scene(
         window_px=options.window_px,
         overlap_px=overlap_px,
         batch=options.batch or (1 if predictor.device.type == "cpu" else 4),
-        sensor=sensor.in_image_axes(reader.transform).to_dict(),
+        sensor=sensor.in_image_axes(Affine.scale(1, -1) if unplaced else reader.transform).to_dict(),
         aoi_wkb=None if area is None else shapely.to_wkb(area),
         skip_invalid=options.skip_invalid,
         sources=tuple(sources),

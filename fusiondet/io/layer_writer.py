@@ -8,6 +8,7 @@ group by row group into the final one.
 import contextlib
 import errno
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,27 +85,31 @@ class BuildingWriter:
         *,
         dtm=None,
         vertical_crs: str | CRS | None = None,
+        unit_m: float | None = None,
     ):
         """Check everything that can be known before there are buildings.
 
         Args:
             path: its suffix is one of `fusiondet.io.layers.FORMATS`.
-            crs: "EPSG:n", WKT, or a pyproj CRS. Where it has no EPSG code its full WKT2 is stored.
+            crs: "EPSG:n", WKT, or a pyproj CRS. Where it has no EPSG code its full WKT2 is stored. None for
+                none, see `unit_m`.
             metadata: see `fusiondet.io.layers`.
             overwrite: replace `path` if it exists.
             dtm: for CityJSON, what blocks stand on: a raster of elevations in metres, in any CRS, or a function of (N,)
                 outlines in map coordinates that gives (N,) elevations, NaN = unknown. None: all on z = 0.
             vertical_crs: for CityJSON, what the elevations count from; None: what the DTM says, or the vertical part
                 of `crs`, or unknown.
+            unit_m: metres per unit of coordinates in a plane of their own, such as pixels, which have no CRS and which
+                not every format takes; None: there has to be a CRS.
 
         Raises:
-            InputError: no or unknown CRS, or one that the format does not take; a suffix that is not known; `path`
+            InputError: an unknown CRS, or one, or none, that the format does not take; an unknown suffix; `path`
                 exists; a DTM for a format without elevations.
             ValueError, TypeError: `metadata` is not plain.
         """
         self._path = Path(path)
         self._format = check_output(path, overwrite, elevations=dtm is not None or vertical_crs is not None)
-        self._crs = layer_crs(crs, self._path)
+        self._crs, self._unit_m = layer_crs(crs, self._path, plane=unit_m is not None), unit_m or 1.0
         self.metadata, self.count, self.notes = dict(metadata or {}), 0, []
         _description(self.metadata)
         self._city = None
@@ -169,7 +174,7 @@ class BuildingWriter:
         self._pending = []
         polygons = np.array(polygons, dtype=object)
         columns = {name: np.array([getattr(b, name) for b in buildings], dtype=float) for name in NUMBERS}
-        columns["area_m2"] = areas_m2(polygons, self._crs)
+        columns["area_m2"] = areas_m2(polygons, self._crs, self._unit_m)
         columns["volume_m3"] = columns["area_m2"] * columns["height_m"]
         columns["ground_m"] = np.full(len(polygons), np.nan)
         if self._city:
@@ -241,7 +246,9 @@ class BuildingWriter:
                 yield from table.cast(schema).to_batches()
 
         description = _description(self.metadata)
-        with _no_date_of_the_run():
+        with _no_date_of_the_run(), warnings.catch_warnings():
+            # Of a layer without CRS, which is said where it is decided.
+            warnings.filterwarnings("ignore", "'crs' was not provided")
             pyogrio.raw.write_arrow(
                 pa.RecordBatchReader.from_batches(schema, batches()),
                 str(self._temporary),
@@ -277,7 +284,7 @@ class BuildingWriter:
         column = {
             "encoding": "WKB",
             "geometry_types": ["Polygon", "MultiPolygon"] if self._multi else ["Polygon"],
-            "crs": self._crs.to_json_dict(),
+            "crs": self._crs and self._crs.to_json_dict(),
             "covering": {"bbox": {name: ["bbox", name] for name in _BOX}},
         }
         if self.count:

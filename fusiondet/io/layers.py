@@ -26,7 +26,7 @@ from fusiondet.buildings import Building, clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.files import parse_json, read_json, require_new
 from fusiondet.io.cityjson_reader import open_cityjson
-from fusiondet.io.crs import check_crs, crs_text, parse_crs, transformer
+from fusiondet.io.crs import GEOREFERENCE, check_crs, crs_text, parse_crs, transformer
 
 import geopandas
 import numpy as np
@@ -191,13 +191,17 @@ def _checked_format(path: Path) -> Format:
     return format_
 
 
-def areas_m2(polygons: np.ndarray, crs: CRS) -> np.ndarray:
+def areas_m2(polygons: np.ndarray, crs: CRS | None, unit_m: float = 1.0) -> np.ndarray:
     """(N,) areas on the ellipsoid of `crs`, m²; planar where a CRS stands on no ellipsoid (a local grid).
+
+    Without a CRS they are planar as well, and a unit of the coordinates is `unit_m` metres.
 
     Buildings near each other are measured at once, in the equal-area projection around their middle: as good as one by
     one along geodesics, whose formula rounds to some 1e-5 m², in a tenth of the time. Outlines that are far from the
     others, or large enough for their edges to bend in a projection, are measured along geodesics.
     """
+    if crs is None:
+        return shapely.area(polygons).astype(float) * unit_m**2
     geod = crs.get_geod()
     if geod is None or crs.geodetic_crs is None:
         return shapely.area(polygons) * crs.axis_info[0].unit_conversion_factor ** 2
@@ -244,13 +248,31 @@ def format_of(path: Path) -> Format:
     return FORMATS[max(known, key=len)]
 
 
-def layer_crs(crs, path: Path) -> CRS:
-    """`crs` ("EPSG:n", WKT or a pyproj CRS) understood; InputError, which names `path`, when there is none."""
-    if not crs:
+def layer_crs(crs, path: Path, plane: bool = False) -> CRS | None:
+    """`crs` ("EPSG:n", WKT or a pyproj CRS) understood.
+
+    Args:
+        plane: take none as well, for coordinates in a plane of their own, where the format of `path` can do so.
+
+    Returns:
+        None for none.
+
+    Raises:
+        InputError: it is not understood; or there is none, which is not wanted, or not possible in this format
+            (CityJSON, and GeoJSON, whose coordinates are longitudes and latitudes).
+    """
+    if not crs and not plane:
         raise InputError(
             f"{path}: the buildings have no CRS, so a GIS could not place them. Give the image one first, e.g. "
             "`gdal_edit.py -a_srs EPSG:32631 image.tif`."
         )
+    if not crs:
+        if format_of(path).driver in ("CityJSON", "GeoJSON"):
+            raise InputError(
+                f"{path}: the buildings have no CRS, and this format has no coordinates without one. Write .gpkg, "
+                f".parquet or .fgb; or give the image a CRS and a transform: {GEOREFERENCE}"
+            )
+        return None
     return parse_crs(crs, f"{path}: CRS")
 
 

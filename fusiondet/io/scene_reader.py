@@ -301,7 +301,7 @@ class SceneReader:
         """Settle where on the map the pixels of `part` are."""
         source = part.source
         check_placed(source)
-        if not _has_place(source) and part is not base:
+        if not has_place(source) and part is not base:
             if (source.width, source.height) != (base.source.width, base.source.height):
                 raise InputError(
                     f"{source.name}: has no georeference and another size than {base.source.name}. "
@@ -310,12 +310,12 @@ class SceneReader:
             self.notes.append(f"{source.name}: no georeference; taken pixel by pixel as {base.source.name}.")
             part.transform, part.crs, part.flipped = base.transform, base.crs, base.flipped
             return
-        if (part.crs is None) != (base.crs is None) or _has_place(source) != _has_place(base.source):
+        if (part.crs is None) != (base.crs is None) or has_place(source) != has_place(base.source):
             raise InputError(
                 f"{source.name}: has {_georeference(source)}, but {base.source.name} has "
                 f"{_georeference(base.source)}. Both need a CRS and a transform: {GEOREFERENCE}"
             )
-        if north_up and _has_place(source):
+        if north_up and has_place(source):
             part.turn_north_up()
             ends = [
                 end for end, flipped in zip(("columns run west", "rows run north"), part.flipped) if flipped
@@ -535,12 +535,13 @@ class SceneReader:
         self.close()
 
 
-def _has_place(source) -> bool:
+def has_place(source) -> bool:
+    """Return True for an open raster that has a CRS or a transform."""
     return source.crs is not None or not source.transform.is_identity
 
 
 def _georeference(source) -> str:
-    if not _has_place(source):
+    if not has_place(source):
         return "no georeference"
     return raster_crs_text(source.crs) or "a transform without CRS"
 

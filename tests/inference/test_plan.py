@@ -1,8 +1,8 @@
 """Decisions before a scene is predicted: overlap, area of interest, what is refused."""
 
 from fusiondet.errors import InputError
-from fusiondet.inference import predict_scene
-from tests.support.scene_cases import LEFT, TOP, WINDOWS, plan_of
+from fusiondet.inference import predict_scene, predict_to_file
+from tests.support.scene_cases import LEFT, TOP, TRANSFORM, WINDOWS, plan_of
 
 import geopandas
 import numpy as np
@@ -18,6 +18,52 @@ def test_a_sheared_raster_is_refused(finder, write_scene):
     path = write_scene(transform=TURNED * Affine.shear(8, 0))
     with pytest.raises(InputError, match="rows and columns meet at 8[0-9.]* degrees.*gdalwarp"):
         predict_scene(finder, path)
+
+
+class TestWithoutCrs:
+    BLOCK = {(100, 50, 140, 90): 255}
+
+    def test_an_image_without_georeference_is_predicted_in_its_pixels(self, finder, write_scene, tmp_path):
+        placed = predict_scene(finder, write_scene(self.BLOCK))
+        bare = write_scene(self.BLOCK, name="bare.tif", transform=None, crs=None)
+        result = predict_scene(finder, bare)
+        assert result.crs is None and result.gsd_m == 0.5
+        (there,), (here,) = placed.buildings, result.buildings
+        on_map = shapely.transform(here.polygon, lambda xy: np.column_stack(TRANSFORM * xy.T))
+        assert on_map.equals_exact(there.polygon, 1e-6) and here.height_m == there.height_m
+        notes = " ".join(result.notes)
+        assert "bare.tif" in notes and "0.5 m" in notes and "y down" in notes
+
+    def test_its_layer_has_no_crs_and_its_areas_are_square_metres(self, finder, write_scene, tmp_path):
+        bare = write_scene(self.BLOCK, name="bare.tif", transform=None, crs=None)
+        paths = tmp_path / "a.gpkg", tmp_path / "h.tif"
+        predict_to_file(finder.weights, bare, None, paths[0], predictor=finder, height_path=paths[1])
+        frame = geopandas.read_file(paths[0])
+        assert frame.crs is None and frame.area_m2.tolist() == pytest.approx((frame.area * 0.25).tolist())
+        with rasterio.open(paths[1]) as raster:
+            assert raster.crs is None and raster.transform.is_identity
+            assert (raster.read(1)[55:85, 105:135] > 0).all()
+
+    def test_the_pixel_size_can_be_stated(self, finder, write_scene):
+        bare = write_scene(self.BLOCK, name="bare.tif", transform=None, crs=None)
+        plan = plan_of(finder, bare, gsd_m=0.55)
+        assert plan.unit_m == pytest.approx(0.55) and plan.pixel_m == (0.55, 0.55)
+
+    def test_a_transform_without_crs_counts_in_metres(self, finder, write_scene):
+        path = write_scene(self.BLOCK, crs=None)
+        result = predict_scene(finder, path)
+        assert result.crs is None and result.buildings[0].polygon.bounds[0] > LEFT
+        assert plan_of(finder, path).unit_m == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("options", [{"name": "a.geojson"}, {"name": "a.gpkg", "report": "r.html"}])
+    def test_outputs_that_need_a_crs_are_refused_first(self, finder, write_scene, tmp_path, options):
+        bare = write_scene(self.BLOCK, name="bare.tif", transform=None, crs=None)
+        out = tmp_path / options.pop("name")
+        with pytest.raises(InputError, match="no CRS.*rio edit-info"):
+            predict_to_file(
+                finder.weights, bare, None, out, predictor=finder, write_report=print,
+                **{k: tmp_path / v for k, v in options.items()},
+            )  # fmt: skip
 
 
 class TestOverlap:

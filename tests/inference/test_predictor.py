@@ -211,8 +211,8 @@ def test_output_and_crs_are_checked_before_the_network_is_built(scene, tmp_path)
     (tmp_path / "taken.gpkg").write_text("mine")
     with pytest.raises(InputError, match="already exists"):
         predict_to_file(nowhere, scene([]), None, tmp_path / "taken.gpkg")
-    with pytest.raises(InputError, match="has no CRS"):
-        predict_to_file(nowhere, scene([], crs=None), None, tmp_path / "a.gpkg")
+    with pytest.raises(InputError, match="have no CRS"):
+        predict_to_file(nowhere, scene([], crs=None), None, tmp_path / "a.city.json")
     with pytest.raises(InputError, match="no such checkpoint"):
         predict_to_file(nowhere, scene([]), None, tmp_path / "a.gpkg")
     assert (tmp_path / "taken.gpkg").read_text() == "mine"

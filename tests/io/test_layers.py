@@ -246,6 +246,23 @@ def test_a_missing_crs_is_refused_with_the_way_out(tmp_path, crs):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".parquet"])
+def test_coordinates_in_a_plane_of_their_own_have_no_crs(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_buildings([Building(box(0, 0, 20, 10), 6.0)], None, path, unit_m=0.5)
+    (building,), crs = read_buildings(path)
+    assert crs is None and building.polygon.bounds == (0, 0, 20, 10)
+    frame = geopandas.read_parquet(path) if suffix == ".parquet" else geopandas.read_file(path)
+    assert frame.crs is None and frame.area_m2.tolist() == [50] and frame.volume_m3.tolist() == [300]
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".city.json"])
+def test_formats_whose_coordinates_are_always_on_earth_refuse_others(tmp_path, suffix):
+    with raises_naming("no CRS", ".gpkg", "rio edit-info"):
+        write_buildings(buildings(), None, tmp_path / f"a{suffix}", unit_m=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "crs", "message"),
     [
