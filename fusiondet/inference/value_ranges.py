@@ -103,7 +103,9 @@ def _optical_notes(
     )
     trained = f"{predictor.weights.name} was trained on (mean {mean.mean():.3g}, deviation {std.mean():.3g})"
     factor = _factor(mean, std, median, spread)
-    if not is_declared and (too_high.all() or too_low.all()):
+    # Numbers around 0 were standardised: the unit of the training is not known then.
+    has_unit = (mean > std / 4).all()
+    if not is_declared and has_unit and (too_high.all() or too_low.all()):
         raise InputError(
             f"{found} are not in the unit of what {trained}. Pass `optical_scale`, which they are multiplied by (about "
             f"{factor:.4g} would fit), or `optical_scale=1` if they are right as they are."

@@ -24,8 +24,8 @@ _FEW_PX = 16
 # the length of its border, to be a fill value without doubt. A shadow or a clipped roof is less.
 WORTH_A_NOTE, CERTAIN_AREA, CERTAIN_BORDER = 0.01, 0.02, 0.08
 
-# Different values that the rest of an image has at least: in a drawn one, areas of one value are what it shows.
-_LEAST_TEXTURE = 32
+# Largest share of the rest of an image that is as flat: in a drawn one, areas of one value are what it shows.
+_MOST_FLAT = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,22 @@ def border_fill(cells: np.ndarray) -> Fill | None:
     at_border = np.unique(labels[border])
     filled = np.isin(labels, at_border[at_border > 0])
     share = float(filled.mean())
-    if np.unique(first[0][~filled & np.isfinite(first[0])]).size < _LEAST_TEXTURE:
+    if not _is_textured(cells[0], ~filled & np.isfinite(first[0])):
         return None
     is_large = share >= CERTAIN_AREA and filled[border].mean() >= CERTAIN_BORDER
     if share < WORTH_A_NOTE or not (is_large or value == 0):
         return None
     return Fill(float(value), share, bool(is_large and value == 0))
+
+
+def _is_textured(band: np.ndarray, rest: np.ndarray) -> bool:
+    """Return whether a band (R, C, p, p) varies in most patches of `rest`, (R, C) bool, or from pixel to pixel."""
+    if band.shape[-1] > 1:
+        flat = (band == band[:, :, :1, :1]).all(axis=(2, 3))[rest]
+    else:
+        pixels = band[:, :, 0, 0]
+        flat = (pixels[:, 1:] == pixels[:, :-1])[rest[:, 1:] & rest[:, :-1]]
+    return bool(flat.size and flat.mean() <= _MOST_FLAT)
 
 
 def _sentinel(cells: np.ndarray) -> Fill | None:

@@ -68,6 +68,13 @@ def test_an_image_of_one_value_has_no_fill():
     assert find_fill(cells(np.full((3, 50, 50), 100.0))) is None
 
 
+def test_the_ground_of_a_drawn_image_is_no_fill():
+    pixels = np.full((3, 200, 200), 100.0)
+    for i in range(40):
+        pixels[:, 5 * i : 5 * i + 4, 20:180] = 101 + i
+    assert find_fill(cells(pixels)) is None
+
+
 @pytest.mark.parametrize("value", [-9999.0, -32768.0, np.finfo(np.float32).min])
 def test_values_that_no_image_has_are_fill_wherever_they_are(value):
     pixels = np.random.default_rng(1).normal(-10, 5, (1, 100, 100)).astype(np.float32)
