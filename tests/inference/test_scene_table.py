@@ -31,7 +31,8 @@ def test_a_table_names_rasters_beside_it(tmp_path):
         ("rgb,sar,date\na.tif,b.tif,1\n", "its columns are rgb, sar, date"),
         ("", "its columns are none"),
         ("rgb,sar\n", "lists no scene"),
-        ("rgb,sar\n,\n", "a row names no raster"),
+        ("rgb,sar\n,\n , \n", "lists no scene"),
+        ("rgb,sar,name\n,,west\n", "a row names no raster"),
         ("rgb\nx/a.tif\ny/a.tif\n", r"1 names occur twice \(a\)"),
         ("rgb,name\na.tif,../b\n", "'../b' cannot be part of a file's name"),
         ("rgb,name\na.tif,b\x01\n", r"'b\\x01' cannot be part of a file's name"),
@@ -130,3 +131,8 @@ def test_the_tool_says_what_became_of_each(load_tool, many, city, tmp_path, monk
     monkeypatch.setattr("sys.argv", ["predict_scene.py", *words.split(), "--rgb", "a.tif"])
     with pytest.raises(InputError, match="leave out --rgb and --sar"):
         tool.main()
+
+
+def test_rows_of_empty_cells_are_skipped(tmp_path):
+    (tmp_path / "scenes.csv").write_text("rgb,sar,name\n,,\na.tif,,west\n  , ,\n\nb.tif,,east\n")
+    assert [scene.name for scene in read_scenes(tmp_path / "scenes.csv")] == ["west", "east"]
