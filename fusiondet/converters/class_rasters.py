@@ -71,6 +71,9 @@ class ClassPairs(MaskPairs):
             self._cut(pair, place, out / made.tile.class_file_name, made.tile)
         return made
 
+    def _hold_instances(self) -> bool:
+        return False  # but classes
+
     def _buildings(self, pair, window, valid, problems, labels) -> list[Building]:
         return []
 

@@ -181,6 +181,8 @@ def _convert(
         elif line["image"] is not None:
             kept.append(line["i"])
     _refuse_unusable(problems, options)
+    if not kept and named:
+        raise InputError(f"no tile is left of {len(places)} tiles: {problems.named[UNUSABLE][0]}")
     if not kept:
         raise InputError(
             f"no tile is left of {len(places)} tiles ({_why(shards) or 'unusable'}). See `max_nodata`, "

@@ -36,6 +36,8 @@ from shapely.affinity import translate
 KEPT_DTYPES = ("uint8", "uint16", "int16", "float32")
 # Tiles of one image: a country at half a metre has some million.
 MAX_TILES = 10_000_000
+# What the last tiles of an image do; see `windows`.
+EDGES = ("overlap", "crop")
 # A building is cut along no data only where that is a region; single dark pixels that equal the nodata number are not.
 MIN_HOLE_PX = 25
 # What is added to the source of a height whose ground was taken from around the outline, and what counts these.
@@ -76,7 +78,7 @@ class Mosaic:
         options: keyword arguments of `SceneReader`.
         zonal: statistic of the height rasters' pixels inside an outline.
         height_unit: of heights in rasters that state none, see `HeightRaster`.
-        tile_size, overlap: pixels.
+        tile_size, overlap: pixels. edge: see `windows`.
         max_nodata: largest share of invalid pixels of a tile. min_area_m2: smallest building.
         cut: copy the pixels of every tile; else a tile refers to its rasters wherever their grid is the tiles'.
         notes: sentences for the user on what was decided before.
@@ -95,6 +97,7 @@ class Mosaic:
     height_unit: str | None = None
     tile_size: int = 512
     overlap: int = 0
+    edge: str = "overlap"
     max_nodata: float = 0.95
     min_area_m2: float = 2.0
     sensor: SensorGeometry = field(default_factory=SensorGeometry)
@@ -105,6 +108,7 @@ class Mosaic:
     footprint_reasons: Counter = field(default_factory=Counter)
     facts: dict = field(default_factory=dict)
     _opened: "tuple[int, _OpenImage] | None" = None
+    _edge_notes: list[str] = field(default_factory=list)
 
     def __getstate__(self):
         return {**vars(self), "_opened": None}
@@ -115,7 +119,7 @@ class Mosaic:
 
     def places(self, problems: Problems) -> list[Place]:
         """Windows that cover every image."""
-        found = []
+        found, images_px = [], 0
         for number, image in enumerate(self.images):
             try:
                 reader = self._open(number).reader
@@ -125,8 +129,10 @@ class Mosaic:
             transform = tuple(reader.transform)[:6]
             found += [
                 Place(image.stem, number, window, transform, reader.crs)
-                for window in windows(reader.width, reader.height, self.tile_size, self.overlap)
+                for window in windows(reader.width, reader.height, self.tile_size, self.overlap, self.edge)
             ]
+            images_px += reader.width * reader.height
+        self._edge_notes = edge_notes(sum(math.prod(p.window[2:]) for p in found), images_px, self.overlap)
         return found
 
     def make(self, place: Place, out: Path, problems: Problems) -> Made:
@@ -147,7 +153,7 @@ class Mosaic:
             **({"3DBAG's checks": self.footprint_checks} if self.footprint_checks else {}),
             **report.more,
         }
-        report.notes += [*self.notes, *self._height_notes(sample)]
+        report.notes += [*self.notes, *self._edge_notes, *self._height_notes(sample)]
         if report.labels[AROUND]:
             report.notes.append(
                 f"{report.labels[AROUND]} of {report.labels['kept']} labels stand where the terrain has no data: their "
@@ -437,8 +443,12 @@ def _block_ratio(path: Path, width: int, height: int) -> float:
     return across * down / (width * height)
 
 
-def windows(width: int, height: int, size: int, overlap: int) -> list[PixelWindow]:
+def windows(width: int, height: int, size: int, overlap: int, edge: str = "overlap") -> list[PixelWindow]:
     """(x0, y0, w, h) that cover a raster; the last ones end at its edge. Smaller than `size` where the raster is.
+
+    Args:
+        edge: "overlap" has the last ones of full size, so that they overlap those before them by more than `overlap`;
+            "crop" has them smaller, so that without `overlap` no pixel is in two windows.
 
     Raises:
         InputError: they would be more than MAX_TILES.
@@ -451,11 +461,29 @@ def windows(width: int, height: int, size: int, overlap: int) -> list[PixelWindo
             "smaller `overlap`, or a part of the image."
         )
 
-    def starts(length):
-        last = max(0, length - size)
-        return sorted({*range(0, last, size - overlap), last})
+    def spans(length):
+        step, last = size - overlap, max(0, length - size)
+        if edge == "overlap":
+            return [(start, min(size, length)) for start in sorted({*range(0, last, step), last})]
+        return [(start, min(size, length - start)) for start in range(0, max(1, length - overlap), step)]
 
-    return [(x, y, min(size, width), min(size, height)) for y in starts(height) for x in starts(width)]
+    return [(x, y, w, h) for y, h in spans(height) for x, w in spans(width)]
+
+
+def edge_notes(tiles_px: int, images_px: int, overlap: int) -> list[str]:
+    """A note where the last tiles of images overlap others without being asked to.
+
+    Args:
+        tiles_px, images_px: pixels of all windows, and of the images that they cover.
+        overlap: that was asked for, pixels.
+    """
+    if overlap or tiles_px <= images_px:
+        return []
+    return [
+        f"the last tiles of an image end at its edge and overlap those before them: {tiles_px / images_px - 1:.1%} of "
+        "the ground is in the tiles once more, with its buildings, and scores count it once more. "
+        '`edge="crop"` makes the last tiles smaller instead.'
+    ]
 
 
 def clip_labels(

@@ -3,7 +3,8 @@
 A mask is a raster of its image's size, of 1, 3 or 4 bands (the fourth is alpha) or with a palette, and of two values: 0
 and 1, 0 and 255, or black and one colour. Instances are the connected parts of a mask (over edges, not corners), with
 the exact outline of their pixels: buildings that touch are one instance, one that a tree crosses is two, and what a
-tile's edge cuts is cut. Heights are unknown.
+tile's edge cuts is cut. Masks of instance numbers, 0 where there is none, are told by their values: there each number
+is one instance, in as many parts as it has. Heights are unknown.
 
 - Inria: `images/austin1.tif`, `gt/austin1.tif`, 5000 x 5000 px of 0.3 m, with CRS.
 - WHU: `image/1.tif`, `label/1.tif`, 512 x 512 px, no CRS: `--gsd 0.3` (aerial, downsampled).
@@ -12,6 +13,7 @@ tile's edge cuts is cut. Heights are unknown.
   outlines are taken as they are.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -22,7 +24,7 @@ from pathlib import Path
 from fusiondet.buildings import Building, Tile, clean_polygon
 from fusiondet.converters import conversion, reports
 from fusiondet.converters.coco_index import CocoIndex, ImageRecord, read_index
-from fusiondet.converters.cutting import KEPT_DTYPES, clip_labels, windows, write_tile
+from fusiondet.converters.cutting import EDGES, KEPT_DTYPES, clip_labels, edge_notes, windows, write_tile
 from fusiondet.converters.pairing import distinct_parts, expand, first_band_count, unique_stems
 from fusiondet.converters.reports import UNUSABLE, Problems, Report
 from fusiondet.converters.source import Made, Place, link
@@ -42,6 +44,11 @@ from rasterio.features import shapes
 # Pairs of values of a mask; the second is a building.
 MASK_VALUES = ((0, 1), (0, 255))
 RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
+NUMBERED = "the masks hold instance numbers: each number is one building."
+# Masks are told from a few of them, and of each from so much.
+_SAMPLED_MASKS, _SAMPLED_SIDE_PX = 20, 2048
+# Of the parts of a mask of instance numbers: a number has few, which are no specks as those of shades are.
+_MOST_PARTS, _SMALLEST_PART_PX = 2, 9
 TOUCHING = "instances are the connected parts of the masks: buildings that touch are one."
 
 
@@ -68,14 +75,67 @@ def read_mask(path: Path, window: PixelWindow | None = None, threshold: float | 
         return highest >= threshold
     building = highest != 0
     colours = values[:, building]
+    one_band = len(values) == 1
     one = colours.size == 0 or bool((colours == colours[:, :1]).all())
     usual = any(np.isin(values, pair).all() for pair in MASK_VALUES)
     if not (one and (usual or palette)):
+        advice = "Where it is in shades, say from which value on it is a building with `threshold`."
+        if one_band and np.isin(values, (0, 1, 255)).all():
+            advice = (
+                "255 beside 1 usually marks what is not labelled, which no mask here has. Make it no building, "
+                f'`gdal_calc.py -A {path} --calc "A==1" --outfile NEW.tif`, or another building, with `threshold=1`.'
+            )
         raise InputError(
-            f"{path}: is no mask of buildings; it holds {_listed(values)}, expected 0 and 1, 0 and 255, or black and "
-            "one colour. Where it is in shades, say from which value on it is a building with `threshold`."
+            f"{path}: is no mask of buildings; it holds {_listed(values)}, expected 0 and 1, 0 and 255, black and one "
+            f"colour, or instance numbers. {advice}"
         )
     return building
+
+
+def read_numbers(path: Path, window: PixelWindow | None = None) -> np.ndarray | None:
+    """(h, w) instance numbers, 0 where there is no instance or no data; None of a mask that holds no such numbers.
+
+    Args:
+        window: (x0, y0, width, height) in its pixels; None for all of it.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with open_raster(path, allow_vrt=True) as source:
+        if source.colorinterp[0] == ColorInterp.palette:
+            return None
+        values = label_values(source, window or (0, 0, source.width, source.height))
+        if len(values) > 1 or values.dtype.kind not in "iu":
+            return None
+        numbers = values[0] if source.nodata is None else np.where(values[0] == source.nodata, 0, values[0])
+    return numbers if numbers.min(initial=0) >= 0 else None
+
+
+def holds_instances(path: Path) -> bool:
+    """Whether a mask holds instance numbers, not one value for all buildings, classes or shades.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with open_raster(path, allow_vrt=True) as source:
+        sides = [min(side, _SAMPLED_SIDE_PX) for side in (source.width, source.height)]
+        start = [(all_of_it - side) // 2 for all_of_it, side in zip((source.width, source.height), sides)]
+    numbers = read_numbers(path, (*start, *sides))
+    if numbers is None or np.isin(numbers, (0, 1, 255)).all():
+        return False
+    parts = instances(numbers)
+    areas = [p.area for part in parts for p in getattr(part, "geoms", [part])]
+    return len(areas) <= _MOST_PARTS * len(parts) and float(np.median(areas)) >= _SMALLEST_PART_PX
+
+
+def instances(numbers: np.ndarray) -> list[shapely.geometry.base.BaseGeometry]:
+    """Outlines of the instances of (h, w) numbers, in its pixels, exact, by ascending number; 0 is none."""
+    found, index = np.unique(numbers, return_inverse=True)
+    parts: dict[int, list] = {i: [] for i in range(len(found)) if found[i]}
+    index = index.reshape(numbers.shape).astype(np.int32)
+    for outline, i in shapes(index, mask=numbers != 0, connectivity=4):
+        parts[int(i)].append(shapely.geometry.shape(outline))
+    return [clean_polygon(shapely.unary_union(outlines)) for outlines in parts.values()]
 
 
 def _listed(values: np.ndarray, most: int = 6) -> str:
@@ -112,7 +172,7 @@ class MaskPairs:
     Attributes:
         images: files. masks: files, or one COCO file.
         threshold: see `read_mask`. gsd_m: metres per pixel of images without georeference, None when unknown.
-        tile_size, overlap: pixels. min_area_px: what is smaller is dropped. max_nodata: largest share of a tile.
+        tile_size, overlap: pixels. edge: see `cutting.windows`. min_area_px: what is smaller is dropped. max_nodata: largest share of a tile.
         cut: copy the pixels of every tile.
     """
 
@@ -124,11 +184,14 @@ class MaskPairs:
     gsd_m: float | None = None
     tile_size: int = 512
     overlap: int = 0
+    edge: str = "overlap"
     min_area_px: float = 0.0
     max_nodata: float = 0.95
     cut: bool = False
     _pairs: list[Pair] = field(default_factory=list)
     _index: CocoIndex | None = None
+    _numbered: bool = False
+    _edge_notes: list[str] = field(default_factory=list)
 
     @property
     def coco(self) -> bool:
@@ -142,7 +205,8 @@ class MaskPairs:
     def places(self, problems: Problems) -> list[Place]:
         """Windows that cover every image that has a mask of its size."""
         self._pairs = self._listed_pairs(problems) if self.coco else self._matched_pairs(problems)
-        found = []
+        self._numbered = not self.coco and self.threshold is None and self._hold_instances()
+        found, images_px = [], 0
         for number, pair in enumerate(self._pairs):
             try:
                 with self._open(pair) as reader:
@@ -158,7 +222,18 @@ class MaskPairs:
                 Place(f"{pair.stem}_x{w[0]:05d}_y{w[1]:05d}", number, w, split=split, **ground)
                 for w in self._windows_of(pair, *size)
             ]
+            images_px += math.prod(size)
+        self._edge_notes = edge_notes(sum(math.prod(p.window[2:]) for p in found), images_px, self.overlap)
         return found
+
+    def _hold_instances(self) -> bool:
+        masks = [pair.mask for pair in self._pairs[:: math.ceil(len(self._pairs) / _SAMPLED_MASKS) or 1]]
+        for mask in masks:
+            # A mask that cannot be read is named with its image.
+            with contextlib.suppress(InputError):
+                if holds_instances(mask):
+                    return True
+        return False
 
     def _matched_pairs(self, problems: Problems) -> list[Pair]:
         return match(self.images, self.masks, problems)
@@ -168,7 +243,7 @@ class MaskPairs:
         return None
 
     def _windows_of(self, pair: Pair, width: int, height: int) -> list[PixelWindow]:
-        return windows(width, height, self.tile_size, self.overlap)
+        return windows(width, height, self.tile_size, self.overlap, self.edge)
 
     def _listed_pairs(self, problems: Problems) -> list[Pair]:
         """Images that the COCO file lists, by their file names without folders."""
@@ -267,7 +342,12 @@ class MaskPairs:
             found = self._index.buildings(pair.record, problems, labels)
             return clip_labels(found, window, valid, self.min_area_px, labels)
         x0, y0, width, height = window
-        found = [Building(outline) for outline in components(read_mask(pair.mask, window, self.threshold))]
+        numbers = read_numbers(pair.mask, window) if self._numbered else None
+        if numbers is None or np.isin(numbers, (0, 255)).all():
+            outlines = components(read_mask(pair.mask, window, self.threshold))
+        else:
+            outlines = instances(numbers)
+        found = [Building(outline) for outline in outlines]
         with open_raster(pair.mask, allow_vrt=True) as mask:
             inner = (x0 > 0, y0 > 0, x0 + width < mask.width, y0 + height < mask.height)
         for building in found:
@@ -279,14 +359,19 @@ class MaskPairs:
     def finish(self, sample: Dataset, report: Report) -> None:
         """Say what instances are."""
         if not self.coco:
-            report.notes.append(TOUCHING)
+            report.notes.append(NUMBERED if self._numbered else TOUCHING)
+        report.notes += self._edge_notes
         report.notes.append("heights are unknown: such data train and score outlines alone.")
         if not report.labels.get("kept"):
             report.notes.append("there is no building in any tile.")
 
     def info(self) -> dict:
         """What outlines are."""
-        outlines = f"of {self.masks[0].name}" if self.coco else f"of pixels; {TOUCHING}"
+        outlines = (
+            f"of {self.masks[0].name}"
+            if self.coco
+            else f"of pixels; {NUMBERED if self._numbered else TOUCHING}"
+        )
         return {"description": "images with masks of buildings", "outlines": outlines, "height_source": None}
 
 
@@ -366,6 +451,13 @@ def add_arguments(parser) -> None:
         help="overlap of neighbouring tiles (default: %(default)s)",
     )
     parser.add_argument(
+        "--edge",
+        choices=EDGES,
+        default="overlap",
+        help="the last tiles of an image: overlap those before them, or crop them to what is left, so that ground is "
+        "in one tile alone (default: %(default)s)",
+    )
+    parser.add_argument(
         "--min-area-px",
         type=float,
         default=0.0,
@@ -400,7 +492,7 @@ def main(args) -> None:
     both = {*images} & {*masks}
     if both:
         raise InputError(f"{min(both)}: is among `images` and among `masks`. Say which files are masks.")
-    names = ("nodata", "threshold", "tile_size", "overlap", "min_area_px", "max_nodata", "cut")
+    names = ("nodata", "threshold", "tile_size", "overlap", "edge", "min_area_px", "max_nodata", "cut")
     options = {name: getattr(args, name) for name in names}
     source = MaskPairs(images, masks, _bands(images), gsd_m=args.gsd_m, **options)
     recipe = {"source": "masks", "gsd": args.gsd_m, **options, "images": images, "masks": masks}

@@ -16,7 +16,7 @@ from fusiondet import cli
 from fusiondet.buildings import SensorGeometry
 from fusiondet.converters import conversion, reports
 from fusiondet.converters.conversion import Options, convert
-from fusiondet.converters.cutting import Image, Mosaic
+from fusiondet.converters.cutting import EDGES, Image, Mosaic
 from fusiondet.converters.merging import merge_layers
 from fusiondet.converters.pairing import group_by_band, pair, pair_by_name, unique_stems
 from fusiondet.converters.reports import Report
@@ -67,6 +67,7 @@ class Recipe:
     gsd: float | None = None
     tile_size: int = 512
     overlap: int = 0
+    edge: str = "overlap"
     max_nodata: float = 0.95
     min_area_m2: float = 2.0
     cut: bool = False
@@ -163,6 +164,11 @@ _OPTIONS = {
     "gsd": ("resample to this many metres per pixel", {"type": float, "metavar": "M"}),
     "tile_size": ("side of a tile, pixels", _COUNT),
     "overlap": ("overlap of neighbouring tiles, pixels", _COUNT),
+    "edge": (
+        "the last tiles of an image: overlap those before them, or crop them to what is left, so that ground is in one "
+        "tile alone",
+        {"choices": EDGES},
+    ),
     "max_nodata": ("leave out tiles with a larger share of no data", {"type": float, "metavar": "SHARE"}),
     "min_area_m2": ("drop smaller buildings and clippings", {"type": float, "metavar": "M2"}),
     "cut": ("copy the pixels of every tile, instead of referring to the rasters", {"action": "store_true"}),
@@ -339,6 +345,7 @@ def _mosaic(recipe: Recipe) -> Mosaic:
                 "height_unit",
                 "tile_size",
                 "overlap",
+                "edge",
                 "max_nodata",
                 "min_area_m2",
                 "sensor",
@@ -354,6 +361,7 @@ def _footprint_counts(layers: list[Layer]) -> Counter:
     gone = (
         "no geometry",
         "no area",
+        "sides that cross too often",
         "rows joined to others",
         *(c for c in counts if c.startswith("dropped: ")),
     )

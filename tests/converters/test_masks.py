@@ -4,7 +4,17 @@ import argparse
 import json
 from pathlib import Path
 
-from fusiondet.converters.masks import TOUCHING, add_arguments, components, main, match, read_mask
+from fusiondet.converters.masks import (
+    NUMBERED,
+    TOUCHING,
+    add_arguments,
+    components,
+    holds_instances,
+    instances,
+    main,
+    match,
+    read_mask,
+)
 from fusiondet.converters.reports import Problems
 from fusiondet.errors import InputError
 from fusiondet.geometry.painting import polygon_to_mask
@@ -391,3 +401,79 @@ def test_outlines_of_coco_are_taken_as_they_are(tmp_path, capsys):
         "problem: 1 images without labels" in text
         and "000000000002.png: annotation.json does not list it" in text
     )
+
+
+# ---- Instance numbers ------------------------------------------------------------------------------------
+
+
+def rows_of_houses(first: int = 1, dtype="uint16") -> np.ndarray:
+    """(96, 128) numbers of 12 houses that touch their neighbours, 10 x 20 px each, the last one in two parts."""
+    numbers = np.zeros((96, 128), dtype)
+    for i in range(12):
+        y, x = 10 + 30 * (i // 6), 4 + 20 * (i % 6)
+        numbers[y : y + 10, x : x + 20] = first + i
+    numbers[40:50, 112:114] = 0
+    return numbers
+
+
+def convert(tmp_path, mask, *words):
+    write(tmp_path / "images" / "a.tif", np.full((3, *mask.shape), 90, np.uint8), **GRID)
+    write(tmp_path / "masks" / "a.tif", mask, **GRID)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    folders = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    main(parser.parse_args([*folders, "--out", str(tmp_path / "out"), *words]))
+    return read_coco(tmp_path / "out" / "annotations" / "train.json").tiles
+
+
+@pytest.mark.parametrize(
+    ("first", "dtype"), [(1, "uint8"), (700, "uint16"), (70_000, "uint32"), (3, "int32")]
+)
+def test_each_instance_number_is_a_building(tmp_path, capsys, first, dtype):
+    (tile,) = convert(tmp_path, rows_of_houses(first, dtype))
+    assert sorted(b.polygon.area for b in tile.buildings) == [180, *[200] * 11]
+    assert sum(b.polygon.geom_type == "MultiPolygon" for b in tile.buildings) == 1
+    assert NUMBERED in capsys.readouterr().out
+
+
+def test_windows_of_instance_masks_hold_few_numbers(tmp_path):
+    tiles = convert(tmp_path, rows_of_houses(), "--tile-size", "32")
+    assert sum(b.polygon.area for t in tiles for b in t.buildings) == 12 * 200 - 20
+    assert len([b for t in tiles for b in t.buildings]) > 12
+
+
+def test_what_holds_no_instances(tmp_path):
+    rng = np.random.default_rng(0)
+    classes = np.kron(rng.integers(0, 5, (24, 32)), np.ones((4, 4), int)).astype(np.uint8)
+    shades = rng.integers(0, 256, (96, 128)).astype(np.uint8)
+    for name, values in (("town", town().astype(np.uint8)), ("classes", classes), ("shades", shades)):
+        assert not holds_instances(write(tmp_path / f"{name}.tif", values, **GRID))
+    assert holds_instances(write(tmp_path / "ids.tif", rows_of_houses(), **GRID))
+    assert instances(np.zeros((4, 4), np.uint8)) == []
+
+
+def test_ignored_pixels_are_named_with_what_to_do(tmp_path):
+    mask = town().astype(np.uint8)
+    mask[:3] = 255
+    with raises_naming("masks/a.tif", "it holds 0, 1, 255", "not labelled", "A==1", "`threshold=1`"):
+        convert(tmp_path, mask)
+    mask[mask == 255] = 0  # as the advice has it
+    (tile,) = convert(tmp_path, mask, "--overwrite")
+    assert len(tile.buildings) == len(OUTLINES)
+
+
+# ---- Edges -----------------------------------------------------------------------------------------------
+
+
+def test_ground_is_in_one_tile_where_edges_are_cropped(tmp_path, capsys):
+    mask = np.zeros((300, 300), np.uint8)
+    for i in range(17):
+        mask[10 + 70 * (i // 4) : 30 + 70 * (i // 4), 10 + 70 * (i % 4) : 30 + 70 * (i % 4)] = 1
+    whole = int(mask.sum())
+    tiles = convert(tmp_path, mask, "--tile-size", "256")
+    assert sum(b.polygon.area for t in tiles for b in t.buildings) > 2 * whole
+    assert "191.3% of the ground is in the tiles once more" in capsys.readouterr().out
+    tiles = convert(tmp_path, mask, "--tile-size", "256", "--edge", "crop", "--overwrite")
+    assert [(t.width, t.height) for t in tiles] == [(256, 256), (44, 256), (256, 44), (44, 44)]
+    assert sum(b.polygon.area for t in tiles for b in t.buildings) == whole
+    assert "once more" not in capsys.readouterr().out

@@ -166,6 +166,17 @@ class TestWindows:
         ]
         assert [w[0] for w in windows(250, 100, 100, 50)] == [0, 50, 100, 150]
 
+    def test_cropped_edges_leave_each_pixel_to_one_window(self):
+        assert windows(300, 100, 256, 0, "crop") == [(0, 0, 256, 100), (256, 0, 44, 100)]
+        assert windows(512, 10, 256, 0, "crop") == windows(512, 10, 256, 0)
+        assert [w[::2] for w in windows(300, 9, 100, 20, "crop")] == [
+            (0, 100),
+            (80, 100),
+            (160, 100),
+            (240, 60),
+        ]
+        assert [w[::2] for w in windows(260, 9, 100, 20, "crop")] == [(0, 100), (80, 100), (160, 100)]
+
     def test_small_raster_is_one_tile(self):
         assert windows(40, 30, 100, 10) == [(0, 0, 40, 30)]
 
@@ -176,6 +187,11 @@ class TestWindows:
             assert x + w <= width and y + h <= height and w == min(size, width) and h == min(size, height)
             seen[y : y + h, x : x + w] = True
         assert seen.all()
+        times = np.zeros((height, width), int)
+        for x, y, w, h in windows(width, height, size, overlap, "crop"):
+            assert w > 0 and h > 0 and x + w <= width and y + h <= height
+            times[y : y + h, x : x + w] += 1
+        assert times.min() == 1 and (overlap or times.max() == 1)
 
 
 class TestClipping:
