@@ -331,6 +331,13 @@ def _splits(places: list[Place], options: Options) -> tuple[list[str], np.ndarra
             smaller[k] = dataclasses.replace(place, window=window)
     _leave_out_doubles(places, split, smaller)
     for index, name in enumerate(names):
+        if not (split == index).any() and grounds is None:
+            # Tiles of one image may overlap, and their ground is unknown.
+            raise InputError(
+                f"split {name!r} gets no image: without a georeference an image is in one split as a whole. Leave out "
+                "`split`, or give the images a georeference: gdal_translate -a_srs CRS -a_ullr LEFT TOP RIGHT BOTTOM "
+                "IN OUT."
+            )
         if not (split == index).any():
             raise InputError(
                 f"split {name!r} gets no tile ({len(places)} tiles in all). Use fewer splits, smaller tiles, less "

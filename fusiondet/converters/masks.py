@@ -172,7 +172,8 @@ class MaskPairs:
     Attributes:
         images: files. masks: files, or one COCO file.
         threshold: see `read_mask`. gsd_m: metres per pixel of images without georeference, None when unknown.
-        tile_size, overlap: pixels. edge: see `cutting.windows`. min_area_px: what is smaller is dropped. max_nodata: largest share of a tile.
+        tile_size, overlap: pixels. edge: see `cutting.windows`.
+        min_area_px: what is smaller is dropped. max_nodata: largest share of a tile.
         cut: copy the pixels of every tile.
     """
 

@@ -28,8 +28,8 @@ class Problems:
         self.counts: Counter = Counter()
         self.named: dict[str, list[str]] = {}
 
-    def add(self, kind: str, message: str) -> None:
-        """Note one problem.
+    def add(self, kind: str, message: str, count: int = 1) -> None:
+        """Note one problem, or `count` of them that one message names.
 
         Args:
             kind: in the plural, as in "3 labels without an image".
@@ -40,7 +40,7 @@ class Problems:
         """
         if self.strict:
             raise InputError(message)
-        self.counts[kind] += 1
+        self.counts[kind] += count
         if len(self.named.setdefault(kind, [])) < MAX_NAMED:
             self.named[kind].append(message)
 
@@ -50,7 +50,7 @@ class Problems:
         for kind, count in self.counts.items():
             found.append(f"problem: {count} {kind}")
             found += [f"  {message}" for message in self.named[kind]]
-            if count > len(self.named[kind]):
+            if count > len(self.named[kind]) == MAX_NAMED:
                 found.append(f"  ... and {count - len(self.named[kind])} more")
         return found
 

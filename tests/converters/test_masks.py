@@ -477,3 +477,16 @@ def test_ground_is_in_one_tile_where_edges_are_cropped(tmp_path, capsys):
     assert [(t.width, t.height) for t in tiles] == [(256, 256), (44, 256), (256, 44), (44, 44)]
     assert sum(b.polygon.area for t in tiles for b in t.buildings) == whole
     assert "once more" not in capsys.readouterr().out
+
+
+def test_split_of_one_image_without_georeference_names_what_works(tmp_path):
+    write(tmp_path / "images" / "a.png", np.full((3, 96, 128), 90, np.uint8), driver="PNG")
+    write(tmp_path / "masks" / "a.png", town().astype(np.uint8), driver="PNG")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    folders = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    words = [*folders, "--out", str(tmp_path / "out"), "--tile-size", "32"]
+    with raises_naming("without a georeference", "`split`", "gdal_translate"):
+        main(parser.parse_args([*words, "--split", "train=50", "val=50"]))
+    main(parser.parse_args(words))
+    assert len(read_coco(tmp_path / "out" / "annotations" / "train.json").tiles) == 12

@@ -63,13 +63,16 @@ class Areas(ClassPairs):
 
     def _matched_pairs(self, problems: Problems) -> list[Pair]:
         images, labels = _by_area(self.images), _by_area(self.masks)
-        pairs = []
+        pairs, absent = [], {"labels": [], "an image": []}
         for area in (area for areas in self.areas.values() for area in areas):
             if area in images and area in labels:
                 pairs.append(Pair(f"area{area}", images[area], labels[area]))
                 continue
-            lacking = "labels" if area in images else "an image"
-            problems.add(f"areas without {lacking}", f"area {area}: without {lacking}. It is left out.")
+            absent["labels" if area in images else "an image"].append(area)
+        for lacking, areas in absent.items():
+            if areas:
+                names = f"area{'s' if len(areas) > 1 else ''} {', '.join(map(str, areas))}"
+                problems.add(f"areas without {lacking}", f"{names}: without {lacking}, left out.", len(areas))
         return pairs
 
     def _split_of(self, pair: Pair) -> str | None:

@@ -85,6 +85,8 @@ def test_areas_whose_labels_are_not_published_are_named_and_left_out(tmp_path, c
     assert sorted(p.stem for p in (out / "annotations").iterdir()) == ["train", "val"]
     text = capsys.readouterr().out
     assert missing_facts(text, "area 2", "1 areas without labels", "30 areas without an image") == []
+    # The absent ones are in one line below their count.
+    assert text.count("without an image") == 2 and "areas 3, 5, 7, " in text
 
 
 def test_eroded_labels_to_score_and_others_to_train_on(tmp_path):
