@@ -83,7 +83,7 @@ def read_mask(path: Path, window: PixelWindow | None = None, threshold: float | 
         if one_band and np.isin(values, (0, 1, 255)).all():
             advice = (
                 "255 beside 1 usually marks what is not labelled, which no mask here has. Make it no building, "
-                f'`gdal_calc.py -A {path} --calc "A==1" --outfile NEW.tif`, or another building, with `threshold=1`.'
+                '`gdal_calc.py -A IN.tif --calc "A==1" --outfile NEW.tif`, or another building, with `threshold=1`.'
             )
         raise InputError(
             f"{path}: is no mask of buildings; it holds {_listed(values)}, expected 0 and 1, 0 and 255, black and one "
