@@ -17,7 +17,7 @@ from fusiondet.errors import InputError
 from fusiondet.geometry.painting import mask_to_polygon, polygon_to_mask
 from fusiondet.io.bands import BandSpec
 from fusiondet.io.coco import Dataset
-from fusiondet.io.crs import transformer
+from fusiondet.io.crs import parse_crs, transformer
 from fusiondet.io.labels import check_height_labels
 from fusiondet.io.rasters import PixelWindow, open_raster
 from fusiondet.io.scene_reader import Scene, SceneReader
@@ -29,7 +29,6 @@ import numpy as np
 import rasterio
 import shapely
 from affine import Affine
-from pyproj import CRS
 from shapely.affinity import translate
 
 # Tiles keep the dtype of the optical file if it is one of these, which float32 holds exactly; else they are float32.
@@ -66,6 +65,10 @@ class Image:
     def files(self) -> list[Path]:
         """All its rasters."""
         return [*self.rgb, *self.sar, *(p for p in self.heights.values() if p is not None)]
+
+
+# What happened to outlines that leaves none.
+_UNUSABLE = ("no geometry", "no area", "sides that cross too often", "outside the CRS")
 
 
 @dataclass
@@ -162,10 +165,29 @@ class Mosaic:
         if not self.footprint_counts["read"]:
             report.notes.append("the footprints are empty: every tile is a negative.")
         elif not sum(report.labels.values()):
-            raise InputError(
-                f"none of {self.footprint_counts['read']} footprints lies on the images. Are the CRS of both right, "
-                "and is it the same place?"
+            raise InputError(self._why_no_footprint())
+
+    def _why_no_footprint(self) -> str:
+        """Why no image has a building: no outline could be read, or all lie elsewhere."""
+        lost = {
+            reason: n
+            for reason, n in self.footprint_counts.items()
+            if reason in _UNUSABLE or reason.startswith("dropped: ")
+        }
+        read, files = self.footprint_counts["read"], ", ".join(path.name for path in self.label_files)
+        if sum(lost.values()) >= read:
+            counted = ", ".join(f"{reason} {n}" for reason, n in lost.items())
+            return (
+                f"{files}: none of {read} footprints can be used ({counted}). Expected polygons; "
+                "`ogr2ogr -nlt MULTIPOLYGON OUT.gpkg IN` makes them of lines and surfaces."
             )
+        polygons = [b.polygon for layer in self.layers for b in layer.buildings]
+        x0, y0, x1, y1 = shapely.total_bounds(polygons)
+        return (
+            f"{files}: none of {read - sum(lost.values())} footprints lies on the images. They are at x {x0:.8g} to "
+            f"{x1:.8g}, y {y0:.8g} to {y1:.8g} of {(self.layers[0].crs or 'no CRS')[:60]}. Are the CRS of both right "
+            "(`footprints_crs` says what the footprints' is), and is it the same place?"
+        )
 
     def _height_notes(self, sample: Dataset) -> list[str]:
         files = ", ".join(
@@ -575,7 +597,7 @@ def _in_crs(layer: Layer, crs: str | None) -> tuple[Layer, shapely.STRtree]:
 
 
 def _moved(polygon, crs: str | None, to_crs):
-    if not crs or not to_crs or CRS.from_user_input(crs) == CRS.from_wkt(to_crs.to_wkt()):
+    if not crs or not to_crs or parse_crs(crs, "CRS") == parse_crs(to_crs.to_wkt(), "CRS"):
         return polygon
     convert = transformer(crs, to_crs)
     return shapely.transform(polygon, convert.transform, interleaved=False)

@@ -93,7 +93,10 @@ _OPTIONS = {
         _FILES,
     ),
     "footprints": ("building layers: one for all images, or one for each", {**_FILES, "required": True}),
-    "footprints_crs": ("CRS of footprints that name none", {"metavar": "CRS"}),
+    "footprints_crs": (
+        "CRS of the footprints, whatever the files say; default: what they say",
+        {"metavar": "CRS"},
+    ),
     "layer": ("layer of a file with several; of 3DBAG's by default pand, with the roofs of lod12_2d", _NAME),
     "height_field": ("column of heights; default: 3DBAG's, where the file has them", _NAME),
     "ground_field": ("column of ground elevations to subtract", _NAME),
@@ -371,11 +374,11 @@ def _footprint_counts(layers: list[Layer]) -> Counter:
 
 def _read_layer(recipe: Recipe, path: Path) -> Layer:
     options = ("layer", "height_unit", "statistic", "height_stat", "height_datum", "outline", "join_parts")
-    layer = read_layer(
+    return read_layer(
         path,
         recipe.height_field,
         recipe.ground_field,
         filters=_filters(recipe),
+        crs=recipe.footprints_crs,
         **{name: getattr(recipe, name) for name in options},
     )
-    return layer if layer.crs else dataclasses.replace(layer, crs=recipe.footprints_crs)

@@ -10,18 +10,17 @@ document, which is parsed as a whole: about ten times its size.
 import contextlib
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusiondet.buildings import clean_polygon
 from fusiondet.errors import InputError
 from fusiondet.files import parse_json, read_json
+from fusiondet.io.crs import horizontal_crs, parse_crs
 
 import numpy as np
 import shapely
-from pyproj import CRS
-from pyproj.exceptions import CRSError
 
 # Of a CityJSON, and of one line of a CityJSONSeq: either is parsed in memory.
 MAX_FILE_BYTES = 4 << 30
@@ -55,20 +54,43 @@ class CityBuilding:
     surfaces: list[Surface] = field(default_factory=list)
 
     def footprint(self):
-        """Polygon or MultiPolygon of LoD 0, else the union of the ground surfaces; None when there is neither."""
+        """Polygon or MultiPolygon of LoD 0, else of the ground surfaces, else of all faces of the highest LoD.
+
+        Without semantics that is the outline seen from above: every line down through a solid meets its underside.
+        None when there is no face.
+        """
         flat = [s for s in self.surfaces if s.lod.startswith("0")]
         ground = [s for s in flat if s.kind == "GroundSurface"]
         chosen = ground or [s for s in flat if s.kind != "RoofSurface"]
-        return _union(chosen) or _union(self._of_kind("GroundSurface"))
+        return _union(chosen) or _union(self._of_kind("GroundSurface")) or _union(self._best(self.surfaces))
 
     def roof_surfaces(self) -> list[Surface]:
         """The roof faces of the highest level of detail that has some; [] when none is marked as roof."""
         return self._of_kind("RoofSurface")
 
     def _of_kind(self, kind: str) -> list[Surface]:
-        found = [s for s in self.surfaces if s.kind == kind and not s.lod.startswith("0")]
-        best = max((s.lod for s in found), default=None)
-        return [s for s in found if s.lod == best]
+        return self._best([s for s in self.surfaces if s.kind == kind])
+
+    @staticmethod
+    def _best(surfaces: list[Surface]) -> list[Surface]:
+        """Those of the highest level of detail above 0."""
+        best = max((s.lod for s in surfaces if not s.lod.startswith("0")), default=None)
+        return [s for s in surfaces if s.lod == best]
+
+    def roof_height_m(self, ground_m: float | None = None) -> float | None:
+        """Mean height of the roof by its area, above `ground_m` or, where that is None, the lowest point of the faces.
+
+        None without roof surfaces, which LoD 0 and models without semantics do not have.
+        """
+        roof = self.roof_surfaces()
+        areas = [s.polygon().area for s in roof]
+        if not sum(areas):
+            return None
+        # The mean of a plane over a polygon is its height at the middle of it.
+        top = sum(a * _height_at_middle(s) for a, s in zip(areas, roof, strict=True) if a) / sum(areas)
+        if ground_m is None:
+            ground_m = min(float(s.rings[0][:, 2].min()) for s in self.surfaces)
+        return top - ground_m
 
 
 @dataclass
@@ -97,11 +119,17 @@ def read_cityjson(path: Path) -> CityModel:
 
 
 @contextlib.contextmanager
-def open_cityjson(path: Path, outlines_only: bool = False):
+def open_cityjson(
+    path: Path,
+    outlines_only: Callable[[dict], bool] = lambda attributes: False,
+    crs: str | None = None,
+):
     """Yield a `CityModel` whose `buildings` are an iterator, to be run through once inside the `with` block.
 
     Args:
-        outlines_only: leave out the surfaces that `CityBuilding.footprint` does not look at, which are most of them.
+        outlines_only: of a building with these attributes, leave out the surfaces that `CityBuilding.footprint` does
+            not look at, which are most of them.
+        crs: of the coordinates, whatever the file says; None: what it says.
 
     Raises:
         InputError: see `read_cityjson`; of what is wrong with a building, while iterating.
@@ -120,7 +148,7 @@ def open_cityjson(path: Path, outlines_only: bool = False):
             # A CityJSONFeature without the first line of its file is not another kind of file.
             raise (InputError if str(kind).startswith("CityJSON") else NotCityJSON)(message)
         metadata = head.get("metadata") if isinstance(head.get("metadata"), dict) else {}
-        crs = _horizontal_crs(metadata.get("referenceSystem"), path)
+        crs = crs or _horizontal_crs(metadata.get("referenceSystem"), path)
         release = metadata.get("version")
         buildings = _all_buildings(head, documents, path, outlines_only)
         yield CityModel(buildings, crs, str(release) if release else None)
@@ -168,7 +196,7 @@ def _sequence(path: Path) -> Iterator[dict]:
         raise InputError(f"{path}: line {number} is not JSON ({error}). Is it complete?") from None
 
 
-def _all_buildings(head: dict, rest, path: Path, outlines_only: bool) -> Iterator[CityBuilding]:
+def _all_buildings(head: dict, rest, path: Path, outlines_only: Callable) -> Iterator[CityBuilding]:
     transform = head.get("transform")
     document = head
     while document is not None:
@@ -181,7 +209,7 @@ def _all_buildings(head: dict, rest, path: Path, outlines_only: bool) -> Iterato
         document = next(rest, None)
 
 
-def _buildings(document: dict, transform, path: Path, outlines_only: bool) -> Iterator[CityBuilding]:
+def _buildings(document: dict, transform, path: Path, outlines_only: Callable) -> Iterator[CityBuilding]:
     objects = document.get("CityObjects") or {}
     try:
         vertices = np.asarray(document.get("vertices") or [], dtype=float).reshape(-1, 3)
@@ -200,11 +228,12 @@ def _buildings(document: dict, transform, path: Path, outlines_only: bool) -> It
             parts = [objects[child] for child in parent.get("children") or ()]
             attributes = dict(parts[0].get("attributes") or {}) if len(parts) == 1 else {}
             attributes.update({k: v for k, v in (parent.get("attributes") or {}).items() if v is not None})
+            alone = outlines_only(attributes)
             surfaces = [
                 s
                 for part in (parent, *parts)
                 for g in part.get("geometry") or ()
-                for s in _surfaces(g, vertices, outlines_only)
+                for s in _surfaces(g, vertices, alone)
             ]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
@@ -220,12 +249,11 @@ def _surfaces(geometry: dict, vertices: np.ndarray, outlines_only: bool) -> Iter
     lod = str(geometry.get("lod", ""))
     semantics = geometry.get("semantics") or {}
     kinds = [surface["type"] for surface in semantics.get("surfaces") or ()]
-    faces = _flatten(geometry["boundaries"], depth)
-    values = (
-        _flatten(semantics["values"], depth) if kinds and semantics.get("values") else [None] * len(faces)
-    )
-    everything = not outlines_only or lod.startswith("0")
-    for rings, value in zip(faces, values, strict=True):
+    # Without a ground among them, the footprint is that of all faces.
+    everything = not outlines_only or lod.startswith("0") or "GroundSurface" not in kinds
+    for rings, value in _faces(
+        geometry["boundaries"] or [], semantics.get("values") if kinds else None, depth
+    ):
         if value is not None and value < 0:
             raise ValueError(f"semantic value {value}")
         kind = "" if value is None else kinds[value]
@@ -241,10 +269,25 @@ def _ring(ring: list[int], vertices: np.ndarray) -> np.ndarray:
     return vertices[ring]
 
 
-def _flatten(nested: list, depth: int) -> list:
-    for _ in range(depth):
-        nested = [item for inner in nested for item in (inner if inner is not None else ())]
-    return nested
+def _faces(boundaries: list, values: list | None, depth: int) -> Iterator[tuple[list, int | None]]:
+    """Each face with its semantic value; None for values of a solid, a shell or a face goes down to the faces."""
+    if values is None:
+        values = [None] * len(boundaries)
+    for inner, value in zip(boundaries, values, strict=True):
+        if inner is None:
+            continue
+        if depth:
+            yield from _faces(inner, value, depth - 1)
+        else:
+            yield inner, value
+
+
+def _height_at_middle(surface: Surface) -> float:
+    """Height of the plane of a face at the middle of its outline, by least squares through its corners."""
+    corners = surface.rings[0]
+    middle = surface.polygon().centroid
+    flat = np.column_stack([corners[:, :2] - (middle.x, middle.y), np.ones(len(corners))])
+    return float(np.linalg.lstsq(flat, corners[:, 2], rcond=None)[0][2])
 
 
 def _union(surfaces: list[Surface]):
@@ -255,15 +298,18 @@ def _union(surfaces: list[Surface]):
     return clean_polygon(shapely.unary_union(polygons))
 
 
-def _horizontal_crs(reference: str | None, path: Path) -> str | None:
-    """The horizontal part: "EPSG:28992" for "https://…/EPSG/0/7415", "urn:ogc:def:crs:EPSG::7415" or "EPSG:7415"."""
+def _horizontal_crs(reference, path: Path) -> str | None:
+    """The horizontal part: "EPSG:28992" for "https://…/EPSG/0/7415", "urn:ogc:def:crs:EPSG::7415" or "EPSG:7415".
+
+    Compounds are "urn:ogc:def:crs,crs:EPSG::28992,crs:EPSG::5709", "EPSG:28992+5709" or a list of the two.
+    """
+    if isinstance(reference, list):
+        reference = reference[0] if reference else None
     if not reference:
         return None
-    code = re.search(r"EPSG\D.*?(\d+)$", str(reference))
-    try:
-        crs = CRS.from_epsg(int(code.group(1))) if code else CRS.from_user_input(reference)
-    except CRSError:
-        raise InputError(f"{path}: unknown reference system {reference!r}.") from None
-    crs = crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
+    # The first of a compound is the horizontal one.
+    code = re.search(r"(?i)EPSG[^,+]*?(?:/|:|::|/0/)(\d{4,6})(?!\d)", str(reference))
+    name = f"EPSG:{code.group(1)}" if code else str(reference)
+    crs = horizontal_crs(parse_crs(name, f"{path}: reference system"))
     epsg = crs.to_epsg()
     return f"EPSG:{epsg}" if epsg else crs.to_wkt()

@@ -30,12 +30,45 @@ def parse_crs(crs: str | CRS, name: str) -> CRS:
     Raises:
         InputError: it is not understood.
     """
+    if isinstance(crs, str):
+        crs = _URNS_OF_SURVEYS.get(crs.partition("*")[0].strip().lower(), crs)
     try:
         return CRS.from_user_input(crs)
-    except CRSError as error:
+    except (CRSError, OverflowError, ValueError, TypeError) as error:
         raise InputError(
-            f"{name} {str(crs)[:80]!r} is not understood ({error}). Expected EPSG:n, WKT or a PROJ string."
+            f"{name} {str(crs)[:80]!r} is not understood ({str(error).splitlines()[0][:200]}). Expected EPSG:n, WKT or "
+            "a PROJ string."
         ) from None
+
+
+# Names that German surveys write and PROJ does not know; a height reference may follow behind a star.
+_URNS_OF_SURVEYS = {
+    **{f"urn:adv:crs:etrs89_utm{zone}": f"EPSG:{25800 + zone}" for zone in (31, 32, 33)},
+    **{f"urn:adv:crs:de_dhdn_3gk{zone}": f"EPSG:{31464 + zone}" for zone in (2, 3, 4, 5)},
+    "urn:adv:crs:etrs89_lat-lon": "EPSG:4258",
+}
+
+
+def horizontal_crs(crs: CRS) -> CRS:
+    """Return the part of `crs` that x and y are counted in, without heights."""
+    return crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
+
+
+def check_placed(crs: CRS, name: str) -> CRS:
+    """Return `crs` of `name`.
+
+    Raises:
+        InputError: it says nothing about where on the earth x and y are: a local grid, heights alone, coordinates from
+            the middle of the earth, another planet.
+    """
+    flat = horizontal_crs(crs)
+    try:
+        if not (flat.is_geographic or flat.is_projected):
+            raise InputError(f"it is of the type {flat.type_name}")
+        transformer(flat, "EPSG:4326")
+    except InputError as error:
+        raise InputError(f"{name}: {flat.name!r} has no place on the map ({error}).") from None
+    return crs
 
 
 def transformer(source, target) -> Transformer:
@@ -48,12 +81,7 @@ def transformer(source, target) -> Transformer:
         InputError: one is not understood, or no conversion is known: a CRS of a building site, of heights alone, or of
             another celestial body.
     """
-    try:
-        source, target = CRS.from_user_input(source), CRS.from_user_input(target)
-    except CRSError as error:
-        raise InputError(
-            f"a CRS is not understood ({error}). Expected EPSG:n, WKT or a PROJ string."
-        ) from None
+    source, target = (parse_crs(crs, "the CRS") for crs in (source, target))
     # Through a CRS of heights alone PROJ hands coordinates as they are, or as infinity.
     if not any(crs.is_vertical and not crs.is_compound for crs in (source, target)):
         with contextlib.suppress(ProjError):
@@ -99,7 +127,7 @@ def check_crs(crs: CRS, path: Path) -> CRS:
         InputError: it is not a projected CRS in metres with an EPSG code, or it is Web Mercator, whose metres are
             none on the ground: blocks would be wider than they are tall.
     """
-    horizontal = crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
+    horizontal = horizontal_crs(crs)
     way_out = (
         "Give the image a projected CRS in metres first, e.g. its UTM zone: `gdalwarp -t_srs EPSG:32631 IN OUT`; or "
         "write .gpkg, which takes every CRS."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusiondet.buildings import TALLEST_BUILDING_M
 from fusiondet.errors import InputError
+from fusiondet.io.crs import parse_crs
 from fusiondet.io.units import (
     HEIGHT_UNITS,
     METRE,
@@ -16,8 +17,6 @@ from fusiondet.io.units import (
     required_length_unit,
 )
 from fusiondet.io.vector_records import ID_FIELDS, Records
-
-from pyproj import CRS
 
 # Lengths that a column's name may end in; "link" or "ch" are words of other meanings.
 _NAMED_UNITS = ("m", "ft", "us-ft", "cm", "dm", "mm")
@@ -51,7 +50,7 @@ def column_units(
     given = None if height_unit is None else required_length_unit(height_unit, "height_unit")
     found = {column: unit_of_name(column) or given or source.vertical_unit for column in columns}
     unstated = [column for column, unit in found.items() if unit is None]
-    map_unit = horizontal_unit(CRS.from_user_input(source.crs)) if source.crs and unstated else None
+    map_unit = horizontal_unit(parse_crs(source.crs, f"{path}: CRS")) if source.crs and unstated else None
     if map_unit is not None and map_unit.is_foot:
         raise InputError(
             f"{path}: its coordinates are in feet ({map_unit.name}), and nothing says whether {', '.join(unstated)} is "

@@ -18,6 +18,7 @@ from fusiondet.files import atomic_path
 from fusiondet.io.cityjson_writer import PART, CityModelWriter
 from fusiondet.io.crs import crs_text
 from fusiondet.io.layers import NUMBERS, WGS84, areas_m2, check_output, layer_crs, to_crs
+from fusiondet.io.vector_access import gdal_path, layer_info
 
 import numpy as np
 import pyarrow as pa
@@ -251,7 +252,7 @@ class BuildingWriter:
             warnings.filterwarnings("ignore", "'crs' was not provided")
             pyogrio.raw.write_arrow(
                 pa.RecordBatchReader.from_batches(schema, batches()),
-                str(self._temporary),
+                gdal_path(self._temporary),
                 layer="buildings",
                 driver=self._format.driver,
                 geometry_name="geometry",
@@ -262,7 +263,7 @@ class BuildingWriter:
                     **({"DESCRIPTION": description} if description else {}),
                 },
             )
-        return pyogrio.read_info(self._temporary, force_feature_count=True)["features"]
+        return layer_info(self._temporary, force_feature_count=True)["features"]
 
     def _write_parquet(self, spool) -> int:
         schema = self._schema()

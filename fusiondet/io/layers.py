@@ -27,10 +27,10 @@ from fusiondet.errors import InputError
 from fusiondet.files import parse_json, read_json, require_new
 from fusiondet.io.cityjson_reader import open_cityjson
 from fusiondet.io.crs import GEOREFERENCE, check_crs, crs_text, parse_crs, transformer
+from fusiondet.io.vector_access import gdal_path, layer_info, read_frame
 
 import geopandas
 import numpy as np
-import pyogrio
 import shapely
 from pyproj import CRS, Proj
 from shapely.geometry.polygon import orient
@@ -107,7 +107,9 @@ def read_buildings(path: Path) -> tuple[list[Building], str | None]:
     if format_.driver == "CityJSON":
         return _read_city(path)
     try:
-        frame = geopandas.read_parquet(path) if format_.driver == "Parquet" else pyogrio.read_dataframe(path)
+        frame = geopandas.read_parquet(path) if format_.driver == "Parquet" else read_frame(path)
+    except InputError:
+        raise
     except Exception as error:  # pyogrio, pyarrow and shapely each have their own
         raise InputError(f"{path}: damaged, or not a layer of buildings ({error}).") from None
     if not isinstance(frame, geopandas.GeoDataFrame):
@@ -163,7 +165,9 @@ def _description(path: Path, format_: Format) -> str | None:
             import pyarrow.parquet as parquet
 
             return (parquet.read_schema(path).metadata or {}).get(b"description", b"").decode()
-        return (pyogrio.read_info(path).get("layer_metadata") or {}).get("DESCRIPTION")
+        return (layer_info(path).get("layer_metadata") or {}).get("DESCRIPTION")
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path}: damaged, or not a layer of buildings ({error}).") from None
 
@@ -242,6 +246,7 @@ def format_of(path: Path) -> Format:
             f"{path}: a shapefile cuts column names to 10 characters and has no NULL. Write .gpkg instead; "
             "`ogr2ogr out.shp buildings.gpkg` makes a shapefile of it."
         )
+    gdal_path(path)
     known = [end for end in FORMATS if name.endswith(end)]
     if not known:
         raise InputError(f"{path}: suffix {path.suffix!r} is not known. Use one of {', '.join(FORMATS)}.")

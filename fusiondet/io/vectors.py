@@ -18,15 +18,14 @@ from fusiondet.errors import InputError, unknown_name
 from fusiondet.geometry.overlaps import enclosing
 from fusiondet.io import threedbag
 from fusiondet.io.building_parts import PARTS_INSIDE, join_buildings, without_parts
-from fusiondet.io.crs import transformer
+from fusiondet.io.crs import check_placed, parse_crs, transformer
 from fusiondet.io.height_columns import column_units, refuse_identifier, unit_notes
 from fusiondet.io.threedbag_filters import Filters, Inspector
-from fusiondet.io.vector_records import ID_FIELDS, Records, read_records
+from fusiondet.io.vector_access import without_columns
+from fusiondet.io.vector_records import HEIGHT_OF_FACES, ID_FIELDS, MEASURED_HEIGHT, Records, read_records
 
 import numpy as np
 import shapely
-from pyproj import CRS
-from pyproj.exceptions import CRSError
 
 LOWEST_ROOF_M = -3.0
 # Attribute of a building whose height is unknown: why, in the words of `Layer.reasons`.
@@ -83,13 +82,15 @@ def read_layer(
     join_parts: bool = False,
     filters: Filters | None = None,
     height_unit: str | None = None,
+    crs: str | None = None,
 ) -> Layer:
     """Buildings of a vector file.
 
     Args:
         path: local file; the format is told by its first bytes.
-        height_field: column of heights, or of roof elevations when `ground_field` is given. None: 3DBAG's columns if
-            the file has them (`statistic`, ground subtracted), else every height is unknown.
+        height_field: column of heights, or of roof elevations when `ground_field` is given. None: the first that the
+            file has of 3DBAG's columns (`statistic`, ground subtracted), "measuredHeight" of CityGML, and for CityJSON
+            the mean of the roof surfaces above "TerrainHeight" or the lowest face; else every height is unknown.
         ground_field: column of ground elevations to subtract; None: known for 3DBAG's columns, else nothing.
         layer: which layer of a file with several. None for 3DBAG's GeoPackage: "pand", whole buildings, with the roof
             elevations of "lod12_2d" where it has none of its own. For one of its layers of roof parts, such as
@@ -103,6 +104,7 @@ def read_layer(
         filters: what to do with buildings that 3DBAG says something against; None: count them only.
         height_unit: m, ft or us-ft: of `height_field` and `ground_field` where their names state none; None: what the
             vertical axis of the CRS states, else metres. Heights are converted, and `notes` says so.
+        crs: of the coordinates, whatever the file says; None: what it says.
 
     Raises:
         InputError: missing, unreadable or of another format; no such layer; no such column (the columns are listed);
@@ -117,14 +119,23 @@ def read_layer(
         )
     wanted = _wanted((height_field, ground_field))
     find_fields = functools.partial(_height_fields, path, height_field, ground_field, statistic)
-    source = read_records(path, layer, wanted, find_fields, extent)
+    source = read_records(path, layer, wanted, find_fields, extent, crs)
     named_by_user = height_field is not None
     height_field, ground_field = find_fields(source.columns)
     units = {}
+    if named_by_user and source.rows and height_field not in source.columns and without_columns(path):
+        raise InputError(
+            f"{path}: {path.stem}.dbf, which holds the columns of a shapefile, is not beside it, so there is no "
+            f"{height_field!r}. Copy it, too."
+        )
     if named_by_user:
         refuse_identifier(path, height_field, [row.get(height_field) for _, row in source.rows], ground_field)
         fields = [f for f in (height_field, ground_field) if f is not None]
         units = column_units(path, fields, height_unit, source)
+    elif height_field in _OF_CITYGML:
+        units = column_units(path, [height_field], height_unit, source)
+        named = f"{height_field} ({_OF_CITYGML[height_field]})"
+        source.notes.append(f"{path.name}: heights are {named}. Name `height_field` for others.")
     result = Layer(
         [],
         source.crs,
@@ -145,16 +156,49 @@ def read_layer(
     inspector = _inspector(path, source, filters or Filters())
     facts = {
         "height_source": " - ".join(f for f in (height_field, ground_field) if f),
-        "height_stat": height_stat or (height_field and threedbag.statistic_of(height_field)),
-        "height_datum": height_datum or ("ground" if ground_field else "unverified"),
+        "height_stat": height_stat
+        or _OF_CITYGML.get(height_field)
+        or (height_field and threedbag.statistic_of(height_field)),
+        "height_datum": height_datum
+        or (
+            "ground" if ground_field or (height_field in _OF_CITYGML and not named_by_user) else "unverified"
+        ),
     }
     rows = _rows(source, result, inspector, {"outline": outline}, facts, signed, metres)
+    _put_east_first(path, rows, result)
     _count_repeated(path, rows, result, join_parts)
     if join_parts:
         rows = _joined(rows, result)
     for _, building, checks in rows:
         _judge(building, checks, inspector, result)
     return result
+
+
+# Heights above ground that CityGML defines, or that follow from a model's faces -> what they are of the roof.
+_OF_CITYGML = {MEASURED_HEIGHT: "max", HEIGHT_OF_FACES: "mean"}
+
+
+def _put_east_first(path: Path, rows: list, result: Layer) -> None:
+    """Swap x and y of all outlines, and say so, where only that brings them to where their CRS is used.
+
+    Some writers keep the order of axes that a geographic CRS has by law, latitude first.
+    """
+    if not result.crs or not rows:
+        return
+    crs = parse_crs(result.crs, f"{path}: CRS")
+    area = crs.area_of_use
+    if not crs.is_geographic or area is None or area.west > area.east:
+        return
+    x, y = shapely.get_coordinates(shapely.centroid([row[1].polygon for row in rows])).T
+    box = shapely.box(*area.bounds)
+    if shapely.contains_xy(box, x, y).any() or not shapely.contains_xy(box, y, x).all():
+        return
+    for _, building, _ in rows:
+        building.polygon = clean_polygon(shapely.transform(building.polygon, lambda xy: xy[:, ::-1]))
+    result.notes.append(
+        f"{path.name}: as they stand, its coordinates lie outside of where {crs.name} is used; with x and y swapped "
+        "(latitude came first) they lie inside, and that is how they are taken."
+    )
 
 
 # (identifier or None, building, the checks that apply to it)
@@ -345,7 +389,7 @@ def transform_layer(layer: Layer, crs: str) -> Layer:
     """
     if layer.crs is None:
         raise InputError('the footprints have no CRS. Name it, e.g. `footprints_crs="EPSG:28992"`.')
-    if CRS.from_user_input(layer.crs) == CRS.from_user_input(crs):
+    if parse_crs(layer.crs, "the footprints: CRS") == parse_crs(crs, "CRS"):
         return layer
     convert = transformer(layer.crs, crs)
     kept = []
@@ -366,16 +410,17 @@ def check_crs(text: str, parameter: str) -> None:
         InputError: see above.
     """
     try:
-        CRS.from_user_input(text)
-    except CRSError:
+        crs = parse_crs(text, parameter)
+    except InputError:
         raise InputError(
             f"`{parameter}={text[:80]!r}` is not a CRS. Expected EPSG:n, WKT or a PROJ string."
         ) from None
+    check_placed(crs, f"`{parameter}`")
 
 
 def _wanted(fields: Sequence[str | None]) -> Callable[[str], bool]:
     """Whether a column is worth keeping: of the 60 that 3DBAG has for every building, a third are."""
-    names = {*fields, *ID_FIELDS}
+    names = {*fields, *ID_FIELDS, MEASURED_HEIGHT}
     return lambda column: column in names or threedbag.is_known(column)
 
 
@@ -384,7 +429,13 @@ def _height_fields(path, height_field, ground_field, statistic, columns):
         if ground_field is not None:
             raise InputError(f"{path}: a ground field {ground_field!r} was given without a height field.")
         try:
-            return threedbag.height_fields(columns, statistic) or (None, None)
+            found = threedbag.height_fields(columns, statistic)
+            plain = (
+                None
+                if threedbag.roof_fields(columns)
+                else next((n for n in _OF_CITYGML if n in columns), None)
+            )
+            return found or (plain, None)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     if columns:  # an empty GeoJSON has no columns to miss

@@ -14,12 +14,12 @@ from fusiondet.buildings import TALLEST_BUILDING_M, clean_height_m
 from fusiondet.errors import InputError
 from fusiondet.io import cityjson_reader as cityjson
 from fusiondet.io import threedbag
+from fusiondet.io.crs import parse_crs
 from fusiondet.synthetic.city import City, CityBuilding, RoofPiece, roof_height_m, roof_piece
 from fusiondet.synthetic.presets import Preset
 from fusiondet.synthetic.procedural import dress, ground_materials, ground_patches, plant_trees
 
 import numpy as np
-from pyproj import CRS
 from shapely.affinity import translate
 
 Bounds = tuple[float, float, float, float]
@@ -143,7 +143,7 @@ def _require_metres(path: Path, crs: str | None) -> None:
         raise InputError(
             f"{path}: names no CRS (metadata.referenceSystem). Set one, e.g. with `cjio FILE crs_assign 7415 save OUT`."
         )
-    if not CRS.from_user_input(crs).is_projected:
+    if not parse_crs(crs, f"{path}: CRS").is_projected:
         raise InputError(
             f"{path}: CRS {crs} is not in metres. Reproject it, e.g. with `cjio FILE crs_reproject 28992 save OUT`."
         )

@@ -8,6 +8,7 @@ from fusiondet.io.vectors import read_layer
 from tests.support.messages import raises_naming
 
 import pytest
+import shapely
 from shapely.geometry import Polygon, box
 
 RD = "https://www.opengis.net/def/crs/EPSG/0/7415"
@@ -160,7 +161,7 @@ def test_a_sequence_is_read_line_by_line(tmp_path):
 
 def test_outlines_alone_are_the_same_outlines(tmp_path):
     path = write(tmp_path, city(*two_parts()))
-    with open_cityjson(path, outlines_only=True) as model:
+    with open_cityjson(path, outlines_only=lambda attributes: True) as model:
         (building,) = model.buildings
     assert [s.kind for s in building.surfaces] == ["GroundSurface"] * 2
     assert building.footprint().equals(read_cityjson(path).buildings[0].footprint())
@@ -263,7 +264,7 @@ def test_two_buildings_with_one_identifier(tmp_path):
             city({"h": {"type": "Building", "geometry": [solid([[]], values=[0])]}}, [[0, 0, 0]]),
             "'h' is broken.*a surface without a ring",
         ),
-        (city({}, [], metadata={"referenceSystem": "EPSG:999999"}), "unknown reference system"),
+        (city({}, [], metadata={"referenceSystem": "EPSG:999999"}), "EPSG:999999"),
     ],
 )
 def test_broken_files(tmp_path, document, message):
@@ -280,6 +281,88 @@ def test_real_city(shared_data):
     top = max(surface.rings[0][:, 2].max() for surface in roof)
     assert building.attributes["b3_h_dak_70p"] < top < building.attributes["b3_h_dak_max"] + 0.5
     assert isinstance(roof[0].polygon(), Polygon)
-    with open_cityjson(shared_data("3dbag-b3-limburg") / "limburg.city.json", outlines_only=True) as quick:
+    with open_cityjson(
+        shared_data("3dbag-b3-limburg") / "limburg.city.json", outlines_only=lambda attributes: True
+    ) as quick:
         outlines = [b.footprint() for b in quick.buildings]
     assert all(a.equals(b.footprint()) for a, b in zip(outlines, model.buildings, strict=True))
+
+
+def cube(x, y, base, height, first):
+    """Vertices of a block of 10 x 10, and the shell of its faces, which point outwards."""
+    corners = [(x, y), (x + 10, y), (x + 10, y + 10), (x, y + 10)]
+    vertices = [[*c, base] for c in corners] + [[*c, base + height] for c in corners]
+    faces = [[0, 3, 2, 1], [4, 5, 6, 7], [0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7]]
+    return vertices, [[[i + first for i in face]] for face in faces]
+
+
+OUTER = [0, 1, 2, 2, 2, 2]
+SEMANTICS = [{"type": "GroundSurface"}, {"type": "RoofSurface"}, {"type": "WallSurface"}]
+
+
+def shells_with(shells, values=None, **attributes):
+    geometry = {"type": "Solid", "lod": "2", "boundaries": shells}
+    if values is not None:
+        geometry["semantics"] = {"surfaces": SEMANTICS, "values": values}
+    return {"h": {"type": "Building", "attributes": attributes, "geometry": [geometry]}}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[0, 1, 2, 2, 2, 2], None],
+        [[0, 1, 2, 2, 2, 2], [None] * 6],
+        [[0, 1, 2, 2, 2, 2], [0, None, 2, 2, 2, 2]],
+    ],
+)
+def test_null_for_the_semantics_of_a_shell_goes_down_to_its_faces(values, tmp_path):
+    (vertices, shell), (more, inner) = cube(0, 0, 5, 7, 0), cube(2, 2, 6, 1, 8)
+    document = city(shells_with([shell, inner], values), vertices + more, transform=None)
+    (building,) = read_cityjson(write(tmp_path, document)).buildings
+    assert building.footprint().area == 100 and len(building.roof_surfaces()) == 1
+
+
+def test_a_solid_without_semantics_is_what_is_seen_of_it_from_above(tmp_path):
+    vertices, shell = cube(0, 0, 5, 7, 0)
+    path = write(tmp_path, city(shells_with([shell]), vertices, transform=None))
+    with open_cityjson(path, lambda attributes: True) as model:
+        (building,) = model.buildings
+    assert building.footprint().equals(shapely.box(0, 0, 10, 10)) and building.roof_height_m() is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "crs"),
+    [
+        ("urn:ogc:def:crs,crs:EPSG::28992,crs:EPSG::5709", "EPSG:28992"),
+        ("EPSG:25832+7837", "EPSG:25832"),
+        ("urn:adv:crs:ETRS89_UTM32*DE_DHHN2016_NH", "EPSG:25832"),
+        ("urn:adv:crs:DE_DHDN_3GK3", "EPSG:31467"),
+        (
+            ["https://www.opengis.net/def/crs/EPSG/0/25832", "https://www.opengis.net/def/crs/EPSG/0/7837"],
+            "EPSG:25832",
+        ),
+        ("https://www.opengis.net/def/crs/EPSG/0/7415", "EPSG:28992"),
+    ],
+)
+def test_of_a_compound_the_horizontal_part_counts(reference, crs, tmp_path):
+    path = write(tmp_path, city({}, [], metadata={"referenceSystem": reference}))
+    assert read_cityjson(path).crs == crs
+
+
+def test_a_given_reference_system_wins_over_one_that_is_not_understood(tmp_path):
+    path = write(tmp_path, city({}, [], metadata={"referenceSystem": "urn:nobody:knows"}))
+    with open_cityjson(path, crs="EPSG:28992") as model:
+        assert model.crs == "EPSG:28992"
+
+
+def test_heights_follow_from_the_faces(tmp_path):
+    vertices, shell = cube(0, 0, 5, 7, 0)
+    for corner in (6, 7):  # the roof rises by 2 towards the north
+        vertices[corner][2] += 2
+    values = [[0, 1, 2, 2, 2, 2]]
+    (building,) = read_cityjson(
+        write(tmp_path, city(shells_with([shell], values), vertices, transform=None))
+    ).buildings
+    assert building.roof_height_m() == pytest.approx(8) and building.roof_height_m(
+        ground_m=4
+    ) == pytest.approx(9)

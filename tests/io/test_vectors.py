@@ -303,3 +303,42 @@ class TestPartsInside:
         assert settle_parts(layer, "drop") is layer
         with raises_naming("parts_inside", "drop", "merge"):
             settle_parts(layer, "merge")
+
+
+class TestHeightsOfCityModels:
+    """Without a height field: measuredHeight, else the roof surfaces above TerrainHeight or the lowest face."""
+
+    def read(self, tmp_path, crs="EPSG:28992", swap=False, **attributes):
+        corners = [(0, 0), (10, 0), (10, 10), (0, 10)]
+        x0, y0 = (5.0, 52.0) if crs == "EPSG:4258" else (100000.0, 400000.0)
+        scale = 1e-5 if crs == "EPSG:4258" else 1
+        vertices = [[x0 + x * scale, y0 + y * scale, z] for z in (3.0, 10.0) for x, y in corners]
+        vertices = [[y, x, z] for x, y, z in vertices] if swap else vertices
+        faces = [[[0, 3, 2, 1]], [[4, 5, 6, 7]]]
+        surfaces = [{"type": "GroundSurface"}, {"type": "RoofSurface"}]
+        semantics = {"surfaces": surfaces, "values": [0, 1]}
+        geometry = {"type": "MultiSurface", "lod": "2", "boundaries": faces, "semantics": semantics}
+        house = {"type": "Building", "attributes": attributes, "geometry": [geometry]}
+        document = {"type": "CityJSON", "version": "2.0", "CityObjects": {"h": house}, "vertices": vertices}
+        path = tmp_path / "town.city.json"
+        path.write_text(json.dumps({**document, "metadata": {"referenceSystem": crs}}))
+        return read_layer(path)
+
+    @pytest.mark.parametrize(
+        ("attributes", "height_m", "stat"),
+        [({"measuredHeight": 8.5}, 8.5, "max"), ({"TerrainHeight": 2.0}, 8.0, "mean"), ({}, 7.0, "mean")],
+    )
+    def test_order(self, tmp_path, attributes, height_m, stat):
+        (building,) = self.read(tmp_path, **attributes).buildings
+        assert (building.height_m, building.height_stat, building.height_datum) == (height_m, stat, "ground")
+
+    def test_3dbag_comes_first(self, tmp_path):
+        (building,) = self.read(tmp_path, measuredHeight=8.5, b3_h_dak_70p=9.0, b3_h_maaiveld=3.0).buildings
+        assert building.height_m == 6
+
+    def test_latitude_first_is_put_right_and_said(self, tmp_path):
+        plain, swapped = (self.read(tmp_path, "EPSG:4258", swap=swap) for swap in (False, True))
+        assert swapped.buildings[0].polygon.equals(plain.buildings[0].polygon)
+        assert any("swapped" in note for note in swapped.notes) and not any(
+            "swapped" in n for n in plain.notes
+        )

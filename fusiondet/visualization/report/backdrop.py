@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusiondet.errors import InputError
+from fusiondet.io.crs import parse_crs
 from fusiondet.io.rasters import GDAL_OPTIONS, open_raster
 from fusiondet.visualization.panels import optical_panel
 
@@ -59,7 +60,7 @@ class Backdrop:
 def picture_crs(path: Path) -> CRS | None:
     """CRS of a raster; None where it has none."""
     with open_raster(path, allow_vrt=True) as source:
-        return None if source.crs is None else CRS.from_user_input(source.crs)
+        return None if source.crs is None else parse_crs(source.crs, f"{source.name}: CRS")
 
 
 def read_picture(path: Path, bounds: tuple[float, float, float, float] | None) -> Backdrop:
