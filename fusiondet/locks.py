@@ -132,14 +132,20 @@ def new_files(*paths: Path | None, overwrite: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     folder = parts_folder(Path(os.path.abspath(out)))
-    with lock(folder / LOCK_FILE, out):
-        remove_half_written(folder)
-        try:
-            yield
-        finally:
-            # Before it is unlocked: another run may take it up then.
-            if folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                shutil.rmtree(folder, ignore_errors=True)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        with lock(folder / LOCK_FILE, out):
+            remove_half_written(folder)
+            try:
+                yield
+            finally:
+                # Before it is unlocked: another run may take it up then.
+                if folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        for parent in made:  # a refused run leaves no folders that were made for it
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _opened(path: Path, out: Path) -> int | None:

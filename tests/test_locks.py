@@ -178,3 +178,13 @@ def test_new_files_are_refused_where_one_is_there_or_just_came(tmp_path, monkeyp
     with pytest.raises(InputError, match="two: already exists"), new_files(two):
         pass
     assert names(tmp_path) == ["two"]
+
+
+def test_folders_made_for_an_output_that_is_not_written_are_removed(tmp_path):
+    out = tmp_path / "a" / "b" / "heights.png"
+    with pytest.raises(ZeroDivisionError), sole_writer(out):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with sole_writer(out):
+        out.write_bytes(b"done")
+    assert [path.name for path in out.parent.iterdir()] == ["heights.png"]
