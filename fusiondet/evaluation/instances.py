@@ -104,9 +104,7 @@ def evaluate_instances(
     for name in metrics:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
-    if isinstance(dataset, str | Path):
-        dataset = _document(dataset, classes)
-    document, records, n_predictions, max_detections = _prepared(dataset, records, max_detections)
+    document, records, n_predictions, max_detections = _prepared(dataset, records, max_detections, classes)
     result = {
         "dataset/n_images": len(document["images"]),
         "dataset/n_buildings": sum(not a.get("iscrowd") for a in document["annotations"]),
@@ -143,11 +141,14 @@ def scored_images(
     return _images(document, records, max_detections)
 
 
-def _prepared(dataset, records, max_detections: int | None) -> tuple[dict, list[dict], int, int]:
+def _prepared(
+    dataset, records, max_detections: int | None, classes: Sequence[str] = ()
+) -> tuple[dict, list[dict], int, int]:
     """Truth and the predictions that count, each as lists of records with compressed RLE masks; see `_one_class`,
     `_with_boxes`. The number of all predictions, and of those of an image that count at most.
     """
-    document = _one_class(_document(dataset))
+    named = f"{dataset}: " if isinstance(dataset, str | Path) else ""
+    document = _one_class(_document(dataset, classes), named)
     records = read_predictions(records) if isinstance(records, str | Path) else records
     max_detections = max_detections or _max_detections(document)
     return document, _with_boxes(records, document, max_detections), len(records), max_detections
@@ -163,14 +164,18 @@ def _document(dataset: Dataset | Path | dict, classes: Sequence[str] = ()) -> di
     return of_classes(document, Path(dataset), classes)
 
 
-def _one_class(document: dict) -> dict:
-    """`document` with compressed RLE masks and category 1 throughout, images in the order of their ids."""
+def _one_class(document: dict, named: str = "") -> dict:
+    """`document` with compressed RLE masks and category 1 throughout, images in the order of their ids.
+
+    Args:
+        named: what its errors begin with.
+    """
     images = sorted(document["images"], key=lambda image: image["id"])
     size = {image["id"]: (image["height"], image["width"]) for image in images}
     annotations = []
     for n, annotation in enumerate(document["annotations"], start=1):
         # COCO's evaluation takes an id of 0 for "unmatched": number anew.
-        where = f"annotation {annotation.get('id')!r}"
+        where = f"{named}annotation {annotation.get('id')!r}"
         rle = _named(where, annotation["segmentation"], *size[annotation["image_id"]])
         kept = {
             "id": n,

@@ -25,6 +25,9 @@ from shapely.affinity import translate
 Bounds = tuple[float, float, float, float]
 
 
+_LONGEST_BUILDING_M = 5000.0
+
+
 @lru_cache(maxsize=1)
 def read_city(path: Path) -> City:
     """The buildings of a CityJSON file without colours, trees and ground; one file is kept per process.
@@ -32,12 +35,23 @@ def read_city(path: Path) -> City:
     Raises:
         InputError: not CityJSON, no CRS or one that is not in metres, or no building that can be rendered.
     """
+    if path.is_file() and not _begins_as_json(path):
+        raise InputError(
+            f"{path}: expected CityJSON (.city.json, .city.jsonl), whose roofs are rendered; layers of outlines such "
+            "as GeoPackages have none. 3DBAG offers its tiles as CityJSON, too."
+        )
     model = cityjson.read_cityjson(path)
     _require_metres(path, model.crs)
     corners = [b.footprint().bounds for b in model.buildings if b.footprint() is not None]
     if not corners:
         raise InputError(f"{path}: no building with a footprint (LoD 0 or GroundSurface) in it.")
-    x0, y0 = np.floor(np.min(corners, axis=0)[:2])
+    x0, y0, x1, y1 = np.transpose(corners)
+    if max((x1 - x0).max(), (y1 - y0).max()) > _LONGEST_BUILDING_M:
+        raise InputError(
+            f"{path}: a building of {max((x1 - x0).max(), (y1 - y0).max()) / 1000:.3g} km, expected "
+            f"{_LONGEST_BUILDING_M / 1000:g} km at most. Is the transform of its vertices right?"
+        )
+    x0, y0 = np.floor(x0.min()), np.floor(y0.min())
     buildings = [_building(b, x0, y0) for b in model.buildings]
     buildings = [b for b in buildings if b is not None]
     if not buildings:
@@ -45,6 +59,11 @@ def read_city(path: Path) -> City:
             f"{path}: no building with a roof or a known height in it, so there is nothing to render."
         )
     return City(buildings, origin_map=(float(x0), float(y0)), crs=model.crs)
+
+
+def _begins_as_json(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def dressed(city: City, bounds: Bounds, preset: Preset, rng: np.random.Generator) -> City:

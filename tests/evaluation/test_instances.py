@@ -201,3 +201,13 @@ def test_dense_images_take_milliseconds_each():
     got = evaluate_instances(dataset, records)
     assert got["joint/AP50"] == pytest.approx(100) and len(records) == 8 * 441
     assert (time.perf_counter() - start) / 8 < 0.5
+
+
+def test_a_broken_polygon_is_named_with_its_file(tmp_path):
+    path = tmp_path / "truth.json"
+    write_coco(two_tiles(), path)
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segmentation"] = [[0, 0, 9, 0, 9]]
+    path.write_text(json.dumps(document))
+    with raises_naming("truth.json", "odd number"):
+        evaluate_instances(path, [])

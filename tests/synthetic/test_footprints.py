@@ -126,3 +126,17 @@ def test_dressing_keeps_footprints_and_heights_and_the_seed_decides_the_rest():
     assert [b.id for b in first.buildings] == ["0", "1"], "the third is far away"
     assert [b.height_m for b in first.buildings] == [6.0, 6.0]
     assert len(first.ground) > 0 and str(first.ground_albedo) == str(again.ground_albedo)
+
+
+def test_a_layer_of_outlines_is_told_what_is_taken(tmp_path):
+    (tmp_path / "town.gpkg").write_bytes(b"SQLite format 3\0")
+    with raises_naming("town.gpkg", "CityJSON"):
+        read_city(tmp_path / "town.gpkg")
+
+
+def test_a_building_of_kilometres_is_refused(tmp_path):
+    broken = json.loads(document())
+    broken["vertices"][1][0] += 10**9
+    (tmp_path / "wide.city.json").write_text(json.dumps(broken))
+    with raises_naming("wide.city.json", "5 km"):
+        read_city(tmp_path / "wide.city.json")
