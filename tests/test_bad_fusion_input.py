@@ -59,15 +59,15 @@ def weights(tmp_path_factory):
         # Values
         ((FUSION + "MODALITY_DROPOUT.optical", "0.6", FUSION + "MODALITY_DROPOUT.sar", "0.6"), ["add up to 1"]),
         ((FUSION + "MODALITY_DROPOUT", "{'sar': 0.2}"), ["is a section", "MODALITY_DROPOUT.sar"]),
-        ((FUSION + "MODALITY_DROPOUT.sar", "-0.1"), ["0 or more"]),
+        ((FUSION + "MODALITY_DROPOUT.sar", "-0.1"), ["at least 0"]),
         ((*INTERMEDIATE, FUSION + "CROSS_ATTENTION.HEADS", "3"), ["DIM is 128", "12"]),
         ((*INTERMEDIATE, FUSION + "SAR_RESNETS.DEPTH", "19"), ["DEPTH is 19", "18, 34, 50, 101"]),
         # What would be ignored
         ((FUSION + "EXCHANGE.res3", "MMTM"), ["EXCHANGE", "'res3': 'MMTM'", "build_early", INTERMEDIATE[1]]),
         ((FUSION + "SAR_RESNETS.DEPTH", "34"), ["SAR_RESNETS", "has no use"]),
         ((FUSION + "SHARE_WEIGHTS", "True"), ["SHARE_WEIGHTS", "Leave it at False"]),
-        ((FUSION + "JOIN", "ConcatJoin"), ["JOIN is ConcatJoin", "Leave it at SumJoin"]),
-        ((*LATE, *PYRAMIDS, FUSION + "JOIN", "ConcatJoin"), ["JOIN is ConcatJoin", "two_pyramids"]),
+        ((FUSION + "JOIN", "ConcatJoin"), ["JOIN is 'ConcatJoin'", "Leave it at 'SumJoin'"]),
+        ((*LATE, *PYRAMIDS, FUSION + "JOIN", "ConcatJoin"), ["JOIN is 'ConcatJoin'", "two_pyramids"]),
         ((FUSION + "DISABLED", "sar"), ["DISABLED sar is for --eval-only", "MODALITY_DROPOUT"]),
         # What needs two modalities
         ((*RGB, FUSION + "DISABLED", "sar"), ["DISABLED needs both modalities", "['optical']"]),

@@ -1,5 +1,6 @@
 """Bad inputs for the tools (`make fuzz`): failures are recognised as what they are, and inputs can be made again."""
 
+import errno
 import json
 import os
 import random
@@ -40,6 +41,10 @@ def _leave_a_process():
     time.sleep(60)
 
 
+def _fail_to_write():
+    raise OSError(errno.ENOSPC, "No space left on device", "out.json")
+
+
 @pytest.mark.parametrize(
     ("main", "outcome"),
     [
@@ -57,7 +62,8 @@ def _leave_a_process():
         (lambda: Path("b.aux.xml").write_text("") and None, "leftover"),
         (lambda: 1 / 0, "traceback"),
         (_fill_memory, "traceback"),
-        (lambda: Path("missing.json").read_text(), "own failure"),
+        (lambda: Path("missing.json").read_text(), "refused"),
+        (_fail_to_write, "own failure"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "crash"),
         (_leave_a_process, "hang"),
     ],

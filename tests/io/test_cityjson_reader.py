@@ -312,7 +312,7 @@ def shells_with(shells, values=None, **attributes):
     [
         [[0, 1, 2, 2, 2, 2], None],
         [[0, 1, 2, 2, 2, 2], [None] * 6],
-        [[0, 1, 2, 2, 2, 2], [0, None, 2, 2, 2, 2]],
+        [[0, 1, 2, 2, 2, 2], [2, None, 2, 2, 2, 2]],
     ],
 )
 def test_null_for_the_semantics_of_a_shell_goes_down_to_its_faces(values, tmp_path):

@@ -404,13 +404,16 @@ def _against_truth(comparison: TruthComparison, drawn: dict) -> str:
         (text("match/f1", ".3f"), "F1"),
         (text("match/mean_iou", ".3f"), "mean IoU of pairs"),
         (text("ap50", ".1f"), "AP50"),
-        (text("height/n", ",d"), "pairs with both heights"),
-        (text("height/mae_m", ".2f", " m"), "mean absolute height error"),
-        (text("height/rmse_m", ".2f", " m"), "RMSE"),
-        (text("height/bias_m", "+.2f", " m"), "bias, prediction − truth"),
-        (text("height/delta1", ".1f", " %", 100), "δ1: height ratio below 1.25"),
-        (text("height/interval_coverage", ".1f", " %", 100), "of truths inside 16–84 % (68 ideal)"),
     ]
+    if "height/n" in n:  # else outlines alone
+        numbers += [
+            (text("height/n", ",d"), "pairs with both heights"),
+            (text("height/mae_m", ".2f", " m"), "mean absolute height error"),
+            (text("height/rmse_m", ".2f", " m"), "RMSE"),
+            (text("height/bias_m", "+.2f", " m"), "bias, prediction − truth"),
+            (text("height/delta1", ".1f", " %", 100), "δ1: height ratio below 1.25"),
+            (text("height/interval_coverage", ".1f", " %", 100), "of truths inside 16–84 % (68 ideal)"),
+        ]
     curve = (
         ""
         if "precision" in drawn
