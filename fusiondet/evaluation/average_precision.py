@@ -77,10 +77,16 @@ def coco_average_precision(
         return None
     if not records:
         return np.zeros(len(IOU_THRESHOLDS))
-    # The library writes into the records it is given: hand it copies of what it needs.
-    truth = COCO({**document, "annotations": [dict(a) for a in document["annotations"]]})
-    keys = ("image_id", "category_id", "score", "bbox", "segmentation")
-    results = truth.loadRes([{key: record[key] for key in keys} for record in records])
+    # The library writes into the records it is given: hand it copies of what it needs, and numbers of images that it
+    # can count with, in the order of the document's.
+    number = {image["id"]: n for n, image in enumerate(document["images"])}
+    images = [{**image, "id": number[image["id"]]} for image in document["images"]]
+    annotations = [{**a, "image_id": number[a["image_id"]]} for a in document["annotations"]]
+    truth = COCO({**document, "images": images, "annotations": annotations})
+    keys = ("category_id", "score", "bbox", "segmentation")
+    results = truth.loadRes(
+        [{"image_id": number[r["image_id"]], **{key: r[key] for key in keys}} for r in records]
+    )
     evaluation = COCOeval_faster(truth, results, kind)
     evaluation.params.maxDets = [max_detections]
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]

@@ -21,6 +21,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from pyproj import CRS
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
@@ -99,7 +100,8 @@ def open_raster(path: Path, allow_vrt: bool = False) -> rasterio.DatasetReader:
     try:
         with rasterio.Env(**GDAL_OPTIONS):
             source = rasterio.open(path.absolute(), driver=driver)
-    except RasterioError as error:
+            _ = source.colorinterp  # GDAL may read pixels for it, so that damaged ones show here
+    except (RasterioError, CPLE_BaseError) as error:
         raise InputError(
             f"{path}: damaged or truncated, GDAL cannot open it as {driver} ({error}). Copy or download it again."
         ) from None

@@ -211,3 +211,15 @@ def test_a_broken_polygon_is_named_with_its_file(tmp_path):
     path.write_text(json.dumps(document))
     with raises_naming("truth.json", "odd number"):
         evaluate_instances(path, [])
+
+
+@pytest.mark.parametrize("numbers", [(-2, 0), (0, 2**62), (7, 3)])
+def test_any_whole_number_may_be_an_image(numbers, tmp_path):
+    path = tmp_path / "truth.json"
+    write_coco(two_tiles(), path)
+    document, records = json.loads(path.read_text()), perfect_records(two_tiles())
+    for image in document["images"]:
+        image["id"] = numbers[image["id"] - 1]
+    for record in (*document["annotations"], *records):
+        record["image_id"] = numbers[record["image_id"] - 1]
+    assert evaluate_instances(document, records)["segm/AP50"] == 100
