@@ -33,7 +33,8 @@ def metric_crs(crs: str, x: float, y: float) -> str:
     """
     try:
         projected = ProjCRS.from_user_input(crs)
-        lon, lat = Transformer.from_crs(projected, "EPSG:4326", always_xy=True).transform(x, y)
+        to_degrees = Transformer.from_crs(projected, "EPSG:4326", always_xy=True)
+        lon, lat = to_degrees.transform(x, y)
     except ProjError as error:
         raise InputError(
             f"the CRS {crs[:80]!r} cannot be placed on earth ({error}). Assign the right one."
@@ -41,8 +42,7 @@ def metric_crs(crs: str, x: float, y: float) -> str:
     if not (abs(lon) <= 360 and abs(lat) <= 90):  # NaN and infinity neither
         raise InputError(f"the point ({x}, {y}) is not a place in {projected.name}. Is the CRS right?")
     if projected.is_projected and all(axis.unit_conversion_factor == 1 for axis in projected.axis_info[:2]):
-        back = Transformer.from_crs(projected, "EPSG:4326", always_xy=True)
-        lons, lats = back.transform([x - 50, x + 50, x, x], [y, y, y - 50, y + 50])
+        lons, lats = to_degrees.transform([x - 50, x + 50, x, x], [y, y, y - 50, y + 50])
         _, _, metres = Geod(ellps="WGS84").inv(lons[::2], lats[::2], lons[1::2], lats[1::2])
         if max(abs(m / 100 - 1) for m in metres) < 0.01:
             return crs
@@ -60,7 +60,7 @@ def axis_gsd_m(transform, crs: str | None, width: int, height: int) -> tuple[flo
     points = [affine * (width / 2 + dx, height / 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1))]
     metric = metric_crs(crs, *points[0])
     if metric != crs:
-        convert = Transformer.from_crs(crs, metric, always_xy=True)
+        convert = transformer(crs, metric)
         points = [convert.transform(*p) for p in points]
     (x, y), *steps = points
     return tuple(math.hypot(px - x, py - y) for px, py in steps)

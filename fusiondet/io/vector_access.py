@@ -4,6 +4,7 @@ That is: names that pyogrio takes for something else, links in GeoJSON that GDAL
 GeoPackages that never end, shapefiles without the files that belong to them.
 """
 
+import contextlib
 import functools
 import json
 import mmap
@@ -144,21 +145,16 @@ def _faces(wkb: bytes, at: int) -> tuple[list, int]:
     return ([found] if found else []) if kind in _RINGS else found, at
 
 
-class _naming_geometry:
-    """Turns pyogrio's word on types of geometry that it does not list into what to do."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if isinstance(error, GeometryError):
-            raise InputError(
-                f"{self._path}: {error} (15 is PolyhedralSurface, 16 TIN, 17 Triangle). Make polygons of it: "
-                "`ogr2ogr -nlt MULTIPOLYGON OUT.gpkg IN`."
-            ) from None
+@contextlib.contextmanager
+def _naming_geometry(path: Path):
+    """Turn pyogrio's word on types of geometry that it does not list into what to do."""
+    try:
+        yield
+    except GeometryError as error:
+        raise InputError(
+            f"{path}: {error} (15 is PolyhedralSurface, 16 TIN, 17 Triangle). Make polygons of it: "
+            "`ogr2ogr -nlt MULTIPOLYGON OUT.gpkg IN`."
+        ) from None
 
 
 def _checked(path: Path) -> str:

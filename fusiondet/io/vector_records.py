@@ -213,8 +213,9 @@ def _with_other_layers(path, layer, others, frame, source: Records, wanted, find
     """
     key = threedbag.identifier_field(source.columns)
     for other in others:
-        more = [c for c in layer_info(path, layer=other)["fields"] if c not in source.columns]
-        other_key = threedbag.identifier_field(layer_info(path, layer=other)["fields"])
+        fields = layer_info(path, layer=other)["fields"]
+        more = [c for c in fields if c not in source.columns]
+        other_key = threedbag.identifier_field(fields)
         if key is None or other_key is None:
             continue
         if layer == threedbag.WHOLE_BUILDINGS:

